@@ -1,0 +1,169 @@
+"""Assistants: tiny models that predict how much an instance would still improve the Boss.
+
+An Assistant sees rows of the :class:`~lightning_autoassist.features.InstanceStore` and learns online from the scores
+that the Boss's own batches gave. Adding one takes a class here and a line in :data:`ASSISTANTS`.
+
+Shapes: n candidates, B batch, F features, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_autoassist.features import Instances
+
+MAX_CLASSES = 65_536
+
+
+class Outcome(NamedTuple):
+    """What one update of an Assistant showed, before it learnt from the batch.
+
+    Attributes:
+        loss: The Assistant's mean loss over the batch, in nats.
+        predictions: Its predictions, shape ``(B,)``, float32.
+        targets: Whether each instance was informative, shape ``(B,)``, bool.
+    """
+
+    loss: float
+    predictions: Tensor
+    targets: Tensor
+
+
+class Assistant:
+    """Base class of the Assistants.
+
+    Attributes:
+        reads: The columns of the instance store that :meth:`predict` needs, a subset of
+            ``{"features", "labels", "scores"}``. Columns that are not named are not gathered.
+    """
+
+    reads: tuple[str, ...] = ()
+
+    def predict(self, instances: Instances) -> Tensor:
+        """Predicted score of each candidate, shape ``(n,)``, float32."""
+        raise NotImplementedError
+
+    def update(self, instances: Instances, scores: Tensor) -> Outcome:
+        """Learn from one batch of the Boss.
+
+        Args:
+            instances: The batch's rows.
+            scores: What the Boss's batch gave, shape ``(B,)``, float32, finite.
+        """
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """State as tensors and builtins."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        raise NotImplementedError
+
+
+class LogisticAssistant(Assistant):
+    r"""The paper's Assistant for images, :math:`a_i = \sigma(W \cdot x_i + U_{y_i})`.
+
+    Its target is "the score is above the running mean of the scores"; one step of SGD on the mean logistic loss of
+    the batch, with L2 on :math:`W` and :math:`U`, follows each batch of the Boss. Without class labels :math:`U` has
+    one entry, an ordinary bias.
+
+    Source: Zhang, Yu & Dhillon, AutoAssist, NeurIPS 2019, arXiv:1905.03381.
+
+    Args:
+        lr: Step size of SGD, on the mean over the batch.
+        weight_decay: L2 coefficient.
+        mean_decay: Decay of the running mean of the scores, per batch, in [0, 1). The mean includes the batch that is
+            compared with it.
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Example:
+        >>> assistant = LogisticAssistant(lr=1.0)
+        >>> batch = Instances(features=torch.tensor([[1.0], [-1.0]]))
+        >>> outcome = assistant.update(batch, scores=torch.tensor([2.0, 0.0]))
+        >>> assistant.predict(batch)
+        tensor([0.6225, 0.3775])
+    """
+
+    reads = ("features", "labels")
+
+    def __init__(self, lr: float = 0.01, weight_decay: float = 1e-3, mean_decay: float = 0.75) -> None:
+        if lr <= 0:
+            raise ValueError(f"lr must be positive, got {lr}; the paper uses 0.01")
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative, got {weight_decay}; the paper uses 1e-3")
+        if not 0 <= mean_decay < 1:
+            raise ValueError(f"mean_decay must be in [0, 1), got {mean_decay}; the paper uses 0.75")
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.mean_decay = mean_decay
+        self.weight = torch.zeros(0)  # W, (F,); takes its size from the first batch
+        self.bias = torch.zeros(1)  # U, (C,); grows as classes turn up
+        self.mean_score: float | None = None
+
+    def predict(self, instances: Instances) -> Tensor:
+        return torch.sigmoid(self._logits(instances))
+
+    def update(self, instances: Instances, scores: Tensor) -> Outcome:
+        features, classes = self._inputs(instances)
+        self._fit_sizes(features, classes)
+        batch_mean = float(scores.mean())
+        previous = batch_mean if self.mean_score is None else self.mean_score
+        self.mean_score = self.mean_decay * previous + (1 - self.mean_decay) * batch_mean
+        targets = scores > self.mean_score
+
+        logits = features @ self.weight + self._class_bias(classes)
+        loss = F.binary_cross_entropy_with_logits(logits, targets.float())
+        predictions = torch.sigmoid(logits)
+        residual = (predictions - targets.float()) / len(scores)
+        # d loss / d W and d loss / d U, then L2 on both.
+        weight_step = features.T @ residual + self.weight_decay * self.weight
+        bias_step = self.weight_decay * self.bias
+        bias_step.index_add_(0, classes, residual)
+        self.weight -= self.lr * weight_step
+        self.bias -= self.lr * bias_step
+        return Outcome(float(loss), predictions, targets)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weight": self.weight.clone(), "bias": self.bias.clone(), "mean_score": self.mean_score}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.weight = state["weight"].clone()
+        self.bias = state["bias"].clone()
+        self.mean_score = state["mean_score"]
+
+    def _logits(self, instances: Instances) -> Tensor:
+        features, classes = self._inputs(instances)
+        if not len(self.weight):
+            return torch.zeros(len(features))
+        return torch.mv(features, self.weight) + self._class_bias(classes)
+
+    @staticmethod
+    def _inputs(instances: Instances) -> tuple[Tensor, Tensor]:
+        if instances.features is None:
+            raise ValueError("LogisticAssistant needs features, got instances without any; pass features=")
+        features = instances.features.float()
+        labels = instances.labels
+        classes = torch.zeros(len(features), dtype=torch.long) if labels is None else labels.long()
+        # Labels that cannot be classes (ignored ones, hashed ids) share the first bias.
+        return features, classes.where((classes >= 0) & (classes < MAX_CLASSES), 0)
+
+    def _class_bias(self, classes: Tensor) -> Tensor:
+        known = classes.clamp(max=len(self.bias) - 1)
+        return torch.where(classes < len(self.bias), self.bias[known], 0.0)
+
+    def _fit_sizes(self, features: Tensor, classes: Tensor) -> None:
+        if not len(self.weight):
+            self.weight = torch.zeros(features.shape[1])
+        num_classes = int(classes.max()) + 1
+        if num_classes > len(self.bias):
+            self.bias = F.pad(self.bias, (0, num_classes - len(self.bias)))
+
+
+ASSISTANTS: dict[str, type[Assistant]] = {"logistic": LogisticAssistant}

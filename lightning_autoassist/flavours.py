@@ -1,0 +1,57 @@
+"""Base classes that belong to every installed flavour of Lightning.
+
+``lightning`` installs ``pytorch_lightning`` beside ``lightning.pytorch``, and each Trainer accepts only the
+classes of its own. A class that inherits from both is accepted by both.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+FLAVOUR_NAMES = ("pytorch_lightning", "lightning.pytorch")
+
+
+def installed_flavours() -> list[ModuleType]:
+    """Lightning's importable flavours, ``pytorch_lightning`` first."""
+    flavours = []
+    for name in FLAVOUR_NAMES:
+        try:
+            flavours.append(importlib.import_module(name))
+        except ModuleNotFoundError as error:
+            # Only the flavour itself may be missing; a broken installation must not pass for an absent one.
+            if error.name not in {name, name.partition(".")[0]}:
+                raise
+    return flavours
+
+
+FLAVOURS = installed_flavours()
+DATA_MODULE_TYPES = tuple(flavour.LightningDataModule for flavour in FLAVOURS)
+MODULE_TYPES = tuple(flavour.LightningModule for flavour in FLAVOURS)
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback as CallbackBase
+    from pytorch_lightning import LightningDataModule as DataModuleBase
+else:
+
+    class CallbackBase(*(flavour.Callback for flavour in FLAVOURS)):
+        """``Callback`` of every installed flavour."""
+
+    class DataModuleBase(*DATA_MODULE_TYPES):
+        """``LightningDataModule`` of every installed flavour."""
+
+
+def overrides(owner: Any, method: str) -> bool:
+    """Whether ``owner``'s class, or ``owner`` itself, replaces ``method`` of Lightning's own base class.
+
+    Args:
+        owner: A LightningModule or LightningDataModule of any flavour.
+        method: Name of a hook, e.g. ``"val_dataloader"``.
+    """
+    own = getattr(owner, method, None)
+    if own is None:
+        return False
+    function = getattr(own, "__func__", own)
+    bases = [base for base in (*DATA_MODULE_TYPES, *MODULE_TYPES) if isinstance(owner, base)]
+    return all(getattr(base, method, None) is not function for base in bases)
