@@ -1,0 +1,315 @@
+"""The batch generator: candidates in, full batches of kept instances out.
+
+Shapes: N data set (as the candidates' sampler counts it), B batch, K batches an epoch, n candidates.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Sampler
+
+IndexArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+KeepProbability = Callable[[IndexArray, int], npt.NDArray[np.floating[Any]]]
+
+WEIGHT_MODES = ("none", "sum", "mean")
+
+
+class Draw(NamedTuple):
+    """One batch of kept instances.
+
+    Attributes:
+        indices: Shape ``(B,)``, int64.
+        weights: Shape ``(B,)``, float32; None where instances are not weighted.
+    """
+
+    indices: IndexArray
+    weights: FloatArray | None
+
+
+def batches_per_epoch(num_instances: int, batch_size: int, budget: float, drop_last: bool = False) -> int:
+    """K, the number of Boss batches of every epoch: ceil(budget·N / B), floor where the last batch is dropped.
+
+    Example:
+        >>> batches_per_epoch(60_000, 128, budget=0.6)
+        282
+    """
+    exact = budget * num_instances / batch_size
+    # A budget of 0.6 is not a binary fraction: 0.6 * 50 / 10 must not become 4 batches, or 2.
+    return max(1, math.floor(exact + 1e-9) if drop_last else math.ceil(exact - 1e-9))
+
+
+class ShrinkingBatchSampler(Sampler[list[int]]):
+    r"""Full batches of the candidates that are kept, K batches an epoch.
+
+    Candidates come from ``sampler``, pass after pass; the stream runs on across epochs. Each candidate is kept with
+    its own probability p until a batch is full, so every batch has exactly B instances and every epoch exactly
+    K = :func:`batches_per_epoch` batches. A dropped candidate is never loaded.
+
+    An instance kept with probability p is under-represented by that factor. ``weights`` gives each kept instance:
+    ``"sum"``: 1/p, so that a pass adds up to the gradient of an unfiltered pass; ``"mean"``: 1/p times the mean of p
+    over the last N candidates, whose expectation over kept instances is 1; ``"none"``: nothing (the paper's filter).
+
+    Used alone, it is a batch sampler: ``DataLoader(dataset, batch_sampler=ShrinkingBatchSampler(...))``.
+
+    Source: the batch generator of Zhang, Yu & Dhillon, AutoAssist, NeurIPS 2019, arXiv:1905.03381.
+
+    Args:
+        sampler: The candidates of one pass, as indices; of known length N.
+        batch_size: B.
+        budget: Share of an unfiltered epoch's batches that an epoch has, in (0, 1].
+        keep_probability: Gets candidates, shape ``(n,)``, and the number of the pass, from 0; returns p in (0, 1],
+            shape ``(n,)``. None keeps everything.
+        weights: ``"none"``, ``"sum"`` or ``"mean"``.
+        drop_last: Whether K is rounded down instead of up.
+        seed: Of the generator that decides what is kept; the global RNGs stay untouched.
+        chunk_size: Candidates that are scored at once; ``batch_size`` where None, so that scores are fresh.
+
+    Raises:
+        ValueError: If an argument lies outside its range, or fewer than B candidates make a pass.
+
+    Example:
+        >>> def odd_ones(indices, pass_index):
+        ...     return np.where(indices % 2, 1.0, 1e-9)
+        >>> sampler = ShrinkingBatchSampler(range(10), batch_size=3, budget=0.6, keep_probability=odd_ones)
+        >>> list(sampler)
+        [[1, 3, 5], [7, 9, 1]]
+    """
+
+    def __init__(
+        self,
+        sampler: Iterable[int],
+        batch_size: int,
+        *,
+        budget: float = 0.6,
+        keep_probability: KeepProbability | None = None,
+        weights: str = "none",
+        drop_last: bool = False,
+        seed: int = 0,
+        chunk_size: int | None = None,
+    ) -> None:
+        check_budget(budget)
+        check_weights(weights)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(
+                f"chunk_size must be at least 1, got {chunk_size}; None scores batch_size at once"
+            )
+        self.sampler = sampler
+        self.num_instances = num_candidates(sampler)
+        if not self.num_instances:
+            raise ValueError("the data set is empty; filtering needs at least one batch of instances")
+        if self.num_instances < batch_size:
+            raise ValueError(
+                f"the data set gives {self.num_instances} instances a pass, fewer than one batch of {batch_size}; "
+                f"use batch_size={self.num_instances} or less"
+            )
+        self.batch_size = batch_size
+        self.budget = budget
+        self.keep_probability = keep_probability
+        self.weights = weights
+        self.drop_last = drop_last
+        self.chunk_size = chunk_size or batch_size
+        # Totals since the start, for reports.
+        self.num_considered = 0
+        self.num_kept = 0
+        self.prob_sum = 0.0
+        self.seconds = 0.0
+        # The candidate stream.
+        self.pass_index = -1
+        self._order: IndexArray = np.empty(0, np.int64)
+        self._position = 0
+        self._rng = np.random.Generator(np.random.PCG64(seed))
+        # For weights="mean": (candidates, sum of their p) of the chunks that make up the last N candidates.
+        self._recent: deque[tuple[int, float]] = deque()
+        self._recent_count, self._recent_sum = 0, 0.0
+        # Kept instances that wait for their batch to fill, and batches handed out but not confirmed.
+        self._kept_indices: IndexArray = np.empty(0, np.int64)
+        self._kept_probs = np.empty(0, np.float64)
+        self._in_flight: deque[Draw] = deque()
+
+    def __len__(self) -> int:
+        return batches_per_epoch(self.num_instances, self.batch_size, self.budget, self.drop_last)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """N and B."""
+        return self.num_instances, self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for draw in self.draws():
+            self.confirm(draw)
+            yield draw.indices.tolist()
+
+    def draws(self) -> Iterator[Draw]:
+        """One epoch. Batches that were handed out earlier and never confirmed come first."""
+        again = list(self._in_flight)
+        for number in range(len(self)):
+            if number < len(again):
+                yield again[number]
+                continue
+            draw = self._draw()
+            self._in_flight.append(draw)
+            yield draw
+
+    def confirm(self, draw: Draw) -> None:
+        """Take note that ``draw``, the oldest unconfirmed batch, reached the Boss."""
+        assert self._in_flight and self._in_flight[0] is draw, (
+            "batches reach the Boss in the order they were drawn"
+        )
+        self._in_flight.popleft()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position and order of the stream, RNG, kept and unconfirmed instances, totals: tensors and builtins."""
+        return {
+            "num_instances": self.num_instances,
+            "pass_index": self.pass_index,
+            "order": torch.from_numpy(self._order),
+            "position": self._position,
+            "rng": self._rng.bit_generator.state,
+            "recent": [list(entry) for entry in self._recent],
+            "recent_sum": self._recent_sum,
+            "kept_indices": torch.from_numpy(self._kept_indices),
+            "kept_probs": torch.from_numpy(self._kept_probs),
+            "in_flight": [
+                [torch.from_numpy(part) if part is not None else None for part in draw]
+                for draw in self._in_flight
+            ],
+            "totals": [self.num_considered, self.num_kept, self.prob_sum],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            ValueError: If the state is of a stream of another length.
+        """
+        if state["num_instances"] != self.num_instances:
+            raise ValueError(
+                f"the state is of {state['num_instances']} candidates a pass, this stream has {self.num_instances}; "
+                "resume with the data set of the interrupted run"
+            )
+        self.pass_index = state["pass_index"]
+        self._order = state["order"].numpy().copy()
+        self._position = state["position"]
+        self._rng.bit_generator.state = state["rng"]
+        self._recent = deque((int(count), float(total)) for count, total in state["recent"])
+        self._recent_count, self._recent_sum = sum(count for count, _ in self._recent), state["recent_sum"]
+        self._kept_indices = state["kept_indices"].numpy().copy()
+        self._kept_probs = state["kept_probs"].numpy().copy()
+        self._in_flight = deque(
+            Draw(*(None if part is None else part.numpy().copy() for part in parts))
+            for parts in state["in_flight"]
+        )
+        self.num_considered, self.num_kept, self.prob_sum = state["totals"]
+
+    def _draw(self) -> Draw:
+        started = time.perf_counter()
+        considered = self.num_considered
+        while len(self._kept_indices) < self.batch_size:
+            if self.num_considered - considered > 100 * (self.num_instances + self.batch_size):
+                raise RuntimeError(
+                    "keep_probability kept next to nothing of the last 100 passes; it must return p in (0, 1] with a "
+                    "floor, 0.1 or more is usual"
+                )
+            self._consider(self._next_candidates())
+        taken, self._kept_indices = np.split(self._kept_indices, [self.batch_size])
+        probs, self._kept_probs = np.split(self._kept_probs, [self.batch_size])
+        draw = Draw(taken, self._weights_of(probs))
+        self.seconds += time.perf_counter() - started
+        return draw
+
+    def _next_candidates(self) -> IndexArray:
+        """The next chunk of the stream; it never spans two passes."""
+        if self._position >= len(self._order):
+            self.pass_index += 1
+            self._order = self._new_pass()
+            self._position = 0
+        chunk = self._order[self._position : self._position + self.chunk_size]
+        self._position += len(chunk)
+        return chunk
+
+    def _new_pass(self) -> IndexArray:
+        set_epoch = getattr(self.sampler, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(self.pass_index)
+        return index_array(islice(iter(self.sampler), self.num_instances))
+
+    def _consider(self, candidates: IndexArray) -> None:
+        if self.keep_probability is None:
+            probs = np.ones(len(candidates))
+        else:
+            probs = np.asarray(self.keep_probability(candidates, self.pass_index), np.float64)
+        kept = self._rng.random(len(candidates)) < probs
+        self._kept_indices = np.concatenate([self._kept_indices, candidates[kept]])
+        self._kept_probs = np.concatenate([self._kept_probs, probs[kept]])
+        self.num_considered += len(candidates)
+        self.num_kept += int(kept.sum())
+        prob_sum = float(probs.sum())
+        self.prob_sum += prob_sum
+        self._remember(len(candidates), prob_sum)
+
+    def _remember(self, count: int, prob_sum: float) -> None:
+        self._recent.append((count, prob_sum))
+        self._recent_count += count
+        self._recent_sum += prob_sum
+        while self._recent_count - self._recent[0][0] >= self.num_instances:
+            oldest_count, oldest_sum = self._recent.popleft()
+            self._recent_count -= oldest_count
+            self._recent_sum -= oldest_sum
+
+    def _weights_of(self, probs: npt.NDArray[np.float64]) -> FloatArray | None:
+        if self.weights == "none":
+            return None
+        scale = self._recent_sum / self._recent_count if self.weights == "mean" else 1.0
+        return (scale / probs).astype(np.float32)
+
+
+def check_budget(budget: float) -> None:
+    """Raise ValueError unless ``budget`` lies in (0, 1]."""
+    if not 0 < budget <= 1:
+        raise ValueError(
+            f"budget must be in (0, 1], got {budget}; it is the share of Boss updates to spend, 0.6 saves 40 %"
+        )
+
+
+def check_weights(weights: str) -> None:
+    """Raise ValueError unless ``weights`` names a mode."""
+    if weights not in WEIGHT_MODES:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHT_MODES)}, got {weights!r}")
+
+
+def num_candidates(sampler: Iterable[int]) -> int:
+    """N, the length of one pass of ``sampler``.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if not isinstance(sampler, Sized):
+        raise ValueError(
+            f"the candidates' sampler must have a length, {type(sampler).__name__} has none; "
+            "define __len__ as the number of indices it yields"
+        )
+    return len(sampler)
+
+
+def index_array(indices: Iterable[int]) -> IndexArray:
+    """Indices as an array of int64.
+
+    Raises:
+        TypeError: If they are not integers.
+    """
+    try:
+        return np.fromiter(indices, np.int64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"filtering needs a sampler that yields integer indices: {error}") from error
