@@ -1,0 +1,29 @@
+"""Instance filtering for PyTorch Lightning: train on the instances that still teach the model something."""
+
+from lightning_autoassist.assistants import ASSISTANTS, Assistant, LogisticAssistant, Outcome
+from lightning_autoassist.callback import AutoAssistCallback
+from lightning_autoassist.datamodule import AutoAssistDataModule
+from lightning_autoassist.features import Instances
+from lightning_autoassist.loss_capture import InstanceLossCapture, Observation
+from lightning_autoassist.policies import POLICIES, AutoAssistPolicy, Policy, RandomPolicy, UniformPolicy
+from lightning_autoassist.sampler import ShrinkingBatchSampler
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ASSISTANTS",
+    "POLICIES",
+    "Assistant",
+    "AutoAssistCallback",
+    "AutoAssistDataModule",
+    "AutoAssistPolicy",
+    "InstanceLossCapture",
+    "Instances",
+    "LogisticAssistant",
+    "Observation",
+    "Outcome",
+    "Policy",
+    "RandomPolicy",
+    "ShrinkingBatchSampler",
+    "UniformPolicy",
+]

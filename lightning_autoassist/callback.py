@@ -1,0 +1,368 @@
+"""The callback: connects the Boss's losses, the Assistant and the batch generator, and keeps their state.
+
+Shapes: N data set, B batch, n candidates, F features.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lightning_autoassist.assistants import ASSISTANTS, Assistant
+from lightning_autoassist.datamodule import HOW_TO_USE, AutoAssistDataModule, Selection
+from lightning_autoassist.features import BatchFeatures, FeatureFunction, InstanceStore
+from lightning_autoassist.flavours import CallbackBase, overrides
+from lightning_autoassist.loss_capture import CapturedStep, InstanceLossCapture, Observation
+from lightning_autoassist.policies import POLICIES, Policy
+from lightning_autoassist.report import FilterReport, warn_about_limits
+from lightning_autoassist.sampler import WEIGHT_MODES, Draw, IndexArray
+
+SCORES = ("auto", "gradient_norm", "loss")
+
+
+class _Observed(NamedTuple):
+    """One step's observation on its way from the Boss's device to the Assistant."""
+
+    indices: Tensor
+    losses: Tensor
+    scores: Tensor
+    labels: Tensor | None
+    features: Tensor | None
+    arrived: torch.cuda.Event | None
+
+
+class AutoAssistCallback(CallbackBase):
+    """Trains an Assistant beside the Boss and lets it decide which instances are worth a place in a batch.
+
+    Goes with an :class:`~lightning_autoassist.AutoAssistDataModule`; the module that is trained stays as it is. The
+    first pass over the data keeps everything, as does anything that goes wrong later: then training goes on
+    unfiltered, with one warning that says why.
+
+    Source: Zhang, Yu & Dhillon, AutoAssist, NeurIPS 2019, arXiv:1905.03381.
+
+    Args:
+        assistant: What predicts scores: a name in ``ASSISTANTS`` or an :class:`~lightning_autoassist.Assistant`.
+        policy: What turns predicted scores into keep probabilities: a name in ``POLICIES`` or a
+            :class:`~lightning_autoassist.Policy`.
+        score: What the Assistant predicts: ``"gradient_norm"`` of the instance's loss at the loss's input,
+            ``"loss"``, or ``"auto"``: what the policy's source uses.
+        weights: What balances kept against dropped instances: ``"none"``, ``"sum"``, ``"mean"`` (see
+            :class:`~lightning_autoassist.ShrinkingBatchSampler`), or ``"auto"``: the policy's own.
+        features: Gets a batch and returns ``(B, F)`` features for the Assistant; None takes them from the batch, see
+            :class:`~lightning_autoassist.features.BatchFeatures`.
+        max_features: Most numbers that are remembered of an instance.
+        lag: Steps between a batch and the Assistant's learning from it; 0 learns at once. None: 0 on CPU, 4 on other
+            devices, so that the device never waits.
+
+    Raises:
+        ValueError: If a name is unknown or a number outside its range.
+
+    Example:
+        >>> AutoAssistCallback(policy="uniform").weights
+        'none'
+    """
+
+    def __init__(
+        self,
+        assistant: str | Assistant = "logistic",
+        policy: str | Policy = "autoassist",
+        *,
+        score: str = "auto",
+        weights: str = "auto",
+        features: FeatureFunction | None = None,
+        max_features: int = 256,
+        lag: int | None = None,
+    ) -> None:
+        self.policy: Policy = _named(policy, POLICIES, "policy")
+        self.assistant: Assistant = _named(assistant, ASSISTANTS, "assistant")
+        self.score = _choice(score, SCORES, "score", auto=self.policy.default_score)
+        self.weights = _choice(weights, ("auto", *WEIGHT_MODES), "weights", auto=self.policy.default_weights)
+        if lag is not None and lag < 0:
+            raise ValueError(f"lag must not be negative, got {lag}; None suits every device")
+        self.lag = lag
+        self.report = FilterReport()
+        self._features = BatchFeatures(features, max_features)
+        self._capture = InstanceLossCapture(score=self.score)
+        self._store: InstanceStore | None = None
+        self._restored: dict[str, Any] | None = None
+        self._is_filtering = self.policy.needs_scores
+        self._data: AutoAssistDataModule | None = None
+        self._step: tuple[Draw, Observation, Tensor | None] | None = None
+        self._pending: deque[_Observed] = deque()
+        self._unwrap: Callable[[], None] | None = None
+
+    # ---- connecting to the Trainer
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage != "fit":
+            return
+        _check_devices(trainer)
+        self._data = _data_module_of(trainer)
+        if overrides(pl_module, "on_before_batch_transfer"):
+            # Lightning would say that the module's hook is ignored; the data module calls it.
+            warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in both")
+        selection = Selection(
+            self._keep_probability, self.policy.keeps_everything, self.weights, self._prepare_store
+        )
+        self._data.select(selection, restart=self._store is None and self._restored is None)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.policy.needs_scores:
+            self._wrap_training_step(trainer, pl_module)
+        if self.lag is None:
+            self.lag = 0 if pl_module.device.type == "cpu" else 4
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        assert self._data is not None
+        self._data.start_fetching()
+        stream = self._data.sampler
+        if stream is not None:
+            warn_about_limits(trainer, stream)
+        self.report.start_epoch(stream)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._data is not None and self.lag is not None
+        draw, self._data.current_draw = self._data.current_draw, None
+        self.report.count_batch(0 if draw is None else len(draw.indices), trainer.global_step)
+        step, self._step = self._step, None
+        with self.report.timed(), self._unfiltered_on_error():
+            if step is not None:
+                self._pending.append(_to_host(*step))
+            while len(self._pending) > self.lag:
+                self._learn(self._pending.popleft())
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        assert self._data is not None
+        pl_module.log_dict(self.report.end_epoch(self._data.sampler))
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            self._disconnect()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._disconnect()
+
+    def summary(self) -> dict[str, float]:
+        """Totals of the run so far: Boss updates, instances, rates, and what the plug-in cost.
+
+        Returns:
+            ``boss_updates``, ``instances_seen``, ``candidates_seen``, ``keep_rate``, ``mean_keep_prob``,
+            ``nonfinite_instances``, ``overhead_ms`` (milliseconds a step), and with an Assistant ``assistant_loss``
+            (nats) and ``assistant_auroc`` of the last epoch.
+        """
+        return self.report.summary(None if self._data is None else self._data.sampler)
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "assistant": self.assistant.state_dict(),
+            "policy": self.policy.state_dict(),
+            "store": None if self._store is None else self._store.state_dict(),
+            "pending": [list(_on_host(observed)[:-1]) for observed in self._pending],
+            "report": self.report.state_dict(),
+            "is_filtering": self._is_filtering,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.assistant.load_state_dict(state_dict["assistant"])
+        self.policy.load_state_dict(state_dict["policy"])
+        self.report.load_state_dict(state_dict["report"])
+        self._pending = deque(_Observed(*parts, None) for parts in state_dict["pending"])
+        self._is_filtering = state_dict["is_filtering"]
+        self._restored = state_dict["store"]
+        self._store = None
+
+    def _prepare_store(self, num_instances: int) -> None:
+        """Make room for the data set, before its first batch is drawn."""
+        restored, self._restored = self._restored, None
+        if self._store is not None and len(self._store) == num_instances:
+            return
+        if restored is not None and len(restored["seen"]) != num_instances:
+            rank_zero_warn(
+                f"the checkpoint remembers {len(restored['seen'])} instances, the data set has {num_instances}: "
+                "what was remembered of them is dropped, every instance is kept until it was seen again"
+            )
+            self._pending.clear()
+            restored = None
+        self._store = InstanceStore(num_instances)
+        if restored is not None:
+            self._store.load_state_dict(restored)
+
+    # ---- the batch generator asks
+
+    def _keep_probability(self, indices: IndexArray, pass_index: int) -> npt.NDArray[np.floating[Any]]:
+        """p of candidates, shape ``(n,)``; 1 in the first pass, for unseen instances, and when not filtering."""
+        everything = np.ones(len(indices), np.float32)
+        if not self.policy.needs_scores:
+            return self.policy.keep_probability(torch.from_numpy(everything)).numpy()
+        if pass_index == 0 or not self._is_filtering:
+            return everything
+        assert self._store is not None
+        with self._unfiltered_on_error():
+            rows = torch.from_numpy(indices)
+            seen = self._store.seen[rows]
+            if not seen.any():
+                return everything
+            probs = self.policy.keep_probability(
+                self.assistant.predict(self._store.rows(rows, self.assistant.reads))
+            )
+            # A prediction that is not a number says nothing against the instance.
+            return probs.where(seen & ~probs.isnan(), 1.0).numpy()
+        return everything
+
+    # ---- the Boss answers
+
+    def _wrap_training_step(self, trainer: Any, pl_module: Any) -> None:
+        strategy = trainer.strategy
+        training_step = strategy.training_step
+
+        def observed_training_step(*args: Any, **kwargs: Any) -> Any:
+            draw = None if self._data is None else self._data.current_draw
+            if draw is None or not self._is_filtering:
+                return training_step(*args, **kwargs)
+            batch = args[0] if args else next(iter(kwargs.values()), None)
+            with self.report.timed():
+                features = self._new_features(draw, batch)
+                weights = (
+                    None if draw.weights is None else torch.from_numpy(draw.weights).to(pl_module.device)
+                )
+                captured = self._capture.step(batch, len(draw.indices), weights=weights, module=pl_module)
+            with captured:
+                output = training_step(*args, **kwargs)
+            with self.report.timed():
+                self._observe(captured, output, draw, features)
+            return output
+
+        strategy.training_step = observed_training_step
+        self._unwrap = lambda: strategy.__dict__.pop("training_step", None)
+
+    def _observe(self, captured: CapturedStep, output: Any, draw: Draw, features: Tensor | None) -> None:
+        observation = captured.observe(output)
+        if observation is None:
+            self._stop_filtering(captured.reason or "no per-instance loss was found in training_step")
+        else:
+            self._step = draw, observation, features
+
+    def _new_features(self, draw: Draw, batch: Any) -> Tensor | None:
+        """Features of the batch, where the Assistant reads them and some instance has none yet."""
+        if "features" not in self.assistant.reads or self._store is None:
+            return None
+        if self._store.seen[torch.from_numpy(draw.indices)].all():
+            return None
+        with self._unfiltered_on_error():
+            features = self._features(batch, len(draw.indices))
+            if features is None:
+                raise ValueError("the batch holds no tensor with one row an instance; pass features=")
+            return features
+        return None
+
+    def _learn(self, observed: _Observed) -> None:
+        """Let the Assistant learn from one batch of the Boss."""
+        assert self._store is not None
+        observed = _on_host(observed)
+        indices, losses, scores = observed.indices, observed.losses, observed.scores
+        finite = losses.isfinite() & scores.isfinite()
+        if not finite.all():
+            # Neither learnt from nor dropped: kept again when it comes up, in the hope of a finite loss.
+            self._store.forget(indices[~finite])
+            self.report.count_nonfinite(int((~finite).sum()))
+        if observed.features is not None:
+            unseen = ~self._store.seen[indices] & finite
+            self._store.put_features(indices[unseen], observed.features[unseen])
+        indices, scores = indices[finite], scores[finite]
+        if not len(indices):
+            return
+        if observed.labels is not None:
+            self._store.put_labels(indices, observed.labels[finite])
+        self._store.put_scores(indices, scores)
+        outcome = self.assistant.update(self._store.rows(indices, self.assistant.reads), scores)
+        self.policy.observe(outcome.predictions, outcome.targets)
+        self.report.count_outcome(outcome)
+
+    # ---- when something goes wrong
+
+    @contextmanager
+    def _unfiltered_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is, it must not cost the user the run
+            self._stop_filtering(f"{type(error).__name__}: {error}")
+
+    def _stop_filtering(self, reason: str) -> None:
+        if self._is_filtering:
+            self._is_filtering = False
+            self._pending.clear()
+            rank_zero_warn(f"AutoAssist stopped filtering, training goes on with every instance. {reason}")
+
+    def _disconnect(self) -> None:
+        if self._unwrap is not None:
+            self._unwrap()
+            self._unwrap = None
+        if self._data is not None:
+            self._data.select(None)
+        self._step = None
+
+
+def _to_host(draw: Draw, observation: Observation, features: Tensor | None) -> _Observed:
+    """Start the copies to the CPU; none of them is waited for."""
+    losses, scores, labels, _ = observation
+    tensors = [losses, scores, labels, features]
+    if losses.device.type != "cuda":
+        tensors = [None if tensor is None else tensor.cpu() for tensor in tensors]
+        return _Observed(torch.from_numpy(draw.indices), *tensors, None)  # type: ignore[arg-type]
+    tensors = [None if tensor is None else tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return _Observed(torch.from_numpy(draw.indices), *tensors, arrived)  # type: ignore[arg-type]
+
+
+def _on_host(observed: _Observed) -> _Observed:
+    """The same with its copies arrived."""
+    if observed.arrived is not None:
+        observed.arrived.synchronize()
+    return observed._replace(arrived=None)
+
+
+def _named(choice: Any, registry: dict[str, type], what: str) -> Any:
+    if not isinstance(choice, str):
+        return choice
+    if choice not in registry:
+        raise ValueError(f"{what} must be one of {', '.join(registry)} or an object, got {choice!r}")
+    return registry[choice]()
+
+
+def _choice(choice: str, allowed: tuple[str, ...], what: str, auto: str) -> str:
+    if choice not in allowed:
+        raise ValueError(f"{what} must be one of {', '.join(allowed)}, got {choice!r}")
+    return auto if choice == "auto" else choice
+
+
+def _check_devices(trainer: Any) -> None:
+    if trainer.world_size > 1:
+        raise MisconfigurationException(
+            f"AutoAssist filters on one device only so far, this Trainer has {trainer.world_size}; use devices=1"
+        )
+
+
+def _data_module_of(trainer: Any) -> AutoAssistDataModule:
+    # A Trainer keeps the data module of an earlier fit; what this fit trains on is its loop's source.
+    source = getattr(getattr(trainer.fit_loop, "_data_source", None), "instance", trainer.datamodule)
+    if isinstance(source, AutoAssistDataModule):
+        return source
+    raise MisconfigurationException(
+        f"AutoAssistCallback needs an AutoAssistDataModule, this fit trains on a {type(source).__name__}. "
+        f"Write:{HOW_TO_USE}"
+    )

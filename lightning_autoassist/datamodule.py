@@ -1,0 +1,380 @@
+"""The data module that puts the shrinking sampler between the user's data and the Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
+
+from lightning_autoassist.flavours import DATA_MODULE_TYPES, MODULE_TYPES, DataModuleBase, overrides
+from lightning_autoassist.loader import BatchIterator, Carried, CarryingLoader, DrawSource, PlainBatches
+from lightning_autoassist.sampler import (
+    Draw,
+    KeepProbability,
+    ShrinkingBatchSampler,
+    check_budget,
+)
+
+HOW_TO_USE = """
+    trainer = Trainer(callbacks=[AutoAssistCallback()], ...)
+    trainer.fit(model, datamodule=AutoAssistDataModule(data, budget=0.6))"""
+
+# Hooks that Lightning runs only where they are overridden: forwarded only where the user wrote them.
+_FORWARDED_LOADERS = ("val_dataloader", "test_dataloader", "predict_dataloader")
+_FORWARDED_HOOKS = (
+    *_FORWARDED_LOADERS,
+    "prepare_data",
+    "setup",
+    "teardown",
+    "on_exception",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
+)
+_FORWARDED_SETTINGS = (
+    "prepare_data_per_node",
+    "allow_zero_length_dataloader_with_multiple_devices",
+    "_log_hyperparams",
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How the callback wants candidates to be selected.
+
+    Attributes:
+        keep_probability: Gets candidates and the number of the pass, returns p; see ``ShrinkingBatchSampler``.
+        keeps_everything: Whether p is always 1.
+        weights: ``"none"``, ``"sum"`` or ``"mean"``.
+        on_data: Called with the size of the data set before its first batch is drawn.
+    """
+
+    keep_probability: KeepProbability
+    keeps_everything: bool
+    weights: str
+    on_data: Callable[[int], None]
+
+
+class AutoAssistDataModule(DataModuleBase):
+    """Wraps the user's data so that the Trainer gets the instances that are worth training on.
+
+    The user's data module, loaders or module stay as they are, and everything else of them (validation, hooks,
+    attributes, state) is passed on. Every epoch has K = ceil(budget·N / B) batches of exactly B instances.
+
+    Needs an :class:`~lightning_autoassist.AutoAssistCallback` in the Trainer. Outside of a Trainer's fit,
+    ``train_dataloader()`` yields the user's plain batches.
+
+    Args:
+        data: A ``LightningDataModule``, a train ``DataLoader``, or a ``LightningModule`` with loaders of its own.
+        budget: Boss updates to spend, as a share of an unfiltered run's, in (0, 1].
+        seed: Decides, with the scores, which instances are kept; where None, torch's initial seed (which
+            ``seed_everything`` sets) is used.
+        flatten: Take candidates one by one, in its order, from a batch sampler of the user's own.
+        val_dataloaders: Loaders beside a train ``DataLoader``.
+        test_dataloaders: Likewise.
+        predict_dataloaders: Likewise.
+
+    Raises:
+        ValueError: If ``budget`` lies outside (0, 1].
+        TypeError: If ``data`` is something else, or loaders are given beside a module.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> loader = DataLoader(TensorDataset(torch.arange(100.0)), batch_size=10, shuffle=True)
+        >>> len(AutoAssistDataModule(loader, budget=0.6).train_dataloader())
+        6
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        budget: float = 0.6,
+        seed: int | None = None,
+        flatten: bool = False,
+        val_dataloaders: Any = None,
+        test_dataloaders: Any = None,
+        predict_dataloaders: Any = None,
+    ) -> None:
+        check_budget(budget)
+        # Set first: the attributes below are looked up on it while Lightning's own initialisers run.
+        self.__dict__["data"] = data
+        self.__dict__["_trainer"] = None
+        super().__init__()
+        self.budget = budget
+        self.seed = seed
+        self.flatten = flatten
+        self.current_draw: Draw | None = None
+        self._selection: Selection | None = None
+        self._sampler: ShrinkingBatchSampler | None = None
+        self._source: DrawSource | None = None
+        self._restored: dict[str, Any] | None = None
+
+        loaders = {"val": val_dataloaders, "test": test_dataloaders, "predict": predict_dataloaders}
+        loaders = {stage: loader for stage, loader in loaders.items() if loader is not None}
+        if isinstance(data, DATA_MODULE_TYPES):
+            self._forward(_FORWARDED_HOOKS)
+            for setting in _FORWARDED_SETTINGS:
+                setattr(self, setting, getattr(data, setting))
+        elif isinstance(data, MODULE_TYPES):
+            self._forward(_FORWARDED_LOADERS)
+        elif not isinstance(data, DataLoader):
+            raise TypeError(
+                "data must be a LightningDataModule, a train DataLoader or a LightningModule with a train_dataloader, "
+                f"got {_describe(data)}; several train loaders cannot be filtered, pass one"
+            )
+        if loaders and not isinstance(data, DataLoader):
+            raise TypeError(
+                f"{'_dataloaders=, '.join(loaders)}_dataloaders= go beside a train DataLoader; "
+                f"{type(data).__name__} brings its own"
+            )
+        for stage, loader in loaders.items():
+            setattr(self, f"{stage}_dataloader", _returning(loader))
+
+    def __getattr__(self, name: str) -> Any:
+        # Modules ask their data module for num_classes and the like; ours answers with the user's.
+        if name.startswith("__") or "data" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        if not isinstance(self.data, DATA_MODULE_TYPES):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.data, name)
+
+    @property
+    def trainer(self) -> Any:  # type: ignore[override]
+        return self.__dict__["_trainer"]
+
+    @trainer.setter
+    def trainer(self, trainer: Any) -> None:
+        self.__dict__["_trainer"] = trainer
+        if isinstance(self.data, DATA_MODULE_TYPES):
+            self.data.trainer = trainer
+
+    # Lightning logs and saves the hyperparameters that it finds under these names.
+    @property
+    def hparams(self) -> Any:
+        return self._hparams_owner().hparams
+
+    @property
+    def hparams_initial(self) -> Any:
+        return self._hparams_owner().hparams_initial
+
+    def select(self, selection: Selection | None, *, restart: bool = False) -> None:
+        """Connect the callback (None: disconnect it), before training starts.
+
+        Args:
+            selection: How to select.
+            restart: Begin a new candidate stream, with a first pass.
+        """
+        self._selection = selection
+        self._source = None
+        if restart:
+            self._sampler = self._restored = None
+
+    @property
+    def sampler(self) -> ShrinkingBatchSampler | None:
+        """The candidate stream; None before the first filtered batch, and where the user's own batches pass."""
+        return self._sampler
+
+    def start_fetching(self) -> None:
+        """Begin the Trainer's current iteration now, as plain Lightning does, not at its first batch.
+
+        Workers start early, and the global RNG is drawn from in the same order as without AutoAssist.
+        """
+        for iterator in self._fetching_iterators():
+            if isinstance(iterator, BatchIterator):
+                iterator.start()
+
+    def train_dataloader(self) -> CarryingLoader:
+        """The loader of K batches an epoch.
+
+        Raises:
+            MisconfigurationException: If the user's train data cannot be filtered; says what to do.
+        """
+        if self._selection is None and self.trainer is not None and self.trainer.state.fn == "fit":
+            raise MisconfigurationException(
+                f"AutoAssistDataModule needs an AutoAssistCallback in the Trainer. Write:{HOW_TO_USE}"
+            )
+        loader = self.data if isinstance(self.data, DataLoader) else self.data.train_dataloader()
+        candidates, batch_size, drop_last = self._candidates_of(loader)
+        if self._passes_plain_batches():
+            batches = loader.batch_sampler
+            if self._is_overfitting() and not isinstance(candidates, SequentialSampler):
+                rank_zero_warn("overfit_batches: the train loader is not shuffled, and nothing is filtered")
+                batches = BatchSampler(SequentialSampler(loader.dataset), batch_size, drop_last)
+            return self._carrying(loader, lambda: PlainBatches(batches), len(batches))
+
+        try:
+            stream = ShrinkingBatchSampler(
+                candidates, batch_size, budget=self.budget, drop_last=drop_last, seed=self._seed()
+            )
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+        self._check_validation_interval(len(stream))
+        return self._carrying(loader, lambda: self._continued(stream), len(stream))
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if isinstance(batch, Carried):
+            batch, self.current_draw = batch
+            assert self._source is not None
+            self._source.confirm(self.current_draw)
+        # Then what Lightning would have called, had this class not overridden the hook.
+        if isinstance(self.data, DATA_MODULE_TYPES) and overrides(self.data, "on_before_batch_transfer"):
+            return self.data.on_before_batch_transfer(batch, dataloader_idx)
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return batch if module is None else module.on_before_batch_transfer(batch, dataloader_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        if isinstance(self.data, DATA_MODULE_TYPES):
+            state["data"] = self.data.state_dict()
+        if self._sampler is not None:
+            state["sampler"] = self._sampler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "data" in state_dict and isinstance(self.data, DATA_MODULE_TYPES):
+            self.data.load_state_dict(state_dict["data"])
+        self._sampler = None
+        self._restored = state_dict.get("sampler")
+
+    def _forward(self, hooks: tuple[str, ...]) -> None:
+        for hook in hooks:
+            if overrides(self.data, hook):
+                setattr(self, hook, getattr(self.data, hook))
+
+    def _hparams_owner(self) -> Any:
+        return self.data if isinstance(self.data, DATA_MODULE_TYPES) else super()
+
+    def _seed(self) -> int:
+        # torch.initial_seed() reads the global seed and leaves the global RNG where it is.
+        return torch.initial_seed() if self.seed is None else self.seed
+
+    def _candidates_of(self, loader: Any) -> tuple[Any, int, bool]:
+        """The sampler, B and drop_last of the user's train loader.
+
+        Raises:
+            MisconfigurationException: If it is nothing that can be filtered.
+        """
+        if not isinstance(loader, DataLoader):
+            raise MisconfigurationException(
+                f"filtering needs one torch DataLoader to train on, got {_describe(loader)}; return a single "
+                "DataLoader from train_dataloader, or train without AutoAssist"
+            )
+        if isinstance(loader.dataset, IterableDataset):
+            raise MisconfigurationException(
+                "an IterableDataset is not supported yet: its instances have no index to remember them by; "
+                "use a map-style data set, or train without AutoAssist"
+            )
+        batches = loader.batch_sampler
+        if batches is None:
+            raise MisconfigurationException(
+                "the train loader has batch_size=None; filtering puts batches together itself, give it a batch_size"
+            )
+        batch_size = getattr(batches, "batch_size", None)
+        if type(batches) is BatchSampler:
+            return batches.sampler, batches.batch_size, batches.drop_last
+        if not self.flatten or not isinstance(batch_size, int):
+            raise MisconfigurationException(
+                f"{type(batches).__name__} decides which instances share a batch, and filtering would undo that; pass "
+                "flatten=True to take its instances one by one (it then needs an integer batch_size attribute)"
+            )
+        num_instances = len(getattr(batches, "sampler", loader.dataset))
+        return (
+            FlattenedBatches(batches, num_instances),
+            batch_size,
+            bool(getattr(batches, "drop_last", False)),
+        )
+
+    def _carrying(
+        self, loader: DataLoader[Any], source: Callable[[], DrawSource], num_batches: int
+    ) -> CarryingLoader:
+        """The train loader; it fixes its source, once, when the Trainer takes a first batch from it."""
+        opened: list[DrawSource] = []
+
+        def open_source() -> DrawSource:
+            if not opened:
+                if self._selection is not None:
+                    self._selection.on_data(len(loader.dataset))
+                opened.append(source())
+            self._source = opened[0]
+            return self._source
+
+        return CarryingLoader(loader, num_batches, open_source, self._is_fetching)
+
+    def _continued(self, stream: ShrinkingBatchSampler) -> ShrinkingBatchSampler:
+        """``stream``, or the earlier one that it continues: of a loader that was reloaded, of a checkpoint."""
+        earlier, restored = self._sampler, self._restored
+        self._restored = None
+        if earlier is not None and earlier.sizes == stream.sizes:
+            earlier.sampler = stream.sampler
+            stream = earlier
+        elif restored is not None and restored["num_instances"] == stream.num_instances:
+            stream.load_state_dict(restored)
+        elif earlier is not None or restored is not None:
+            rank_zero_warn(
+                f"the train loader has changed, to {stream.num_instances} instances a pass and batches of "
+                f"{stream.batch_size}: filtering begins anew with a first pass that keeps everything"
+            )
+        if self._selection is not None:
+            stream.keep_probability = self._selection.keep_probability
+            stream.weights = self._selection.weights
+        self._sampler = stream
+        return stream
+
+    def _passes_plain_batches(self) -> bool:
+        selection = self._selection
+        return self._is_overfitting() or (
+            selection is not None and selection.keeps_everything and self.budget == 1
+        )
+
+    def _is_overfitting(self) -> bool:
+        return self.trainer is not None and bool(self.trainer.overfit_batches)
+
+    def _is_fetching(self, iterator: object) -> bool:
+        return any(iterator is own for own in self._fetching_iterators())
+
+    def _fetching_iterators(self) -> Iterable[object]:
+        """The iterators that the Trainer's fit loop takes its batches from, now."""
+        fit_loop = getattr(self.trainer, "fit_loop", None)
+        combined = getattr(getattr(fit_loop, "_combined_loader", None), "_iterator", None)
+        return getattr(combined, "iterators", ())
+
+    def _check_validation_interval(self, num_batches: int) -> None:
+        trainer = self.trainer
+        if trainer is None or trainer.check_val_every_n_epoch is None or not trainer.limit_val_batches:
+            return
+        if isinstance(trainer.val_check_interval, int) and trainer.val_check_interval > num_batches:
+            raise MisconfigurationException(
+                f"val_check_interval={trainer.val_check_interval} is more than the {num_batches} batches an epoch has "
+                f"at budget={self.budget}; use val_check_interval={num_batches} or less, or 1.0 for the epoch's end"
+            )
+
+
+class FlattenedBatches:
+    """The instances of a batch sampler's batches, one by one, N a pass."""
+
+    def __init__(self, batches: Iterable[Iterable[int]], num_instances: int) -> None:
+        self.batches = batches
+        self.num_instances = num_instances
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self.batches)
+
+    def __len__(self) -> int:
+        return self.num_instances
+
+
+def _returning(value: Any) -> Callable[[], Any]:
+    def loaders() -> Any:
+        return value
+
+    return loaders
+
+
+def _describe(data: Any) -> str:
+    return f"a {type(data).__name__}"

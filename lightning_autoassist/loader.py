@@ -1,0 +1,194 @@
+"""The train loader that carries each batch's indices and weights to the Trainer.
+
+Lightning re-builds what it knows as a DataLoader and refuses batch samplers that it does not know under DDP; a plain
+iterable it leaves alone. So :class:`CarryingLoader` is one, around a copy of the user's DataLoader.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
+
+from lightning_fabric.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning_fabric.utilities.seed import pl_worker_init_function
+from torch.utils.data import BatchSampler, DataLoader
+
+from lightning_autoassist.sampler import Draw, index_array
+
+
+class Carried(NamedTuple):
+    """A batch of the user's, with the indices and weights that it was drawn with.
+
+    Only the Trainer's own fetching sees this type; the data module strips it before any hook of the user's runs.
+    """
+
+    batch: Any
+    draw: Draw
+
+
+class DrawSource(Protocol):
+    """What a train loader is fed from, epoch after epoch."""
+
+    def __len__(self) -> int: ...
+
+    def draws(self) -> Iterator[Draw]:
+        """The batches of one epoch."""
+
+    def confirm(self, draw: Draw) -> None:
+        """``draw`` reached the Boss."""
+
+
+class PlainBatches:
+    """The user's own batches, unfiltered, a short last one included; every epoch starts anew.
+
+    Args:
+        batch_sampler: The user's batch sampler.
+    """
+
+    def __init__(self, batch_sampler: BatchSampler) -> None:
+        self.batch_sampler = batch_sampler
+        self.num_epochs = 0
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def draws(self) -> Iterator[Draw]:
+        # Lightning would have called set_epoch on the user's loader; it does not see that one.
+        set_epoch = getattr(getattr(self.batch_sampler, "sampler", None), "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(self.num_epochs)
+        self.num_epochs += 1
+        for batch in self.batch_sampler:
+            yield Draw(index_array(batch), None)
+
+    def confirm(self, draw: Draw) -> None:
+        pass
+
+
+class CarryingLoader:
+    """Iterable over ``Carried`` batches for the Trainer's fetching, over the user's plain batches for anyone else.
+
+    Args:
+        loader: The user's train loader; stays untouched.
+        num_batches: K.
+        source: Called at the Trainer's first batch of an iteration; returns what the batches are drawn from.
+        is_fetching: Whether an iterator of this loader belongs to the Trainer's fetching.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        num_batches: int,
+        source: Callable[[], DrawSource],
+        is_fetching: Callable[[object], bool],
+    ) -> None:
+        self._plain = loader
+        self._num_batches = num_batches
+        self._source = source
+        self._is_fetching = is_fetching
+        self._feed = _Feed()
+        self._loader = _fed_by(loader, self._feed)
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return BatchIterator(self)
+
+    @property
+    def dataset(self) -> Any:
+        """The user's data set."""
+        return self._plain.dataset
+
+    # Lightning shuts workers down through this attribute of a DataLoader.
+    @property
+    def _iterator(self) -> Any:
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self._loader._iterator = iterator
+
+    def _carried_batches(self) -> Iterator[Carried]:
+        self._feed.open(self._source())
+        # Not in the generator below: workers must start now, as plain Lightning's do.
+        batches = iter(self._loader)
+        return (Carried(batch, self._feed.next_fed()) for batch in batches)
+
+    def _plain_batches(self) -> Iterator[Any]:
+        return islice(self._plain, self._num_batches)
+
+
+class BatchIterator:
+    """Does nothing before the first batch is asked for, since Lightning iterates to check that it can."""
+
+    def __init__(self, loader: CarryingLoader) -> None:
+        self._loader = loader
+        self._batches: Iterator[Any] | None = None
+
+    def __iter__(self) -> BatchIterator:
+        return self
+
+    def __next__(self) -> Any:
+        self.start()
+        assert self._batches is not None
+        return next(self._batches)
+
+    def start(self) -> None:
+        """Begin the iteration, if it has not begun."""
+        if self._batches is None:
+            fetching = self._loader._is_fetching(self)
+            self._batches = self._loader._carried_batches() if fetching else self._loader._plain_batches()
+
+
+class _Feed:
+    """The batch sampler of the copied DataLoader: hands out indices and remembers which, in order.
+
+    A DataLoader asks ahead for its workers and returns batches in the order that it asked, so that first fed is first
+    out.
+    """
+
+    def __init__(self) -> None:
+        self._source: DrawSource | None = None
+        self._fed: deque[Draw] = deque()
+
+    def open(self, source: DrawSource) -> None:
+        """Start an epoch of ``source``; what an abandoned iteration had asked ahead is forgotten here, not there."""
+        self._source = source
+        self._fed = deque()
+
+    def __len__(self) -> int:
+        assert self._source is not None
+        return len(self._source)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        assert self._source is not None
+        fed = self._fed
+        for draw in self._source.draws():
+            fed.append(draw)
+            yield draw.indices.tolist()
+
+    def next_fed(self) -> Draw:
+        """The draw of the batch that came out just now."""
+        return self._fed.popleft()
+
+
+def _fed_by(loader: DataLoader[Any], feed: _Feed) -> DataLoader[Any]:
+    """A copy of ``loader`` that takes its indices from ``feed``, all else being the user's."""
+    fed = copy.copy(loader)
+    # DataLoader forbids to set these after construction, and constructing anew would lose a subclass's own arguments.
+    fed.__dict__.update(batch_sampler=feed, sampler=None, batch_size=None, drop_last=False, _iterator=None)
+    if not getattr(fed, "in_order", True):
+        rank_zero_warn(
+            "in_order=False was set back to True: batches must arrive in the order they were drawn"
+        )
+        fed.in_order = True
+    if fed.worker_init_fn is None and int(os.environ.get("PL_SEED_WORKERS", 0)):
+        # What Lightning does for DataLoaders after seed_everything(..., workers=True).
+        fed.worker_init_fn = partial(pl_worker_init_function, rank=rank_zero_only.rank)
+    return fed

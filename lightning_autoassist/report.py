@@ -1,0 +1,183 @@
+"""What filtering did and what it cost: counters of a run, and warnings about settings that defeat it.
+
+Shapes: B batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+
+from lightning_autoassist.assistants import Outcome
+from lightning_autoassist.sampler import ShrinkingBatchSampler
+
+PREFIX = "autoassist/"
+# More predictions than this an epoch are ranked by their first million: 1e6 sorts in 0.2 s, 1e7 would take seconds.
+MAX_RANKED = 1_000_000
+
+
+class FilterReport:
+    """Counters over a run and over its current epoch."""
+
+    def __init__(self) -> None:
+        self.boss_updates = 0
+        self.instances_seen = 0
+        self.nonfinite_instances = 0
+        self.num_batches = 0
+        self.seconds = 0.0
+        self.last_epoch: dict[str, float] = {}
+        self._outcomes: list[Outcome] = []
+        self._epoch_start = self._totals(None)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time spent inside as overhead."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    def count_batch(self, num_instances: int, boss_updates: int) -> None:
+        """One more batch of the Boss; ``boss_updates`` is the Trainer's own count of optimizer steps."""
+        self.num_batches += 1
+        self.instances_seen += num_instances
+        self.boss_updates = boss_updates
+
+    def count_nonfinite(self, num_instances: int) -> None:
+        """Instances whose loss was NaN or infinite."""
+        self.nonfinite_instances += num_instances
+
+    def count_outcome(self, outcome: Outcome) -> None:
+        """One more update of the Assistant."""
+        self._outcomes.append(outcome)
+
+    def start_epoch(self, sampler: ShrinkingBatchSampler | None) -> None:
+        """Count what follows as a new epoch."""
+        self._epoch_start = self._totals(sampler)
+        self._outcomes.clear()
+
+    def end_epoch(self, sampler: ShrinkingBatchSampler | None) -> dict[str, float]:
+        """The epoch's metrics under ``autoassist/``; instances and candidates are counted from the run's start."""
+        metrics = self._rates(self._epoch_start, self._totals(sampler))
+        metrics["instances_seen"] = float(self.instances_seen)
+        metrics["candidates_seen"] = self._candidates_seen(sampler)
+        metrics["nonfinite_instances"] = float(self.nonfinite_instances)
+        if self._outcomes:
+            metrics["assistant_loss"] = sum(outcome.loss for outcome in self._outcomes) / len(self._outcomes)
+            metrics.update(_auroc(self._outcomes))
+        self.last_epoch = metrics
+        self.start_epoch(sampler)
+        return {PREFIX + name: value for name, value in metrics.items()}
+
+    def summary(self, sampler: ShrinkingBatchSampler | None) -> dict[str, float]:
+        """Totals of the run, and the last epoch's figures of the Assistant."""
+        zero = dict.fromkeys(self._totals(None), 0.0)
+        assistant = {name: value for name, value in self.last_epoch.items() if name.startswith("assistant_")}
+        return {
+            "boss_updates": float(self.boss_updates),
+            "instances_seen": float(self.instances_seen),
+            "candidates_seen": self._candidates_seen(sampler),
+            "nonfinite_instances": float(self.nonfinite_instances),
+            **self._rates(zero, self._totals(sampler)),
+            **assistant,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters that go on after a resume."""
+        names = (
+            "boss_updates",
+            "instances_seen",
+            "nonfinite_instances",
+            "num_batches",
+            "seconds",
+            "last_epoch",
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def _totals(self, sampler: ShrinkingBatchSampler | None) -> dict[str, float]:
+        drawing = {
+            "considered": 0 if sampler is None else sampler.num_considered,
+            "kept": 0 if sampler is None else sampler.num_kept,
+            "prob_sum": 0.0 if sampler is None else sampler.prob_sum,
+            "drawing": 0.0 if sampler is None else sampler.seconds,
+        }
+        return {**drawing, "batches": self.num_batches, "seconds": self.seconds}
+
+    def _rates(self, start: dict[str, float], end: dict[str, float]) -> dict[str, float]:
+        # A stream that began anew counts from zero.
+        if end["considered"] < start["considered"]:
+            start = {**start, "considered": 0, "kept": 0, "prob_sum": 0.0, "drawing": 0.0}
+        spent = {name: end[name] - start[name] for name in end}
+        considered, batches = spent["considered"], max(spent["batches"], 1)
+        return {
+            "keep_rate": spent["kept"] / considered if considered else 1.0,
+            "mean_keep_prob": spent["prob_sum"] / considered if considered else 1.0,
+            "overhead_ms": 1e3 * (spent["seconds"] + spent["drawing"]) / batches,
+        }
+
+    def _candidates_seen(self, sampler: ShrinkingBatchSampler | None) -> float:
+        return float(self.instances_seen if sampler is None else sampler.num_considered)
+
+
+def _auroc(outcomes: list[Outcome]) -> dict[str, float]:
+    """How well the Assistant ranked informative instances first; nothing where all or none were."""
+    predictions: Tensor = torch.cat([outcome.predictions for outcome in outcomes])[:MAX_RANKED]
+    targets: Tensor = torch.cat([outcome.targets for outcome in outcomes])[:MAX_RANKED]
+    if targets.all() or not targets.any():
+        return {}
+    return {"assistant_auroc": float(binary_auroc(predictions, targets.long()))}
+
+
+def warn_about_limits(trainer: Any, stream: ShrinkingBatchSampler) -> None:
+    """Warn of Trainer settings with which filtering saves nothing, or a schedule ends wrongly.
+
+    Args:
+        trainer: The Trainer, at the start of fit.
+        stream: The candidate stream.
+    """
+    if trainer.fast_dev_run:
+        return
+    if trainer.max_steps != -1:
+        rank_zero_warn(
+            f"max_steps={trainer.max_steps} fixes the number of Boss updates, so filtering saves none: give the "
+            "Trainer max_epochs instead"
+        )
+    # The Trainer turns max_time into a Timer callback.
+    if any(type(callback).__name__ == "Timer" for callback in trainer.callbacks):
+        rank_zero_warn(
+            "max_time ends this run, so filtering saves no time: give the Trainer max_epochs instead"
+        )
+    if isinstance(trainer.limit_train_batches, int):
+        rank_zero_warn(
+            f"limit_train_batches={trainer.limit_train_batches} fixes the number of Boss batches, so filtering saves "
+            "none: lower it yourself, or use a fraction"
+        )
+    epochs = trainer.max_epochs or -1
+    trained = epochs * trainer.num_training_batches * stream.batch_size
+    if 0 < trained < 2 * stream.num_instances:
+        rank_zero_warn(
+            f"this run trains on {trained} instances, less than two passes over {stream.num_instances}: the first pass "
+            "keeps everything, so hardly anything will be filtered"
+        )
+    for config in trainer.lr_scheduler_configs:
+        for name in ("T_max", "total_steps"):
+            length = getattr(config.scheduler, name, None)
+            limit = trainer.estimated_stepping_batches if config.interval == "step" else trainer.max_epochs
+            if isinstance(length, int) and limit and 0 < limit < length:
+                rank_zero_warn(
+                    f"{type(config.scheduler).__name__}({name}={length}) is longer than this run's {limit} "
+                    f"{config.interval}s and will not end its decay: use trainer.estimated_stepping_batches"
+                )
