@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lightning_autoassist.assistants import ASSISTANTS, LogisticAssistant
+from lightning_autoassist.features import Instances
+
+
+class ReferenceLogistic:
+    """The paper's Assistant, one instance and one number at a time."""
+
+    def __init__(self, num_features, num_classes, lr=0.01, weight_decay=1e-3, mean_decay=0.75):
+        self.weight = [0.0] * num_features
+        self.bias = [0.0] * num_classes
+        self.lr, self.weight_decay, self.mean_decay = lr, weight_decay, mean_decay
+        self.mean = None
+
+    def predict(self, features, label):
+        z = sum(w * x for w, x in zip(self.weight, features, strict=True)) + self.bias[label]
+        return 1 / (1 + math.exp(-z))
+
+    def update(self, rows, labels, losses):
+        batch_mean = sum(losses) / len(losses)
+        self.mean = (
+            batch_mean
+            if self.mean is None
+            else self.mean_decay * self.mean + (1 - self.mean_decay) * batch_mean
+        )
+        weight_step = [self.weight_decay * w for w in self.weight]
+        bias_step = [self.weight_decay * b for b in self.bias]
+        for features, label, loss in zip(rows, labels, losses, strict=True):
+            error = (self.predict(features, label) - (loss > self.mean)) / len(rows)
+            for k, x in enumerate(features):
+                weight_step[k] += error * x
+            bias_step[label] += error
+        self.weight = [w - self.lr * step for w, step in zip(self.weight, weight_step, strict=True)]
+        self.bias = [b - self.lr * step for b, step in zip(self.bias, bias_step, strict=True)]
+
+
+@pytest.mark.parametrize("lr", [0.01, 1.0])
+def test_logistic_equals_the_per_instance_reference(lr):
+    generator = torch.Generator().manual_seed(0)
+    assistant, reference = LogisticAssistant(lr=lr), ReferenceLogistic(6, 4, lr=lr)
+    for _ in range(20):
+        features = torch.randn(16, 6, generator=generator).half()
+        labels = torch.randint(0, 4, (16,), generator=generator)
+        losses = torch.rand(16, generator=generator)
+        expected = [reference.predict(x, y) for x, y in zip(features.tolist(), labels.tolist(), strict=True)]
+        assert assistant.predict(Instances(features, labels)).tolist() == pytest.approx(expected, abs=1e-5)
+        outcome = assistant.update(Instances(features, labels), losses)
+        reference.update(features.tolist(), labels.tolist(), losses.tolist())
+        assert outcome.predictions.tolist() == pytest.approx(expected, abs=1e-5)
+        assert outcome.targets.tolist() == [loss > reference.mean for loss in losses.tolist()]
+    assert assistant.weight.tolist() == pytest.approx(reference.weight, abs=1e-5)
+    assert assistant.bias.tolist() == pytest.approx(reference.bias[: len(assistant.bias)], abs=1e-5)
+
+
+def test_logistic_learns_which_instances_have_high_loss():
+    generator = torch.Generator().manual_seed(0)
+    assistant = LogisticAssistant(lr=1.0)
+    features = torch.randn(400, 5, generator=generator)
+    losses = (features[:, 0] > 0).float() + 0.1 * torch.rand(400, generator=generator)
+    for rows in torch.arange(400).split(40) * 5:
+        outcome = assistant.update(Instances(features[rows]), losses[rows])
+    predictions = assistant.predict(Instances(features))
+    assert predictions[losses > 0.5].mean() > predictions[losses < 0.5].mean() + 0.2
+    assert outcome.loss < math.log(2)
+
+
+def test_logistic_learns_classes_that_turn_up_later():
+    assistant = LogisticAssistant(lr=1.0, weight_decay=0)
+    features = torch.zeros(2, 3)
+    assistant.update(Instances(features, torch.tensor([0, 1])), torch.tensor([0.0, 1.0]))
+    before = assistant.predict(Instances(features, torch.tensor([7, 7])))
+    assert before.tolist() == [0.5, 0.5]
+    for _ in range(20):
+        assistant.update(Instances(features, torch.tensor([7, 1])), torch.tensor([1.0, 0.0]))
+    assert assistant.predict(Instances(features, torch.tensor([7, 1]))).diff() < -0.3
+
+
+def test_labels_that_are_no_classes_share_the_first_bias():
+    assistant = LogisticAssistant()
+    features, labels = torch.zeros(3, 2), torch.tensor([-100, 10**9, 0])
+    assistant.update(Instances(features, labels), torch.tensor([0.0, 1.0, 2.0]))
+    assert len(assistant.bias) == 1
+
+
+@pytest.mark.parametrize("name", ASSISTANTS)
+def test_every_assistant_restores_its_state(name):
+    assistant, restored = ASSISTANTS[name](), ASSISTANTS[name]()
+    instances = Instances(torch.rand(8, 3), torch.arange(8), torch.rand(8))
+    assistant.update(instances, torch.rand(8))
+    restored.load_state_dict(assistant.state_dict())
+    scores = torch.rand(8)
+    assert torch.equal(assistant.predict(instances), restored.predict(instances))
+    assert assistant.update(instances, scores).loss == restored.update(instances, scores).loss
+    assert torch.equal(assistant.predict(instances), restored.predict(instances))
+
+
+def test_an_assistant_that_has_seen_nothing_predicts_all_the_same():
+    assert LogisticAssistant().predict(Instances(torch.rand(3, 2))).tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"lr": 0}, "lr must be positive"),
+        ({"weight_decay": -1}, "weight_decay must"),
+        ({"mean_decay": 1}, "mean_decay"),
+    ],
+)
+def test_bad_arguments_are_refused(argument, message):
+    with pytest.raises(ValueError, match=message):
+        LogisticAssistant(**argument)
+
+
+def test_logistic_says_when_there_are_no_features():
+    with pytest.raises(ValueError, match="pass features="):
+        LogisticAssistant().predict(Instances(scores=torch.rand(3)))
