@@ -5,17 +5,18 @@ Shapes: N data set, B batch, n candidates, F features.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_autoassist.assistants import ASSISTANTS, Assistant
@@ -38,7 +39,7 @@ class _Observed(NamedTuple):
     scores: Tensor
     labels: Tensor | None
     features: Tensor | None
-    arrived: torch.cuda.Event | None
+    arrived: torch.cuda.Event | None  # None: the tensors are on the CPU
 
 
 class AutoAssistCallback(CallbackBase):
@@ -95,6 +96,7 @@ class AutoAssistCallback(CallbackBase):
         self._capture = InstanceLossCapture(score=self.score)
         self._store: InstanceStore | None = None
         self._restored: dict[str, Any] | None = None
+        self._has_begun = False
         self._is_filtering = self.policy.needs_scores
         self._data: AutoAssistDataModule | None = None
         self._step: tuple[Draw, Observation, Tensor | None] | None = None
@@ -111,12 +113,15 @@ class AutoAssistCallback(CallbackBase):
         if overrides(pl_module, "on_before_batch_transfer"):
             # Lightning would say that the module's hook is ignored; the data module calls it.
             warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in both")
-        selection = Selection(
-            self._keep_probability, self.policy.keeps_everything, self.weights, self._prepare_store
-        )
-        self._data.select(selection, restart=self._store is None and self._restored is None)
+        selection = Selection(self._keep_probability, self.policy.keeps_everything, self.weights, self._prepare_store)
+        self._data.select(selection, restart=not self._has_begun)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+            raise MisconfigurationException(
+                "training_step(dataloader_iter) takes its batches by itself, so that AutoAssist cannot tell which "
+                "instances they hold; write training_step(batch, batch_idx)"
+            )
         if self.policy.needs_scores:
             self._wrap_training_step(trainer, pl_module)
         if self.lag is None:
@@ -124,15 +129,14 @@ class AutoAssistCallback(CallbackBase):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
+        self._has_begun = True
         self._data.start_fetching()
         stream = self._data.sampler
         if stream is not None:
             warn_about_limits(trainer, stream)
         self.report.start_epoch(stream)
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert self._data is not None and self.lag is not None
         draw, self._data.current_draw = self._data.current_draw, None
         self.report.count_batch(0 if draw is None else len(draw.indices), trainer.global_step)
@@ -164,6 +168,14 @@ class AutoAssistCallback(CallbackBase):
         """
         return self.report.summary(None if self._data is None else self._data.sampler)
 
+    def keep_probability(self, indices: Iterable[int]) -> npt.NDArray[np.floating[Any]]:
+        """The chance that each of some instances would be kept if it were a candidate now, after a first pass.
+
+        Args:
+            indices: Positions in the train data set, shape ``(n,)``.
+        """
+        return self._keep_probability(np.fromiter(indices, np.int64), pass_index=1)
+
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
@@ -171,7 +183,7 @@ class AutoAssistCallback(CallbackBase):
             "assistant": self.assistant.state_dict(),
             "policy": self.policy.state_dict(),
             "store": None if self._store is None else self._store.state_dict(),
-            "pending": [list(_on_host(observed)[:-1]) for observed in self._pending],
+            "pending": [_on_host(observed)._asdict() for observed in self._pending],
             "report": self.report.state_dict(),
             "is_filtering": self._is_filtering,
         }
@@ -180,13 +192,16 @@ class AutoAssistCallback(CallbackBase):
         self.assistant.load_state_dict(state_dict["assistant"])
         self.policy.load_state_dict(state_dict["policy"])
         self.report.load_state_dict(state_dict["report"])
-        self._pending = deque(_Observed(*parts, None) for parts in state_dict["pending"])
+        self._pending = deque(_Observed(**parts) for parts in state_dict["pending"])
         self._is_filtering = state_dict["is_filtering"]
         self._restored = state_dict["store"]
         self._store = None
+        self._has_begun = True
 
     def _prepare_store(self, num_instances: int) -> None:
         """Make room for the data set, before its first batch is drawn."""
+        if not self.policy.needs_scores:
+            return
         restored, self._restored = self._restored, None
         if self._store is not None and len(self._store) == num_instances:
             return
@@ -206,19 +221,18 @@ class AutoAssistCallback(CallbackBase):
     def _keep_probability(self, indices: IndexArray, pass_index: int) -> npt.NDArray[np.floating[Any]]:
         """p of candidates, shape ``(n,)``; 1 in the first pass, for unseen instances, and when not filtering."""
         everything = np.ones(len(indices), np.float32)
+        if pass_index == 0:
+            return everything
         if not self.policy.needs_scores:
             return self.policy.keep_probability(torch.from_numpy(everything)).numpy()
-        if pass_index == 0 or not self._is_filtering:
+        if not self._is_filtering or self._store is None:
             return everything
-        assert self._store is not None
         with self._unfiltered_on_error():
             rows = torch.from_numpy(indices)
             seen = self._store.seen[rows]
             if not seen.any():
                 return everything
-            probs = self.policy.keep_probability(
-                self.assistant.predict(self._store.rows(rows, self.assistant.reads))
-            )
+            probs = self.policy.keep_probability(self.assistant.predict(self._store.rows(rows, self.assistant.reads)))
             # A prediction that is not a number says nothing against the instance.
             return probs.where(seen & ~probs.isnan(), 1.0).numpy()
         return everything
@@ -236,9 +250,7 @@ class AutoAssistCallback(CallbackBase):
             batch = args[0] if args else next(iter(kwargs.values()), None)
             with self.report.timed():
                 features = self._new_features(draw, batch)
-                weights = (
-                    None if draw.weights is None else torch.from_numpy(draw.weights).to(pl_module.device)
-                )
+                weights = None if draw.weights is None else torch.from_numpy(draw.weights).to(pl_module.device)
                 captured = self._capture.step(batch, len(draw.indices), weights=weights, module=pl_module)
             with captured:
                 output = training_step(*args, **kwargs)
@@ -246,8 +258,17 @@ class AutoAssistCallback(CallbackBase):
                 self._observe(captured, output, draw, features)
             return output
 
+        # On the instance: the class, and every other Trainer, stay as they are.
+        others = strategy.__dict__.get("training_step")  # somebody else's wrapper
         strategy.training_step = observed_training_step
-        self._unwrap = lambda: strategy.__dict__.pop("training_step", None)
+
+        def unwrap() -> None:
+            if strategy.training_step is observed_training_step:
+                del strategy.training_step
+                if others is not None:
+                    strategy.training_step = others
+
+        self._unwrap = unwrap
 
     def _observe(self, captured: CapturedStep, output: Any, draw: Draw, features: Tensor | None) -> None:
         observation = captured.observe(output)
@@ -317,16 +338,20 @@ class AutoAssistCallback(CallbackBase):
 
 
 def _to_host(draw: Draw, observation: Observation, features: Tensor | None) -> _Observed:
-    """Start the copies to the CPU; none of them is waited for."""
-    losses, scores, labels, _ = observation
-    tensors = [losses, scores, labels, features]
-    if losses.device.type != "cuda":
-        tensors = [None if tensor is None else tensor.cpu() for tensor in tensors]
-        return _Observed(torch.from_numpy(draw.indices), *tensors, None)  # type: ignore[arg-type]
-    tensors = [None if tensor is None else tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return _Observed(torch.from_numpy(draw.indices), *tensors, arrived)  # type: ignore[arg-type]
+    """Start the copies to the CPU; on CUDA none of them is waited for."""
+    on_cuda = observation.losses.is_cuda
+
+    def started(tensor: Tensor) -> Tensor:
+        return tensor.to("cpu", non_blocking=on_cuda)
+
+    return _Observed(
+        indices=torch.from_numpy(draw.indices),
+        losses=started(observation.losses),
+        scores=started(observation.scores),
+        labels=None if observation.labels is None else started(observation.labels),
+        features=None if features is None else started(features),
+        arrived=torch.cuda.current_stream(observation.losses.device).record_event() if on_cuda else None,
+    )
 
 
 def _on_host(observed: _Observed) -> _Observed:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from lightning_autoassist.flavours import DATA_MODULE_TYPES, MODULE_TYPES, DataModuleBase, overrides
@@ -145,7 +145,7 @@ class AutoAssistDataModule(DataModuleBase):
         return getattr(self.data, name)
 
     @property
-    def trainer(self) -> Any:  # type: ignore[override]
+    def trainer(self) -> Any:
         return self.__dict__["_trainer"]
 
     @trainer.setter
@@ -202,10 +202,10 @@ class AutoAssistDataModule(DataModuleBase):
         loader = self.data if isinstance(self.data, DataLoader) else self.data.train_dataloader()
         candidates, batch_size, drop_last = self._candidates_of(loader)
         if self._passes_plain_batches():
-            batches = loader.batch_sampler
+            batches: Any = loader.batch_sampler
             if self._is_overfitting() and not isinstance(candidates, SequentialSampler):
                 rank_zero_warn("overfit_batches: the train loader is not shuffled, and nothing is filtered")
-                batches = BatchSampler(SequentialSampler(loader.dataset), batch_size, drop_last)
+                batches = BatchSampler(SequentialSampler(cast(Sized, loader.dataset)), batch_size, drop_last)
             return self._carrying(loader, lambda: PlainBatches(batches), len(batches))
 
         try:
@@ -283,23 +283,21 @@ class AutoAssistDataModule(DataModuleBase):
                 f"{type(batches).__name__} decides which instances share a batch, and filtering would undo that; pass "
                 "flatten=True to take its instances one by one (it then needs an integer batch_size attribute)"
             )
-        num_instances = len(getattr(batches, "sampler", loader.dataset))
+        num_instances = len(getattr(batches, "sampler", cast(Sized, loader.dataset)))
         return (
             FlattenedBatches(batches, num_instances),
             batch_size,
             bool(getattr(batches, "drop_last", False)),
         )
 
-    def _carrying(
-        self, loader: DataLoader[Any], source: Callable[[], DrawSource], num_batches: int
-    ) -> CarryingLoader:
+    def _carrying(self, loader: DataLoader[Any], source: Callable[[], DrawSource], num_batches: int) -> CarryingLoader:
         """The train loader; it fixes its source, once, when the Trainer takes a first batch from it."""
         opened: list[DrawSource] = []
 
         def open_source() -> DrawSource:
             if not opened:
                 if self._selection is not None:
-                    self._selection.on_data(len(loader.dataset))
+                    self._selection.on_data(len(cast(Sized, loader.dataset)))
                 opened.append(source())
             self._source = opened[0]
             return self._source
@@ -328,9 +326,7 @@ class AutoAssistDataModule(DataModuleBase):
 
     def _passes_plain_batches(self) -> bool:
         selection = self._selection
-        return self._is_overfitting() or (
-            selection is not None and selection.keeps_everything and self.budget == 1
-        )
+        return self._is_overfitting() or (selection is not None and selection.keeps_everything and self.budget == 1)
 
     def _is_overfitting(self) -> bool:
         return self.trainer is not None and bool(self.trainer.overfit_batches)

@@ -155,9 +155,7 @@ class BatchFeatures:
             if self.function is not None:
                 features = self.function(batch)
                 if features.ndim != 2 or len(features) != batch_size:
-                    raise ValueError(
-                        f"features= must return shape ({batch_size}, F), got {tuple(features.shape)}"
-                    )
+                    raise ValueError(f"features= must return shape ({batch_size}, F), got {tuple(features.shape)}")
                 return features.detach()
             rows = [tensor for tensor in tensors_in(batch) if tensor.ndim and tensor.shape[0] == batch_size]
             dense = [
@@ -168,9 +166,7 @@ class BatchFeatures:
             if dense:
                 return self._reduce(max(dense, key=torch.Tensor.numel).detach().float())
             tokens = [
-                tensor
-                for tensor in rows
-                if tensor.ndim >= 2 and not tensor.is_floating_point() and tensor.numel()
+                tensor for tensor in rows if tensor.ndim >= 2 and not tensor.is_floating_point() and tensor.numel()
             ]
             if tokens:
                 return self._hashed_counts(max(tokens, key=torch.Tensor.numel).detach().flatten(1))
@@ -184,8 +180,9 @@ class BatchFeatures:
         if not 1 <= positions <= 3 or channels > self.max_features:
             return self._project(values.flatten(1))
         side = math.floor((self.max_features / channels) ** (1 / positions) + 1e-9)
-        pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[positions - 1]
-        return pool(values, [min(side, size) for size in values.shape[2:]]).flatten(1)
+        pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[positions - 1]
+        pooled: Tensor = pool(values, [min(side, size) for size in values.shape[2:]])
+        return pooled.flatten(1)
 
     def _project(self, values: Tensor) -> Tensor:
         width = values.shape[1]

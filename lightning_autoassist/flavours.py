@@ -31,8 +31,10 @@ DATA_MODULE_TYPES = tuple(flavour.LightningDataModule for flavour in FLAVOURS)
 MODULE_TYPES = tuple(flavour.LightningModule for flavour in FLAVOURS)
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Callback as CallbackBase
-    from pytorch_lightning import LightningDataModule as DataModuleBase
+    from pytorch_lightning import Callback, LightningDataModule
+
+    CallbackBase = Callback
+    DataModuleBase = LightningDataModule
 else:
 
     class CallbackBase(*(flavour.Callback for flavour in FLAVOURS)):

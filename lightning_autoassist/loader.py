@@ -10,12 +10,11 @@ import copy
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
-from lightning_fabric.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from lightning_fabric.utilities.seed import pl_worker_init_function
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_autoassist.sampler import Draw, index_array
@@ -184,11 +183,9 @@ def _fed_by(loader: DataLoader[Any], feed: _Feed) -> DataLoader[Any]:
     # DataLoader forbids to set these after construction, and constructing anew would lose a subclass's own arguments.
     fed.__dict__.update(batch_sampler=feed, sampler=None, batch_size=None, drop_last=False, _iterator=None)
     if not getattr(fed, "in_order", True):
-        rank_zero_warn(
-            "in_order=False was set back to True: batches must arrive in the order they were drawn"
-        )
+        rank_zero_warn("in_order=False was set back to True: batches must arrive in the order they were drawn")
         fed.in_order = True
     if fed.worker_init_fn is None and int(os.environ.get("PL_SEED_WORKERS", 0)):
         # What Lightning does for DataLoaders after seed_everything(..., workers=True).
-        fed.worker_init_fn = partial(pl_worker_init_function, rank=rank_zero_only.rank)
+        fed.worker_init_fn = pl_worker_init_function
     return fed

@@ -81,9 +81,7 @@ class AutoAssistPolicy(Policy):
 
     default_score = "loss"
 
-    def __init__(
-        self, gamma: float = 0.3, confidence_gate: bool = False, accuracy_decay: float = 0.95
-    ) -> None:
+    def __init__(self, gamma: float = 0.3, confidence_gate: bool = False, accuracy_decay: float = 0.95) -> None:
         if not 0 < gamma <= 1:
             raise ValueError(
                 f"gamma must be in (0, 1], got {gamma}; with no floor an instance can vanish for good, try 0.3"
@@ -150,9 +148,7 @@ class RandomPolicy(Policy):
 
     def __init__(self, keep_rate: float = 0.5) -> None:
         if not 0 < keep_rate <= 1:
-            raise ValueError(
-                f"keep_rate must be in (0, 1], got {keep_rate}; 0.5 drops every second candidate"
-            )
+            raise ValueError(f"keep_rate must be in (0, 1], got {keep_rate}; 0.5 drops every second candidate")
         self.keep_rate = keep_rate
         self.keeps_everything = keep_rate == 1
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
@@ -157,9 +157,7 @@ def warn_about_limits(trainer: Any, stream: ShrinkingBatchSampler) -> None:
         )
     # The Trainer turns max_time into a Timer callback.
     if any(type(callback).__name__ == "Timer" for callback in trainer.callbacks):
-        rank_zero_warn(
-            "max_time ends this run, so filtering saves no time: give the Trainer max_epochs instead"
-        )
+        rank_zero_warn("max_time ends this run, so filtering saves no time: give the Trainer max_epochs instead")
     if isinstance(trainer.limit_train_batches, int):
         rank_zero_warn(
             f"limit_train_batches={trainer.limit_train_batches} fixes the number of Boss batches, so filtering saves "

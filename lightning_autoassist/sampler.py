@@ -102,9 +102,7 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if chunk_size is not None and chunk_size < 1:
-            raise ValueError(
-                f"chunk_size must be at least 1, got {chunk_size}; None scores batch_size at once"
-            )
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}; None scores batch_size at once")
         self.sampler = sampler
         self.num_instances = num_candidates(sampler)
         if not self.num_instances:
@@ -164,9 +162,7 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
 
     def confirm(self, draw: Draw) -> None:
         """Take note that ``draw``, the oldest unconfirmed batch, reached the Boss."""
-        assert self._in_flight and self._in_flight[0] is draw, (
-            "batches reach the Boss in the order they were drawn"
-        )
+        assert self._in_flight and self._in_flight[0] is draw, "batches reach the Boss in the order they were drawn"
         self._in_flight.popleft()
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,8 +178,7 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
             "kept_indices": torch.from_numpy(self._kept_indices),
             "kept_probs": torch.from_numpy(self._kept_probs),
             "in_flight": [
-                [torch.from_numpy(part) if part is not None else None for part in draw]
-                for draw in self._in_flight
+                [torch.from_numpy(part) if part is not None else None for part in draw] for draw in self._in_flight
             ],
             "totals": [self.num_considered, self.num_kept, self.prob_sum],
         }
@@ -208,8 +203,8 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
         self._kept_indices = state["kept_indices"].numpy().copy()
         self._kept_probs = state["kept_probs"].numpy().copy()
         self._in_flight = deque(
-            Draw(*(None if part is None else part.numpy().copy() for part in parts))
-            for parts in state["in_flight"]
+            Draw(indices.numpy().copy(), None if weights is None else weights.numpy().copy())
+            for indices, weights in state["in_flight"]
         )
         self.num_considered, self.num_kept, self.prob_sum = state["totals"]
 

@@ -25,9 +25,7 @@ class ReferenceLogistic:
     def update(self, rows, labels, losses):
         batch_mean = sum(losses) / len(losses)
         self.mean = (
-            batch_mean
-            if self.mean is None
-            else self.mean_decay * self.mean + (1 - self.mean_decay) * batch_mean
+            batch_mean if self.mean is None else self.mean_decay * self.mean + (1 - self.mean_decay) * batch_mean
         )
         weight_step = [self.weight_decay * w for w in self.weight]
         bias_step = [self.weight_decay * b for b in self.bias]

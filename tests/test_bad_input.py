@@ -54,10 +54,8 @@ UNFILTERABLE = {
     ),
     "empty": (lambda: loader_of(0), "the data set is empty"),
     "custom batches": (
-        lambda: DataLoader(
-            CountingDataset(50), batch_sampler=OddBatches(SequentialSampler(range(50)), 10, False)
-        ),
-        "OddBatches decides which instances share a batch.*flatten=True",
+        lambda: DataLoader(CountingDataset(50), batch_sampler=OddBatches(SequentialSampler(range(50)), 10, False)),
+        r"OddBatches decides which instances share a batch.*flatten=True",
     ),
 }
 
@@ -76,9 +74,7 @@ def test_several_train_loaders_are_refused(loaders):
             return loaders()
 
     run = trainer(max_epochs=1, callbacks=[AutoAssistCallback()])
-    with pytest.raises(
-        MisconfigurationException, match="one torch DataLoader to train on, got a (list|dict)"
-    ):
+    with pytest.raises(MisconfigurationException, match="one torch DataLoader to train on, got a (list|dict)"):
         run.fit(Untrained(), datamodule=AutoAssistDataModule(Several()))
     with pytest.raises(TypeError, match="several train loaders cannot be filtered, pass one"):
         AutoAssistDataModule(loaders())
@@ -86,9 +82,7 @@ def test_several_train_loaders_are_refused(loaders):
 
 def test_a_custom_batch_sampler_is_flattened_on_request():
     batches = OddBatches(SequentialSampler(range(50)), 10, False)
-    data = AutoAssistDataModule(
-        DataLoader(CountingDataset(50), batch_sampler=batches), budget=1.0, flatten=True
-    )
+    data = AutoAssistDataModule(DataLoader(CountingDataset(50), batch_sampler=batches), budget=1.0, flatten=True)
     run = trainer(max_epochs=1, callbacks=[AutoAssistCallback()])
     run.fit(Classifier(), datamodule=data)
     assert sorted(data.data.dataset.loads) == list(range(50))
@@ -101,9 +95,7 @@ def test_budget_outside_its_range(budget):
 
 
 def test_loaders_beside_a_data_module():
-    with pytest.raises(
-        TypeError, match="val_dataloaders= go beside a train DataLoader; ClustersData brings its own"
-    ):
+    with pytest.raises(TypeError, match="val_dataloaders= go beside a train DataLoader; ClustersData brings its own"):
         AutoAssistDataModule(ClustersData(), val_dataloaders=loader_of())
 
 
@@ -125,7 +117,7 @@ def test_callback_arguments(arguments, message):
 
 def test_callback_without_data_module_shows_the_two_lines():
     run = trainer(max_epochs=1, callbacks=[AutoAssistCallback()])
-    two_lines = r"(?s)needs an AutoAssistDataModule, this fit trains on a ClustersData.*callbacks=\[AutoAssistCallback\(\)\].*datamodule="
+    two_lines = r"(?s)this fit trains on a ClustersData.*callbacks=\[AutoAssistCallback\(\)\].*datamodule="
     with pytest.raises(MisconfigurationException, match=two_lines):
         run.fit(Untrained(), datamodule=ClustersData())
     with pytest.raises(MisconfigurationException, match="this fit trains on a DataLoader"):
@@ -133,7 +125,9 @@ def test_callback_without_data_module_shows_the_two_lines():
 
 
 def test_data_module_without_callback_shows_the_two_lines():
-    two_lines = r"(?s)AutoAssistDataModule needs an AutoAssistCallback.*callbacks=\[AutoAssistCallback\(\)\].*datamodule="
+    two_lines = (
+        r"(?s)AutoAssistDataModule needs an AutoAssistCallback.*callbacks=\[AutoAssistCallback\(\)\].*datamodule="
+    )
     with pytest.raises(MisconfigurationException, match=two_lines):
         trainer(max_epochs=1).fit(Untrained(), datamodule=AutoAssistDataModule(ClustersData()))
 
@@ -160,6 +154,16 @@ def test_a_fit_without_the_data_module_of_an_earlier_fit():
     run.fit(Classifier(), datamodule=AutoAssistDataModule(ClustersData(100, 10)))
     with pytest.raises(MisconfigurationException, match="this fit trains on a DataLoader"):
         run.fit(Untrained(), train_dataloaders=loader_of())
+
+
+def test_a_step_that_takes_its_batches_by_itself():
+    class Iterating(Untrained):
+        def training_step(self, dataloader_iter):
+            raise AssertionError("the error came too late")
+
+    run = trainer(max_epochs=1, callbacks=[AutoAssistCallback()])
+    with pytest.raises(MisconfigurationException, match=r"write training_step\(batch, batch_idx\)"):
+        run.fit(Iterating(), datamodule=AutoAssistDataModule(ClustersData()))
 
 
 def test_validation_interval_longer_than_an_epoch():

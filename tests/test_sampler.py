@@ -91,9 +91,7 @@ def test_every_epoch_has_k_full_batches_and_the_stream_runs_on():
 
 
 def test_keep_rate_lies_in_its_binomial_bound():
-    sampler = ShrinkingBatchSampler(
-        range(10_000), 100, budget=1.0, keep_probability=lambda i, k: np.full(len(i), 0.3)
-    )
+    sampler = ShrinkingBatchSampler(range(10_000), 100, budget=1.0, keep_probability=lambda i, k: np.full(len(i), 0.3))
     list(sampler)
     considered, kept = sampler.num_considered, sampler.num_kept
     assert abs(kept - 0.3 * considered) < 4 * np.sqrt(considered * 0.3 * 0.7)
@@ -101,9 +99,7 @@ def test_keep_rate_lies_in_its_binomial_bound():
 
 
 def test_informative_instances_are_kept_more_often():
-    sampler = ShrinkingBatchSampler(
-        range(3000), 50, budget=1.0, keep_probability=lambda i, k: thirds(i, k + 1)
-    )
+    sampler = ShrinkingBatchSampler(range(3000), 50, budget=1.0, keep_probability=lambda i, k: thirds(i, k + 1))
     kept = np.concatenate([np.array(batch) for _ in range(4) for batch in sampler])
     assert (kept % 3 == 0).mean() == pytest.approx((1 / 3) / (1 / 3 + 2 / 3 * 0.25), abs=0.03)
 
@@ -192,17 +188,17 @@ def test_works_alone_as_a_batch_sampler_and_keeps_the_users_distribution():
 
 
 def test_set_epoch_counts_passes():
-    class Epochs(list):
-        seen = []
+    seen = []
 
+    class Epochs(list):
         def set_epoch(self, epoch):
-            self.seen.append(epoch)
+            seen.append(epoch)
 
     source = Epochs(range(20))
     sampler = ShrinkingBatchSampler(source, 10, budget=0.5)
     for _ in range(5):
         list(sampler)
-    assert source.seen == [0, 1, 2]
+    assert seen == [0, 1, 2]
 
 
 def test_global_rngs_stay_untouched():

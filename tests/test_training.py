@@ -305,9 +305,7 @@ def test_metrics_are_logged_each_epoch(tmp_path):
         assert 0 < row["assistant_loss"] < 2
         assert 0 < row["overhead_ms"] < 50
         assert row["candidates_seen"] > row["instances_seen"]
-    assert (
-        numbers[-1]["candidates_seen"] == callback.summary()["candidates_seen"] == data.sampler.num_considered
-    )
+    assert numbers[-1]["candidates_seen"] == callback.summary()["candidates_seen"] == data.sampler.num_considered
 
 
 def test_auroc_is_torchmetrics_over_the_epochs_predictions():
@@ -321,9 +319,7 @@ def test_auroc_is_torchmetrics_over_the_epochs_predictions():
     for rows in torch.arange(90).split(30):
         report.count_outcome(Outcome(0.5, predictions[rows], targets[rows]))
     metrics = report.end_epoch(None)
-    assert metrics["autoassist/assistant_auroc"] == pytest.approx(
-        roc_auc_score(targets, predictions), abs=1e-6
-    )
+    assert metrics["autoassist/assistant_auroc"] == pytest.approx(roc_auc_score(targets, predictions), abs=1e-6)
     assert metrics["autoassist/assistant_loss"] == 0.5
     assert "autoassist/assistant_auroc" not in report.end_epoch(None)
 

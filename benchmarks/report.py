@@ -1,0 +1,77 @@
+"""Writes the README's tables, between their markers, from the rows in ``benchmarks/results/``.
+
+python benchmarks/report.py            # rewrites README.md
+python benchmarks/report.py --check    # exits with 1 where the README is not what the rows say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from rows import RESULTS
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def last_rows(name: str) -> list[dict[str, Any]]:
+    """The newest row of each case in ``results/NAME.jsonl``."""
+    path = RESULTS / f"{name}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return list({row["case"]: row for row in rows}.values())
+
+
+def overhead_table() -> str:
+    """Milliseconds a step with and without the plug-in, and candidates a second."""
+    lines = [
+        "| Boss, batch 128 | plain, ms a step | filtered, ms a step | added, ms | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    rows = last_rows("overhead")
+    for row in rows:
+        if "plain_ms" in row:
+            figures = (f"{row[name]:.2f}" for name in ("plain_ms", "filtered_ms", "added_ms"))
+            lines.append(f"| {row['case']} | {' | '.join(figures)} | {row['ratio']:.3f} |")
+    lines += [
+        "",
+        "| the batch generator, 256 features in half precision, one core | candidates a second |",
+        "|---|---|",
+    ]
+    for row in rows:
+        lines += [f"| {name} | {row[name]:,} |" for name in row if name.startswith(("logistic", "remembered"))]
+    measured = [f"{row['hardware']}; torch {row['versions']['torch']}" for row in rows]
+    return "\n".join(
+        [*lines, "", f"Measured on {', '.join(sorted(set(measured)))}. Medians over five rounds in turns."]
+    )
+
+
+TABLES = {"overhead": overhead_table}
+
+
+def rewritten(text: str) -> str:
+    """``text`` with every table between its markers made anew."""
+    for name, table in TABLES.items():
+        block = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+        body = table()
+        text = block.sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
+    return text
+
+
+def main() -> None:
+    """Rewrite or check the README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only compare")
+    check = parser.parse_args().check
+    before = README.read_text()
+    after = rewritten(before)
+    if check:
+        sys.exit("README.md differs from the rows: run python benchmarks/report.py" if after != before else 0)
+    README.write_text(after)
+
+
+if __name__ == "__main__":
+    main()
