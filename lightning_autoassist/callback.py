@@ -114,7 +114,7 @@ class AutoAssistCallback(CallbackBase):
             # Lightning would say that the module's hook is ignored; the data module calls it.
             warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in both")
         selection = Selection(self._keep_probability, self.policy.keeps_everything, self.weights, self._prepare_store)
-        self._data.select(selection, restart=not self._has_begun)
+        self._data.select_by(selection, restart=not self._has_begun)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
@@ -131,7 +131,7 @@ class AutoAssistCallback(CallbackBase):
         assert self._data is not None
         self._has_begun = True
         self._data.start_fetching()
-        stream = self._data.sampler
+        stream = self._data.candidate_stream
         if stream is not None:
             warn_about_limits(trainer, stream)
         self.report.start_epoch(stream)
@@ -149,7 +149,7 @@ class AutoAssistCallback(CallbackBase):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
-        pl_module.log_dict(self.report.end_epoch(self._data.sampler))
+        pl_module.log_dict(self.report.end_epoch(self._data.candidate_stream))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
@@ -166,7 +166,7 @@ class AutoAssistCallback(CallbackBase):
             ``nonfinite_instances``, ``overhead_ms`` (milliseconds a step), and with an Assistant ``assistant_loss``
             (nats) and ``assistant_auroc`` of the last epoch.
         """
-        return self.report.summary(None if self._data is None else self._data.sampler)
+        return self.report.summary(None if self._data is None else self._data.candidate_stream)
 
     def keep_probability(self, indices: Iterable[int]) -> npt.NDArray[np.floating[Any]]:
         """The chance that each of some instances would be kept if it were a candidate now, after a first pass.
@@ -333,7 +333,7 @@ class AutoAssistCallback(CallbackBase):
             self._unwrap()
             self._unwrap = None
         if self._data is not None:
-            self._data.select(None)
+            self._data.select_by(None)
         self._step = None
 
 

@@ -103,12 +103,12 @@ class AutoAssistDataModule(DataModuleBase):
     ) -> None:
         check_budget(budget)
         # Set first: the attributes below are looked up on it while Lightning's own initialisers run.
-        self.__dict__["data"] = data
+        self.__dict__["wrapped"] = data
         self.__dict__["_trainer"] = None
         super().__init__()
         self.budget = budget
-        self.seed = seed
-        self.flatten = flatten
+        self._seed = seed
+        self._flatten = flatten
         self.current_draw: Draw | None = None
         self._selection: Selection | None = None
         self._sampler: ShrinkingBatchSampler | None = None
@@ -135,14 +135,20 @@ class AutoAssistDataModule(DataModuleBase):
             )
         for stage, loader in loaders.items():
             setattr(self, f"{stage}_dataloader", _returning(loader))
+        self._passes_on = isinstance(data, DATA_MODULE_TYPES)
 
+    # Modules ask their data module for num_classes, tuners set its batch_size: ours passes both on to the user's.
     def __getattr__(self, name: str) -> Any:
-        # Modules ask their data module for num_classes and the like; ours answers with the user's.
-        if name.startswith("__") or "data" not in self.__dict__:
+        if name.startswith("__") or not self.__dict__.get("_passes_on"):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        if not isinstance(self.data, DATA_MODULE_TYPES):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        return getattr(self.data, name)
+        return getattr(self.wrapped, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_ours = name in self.__dict__ or hasattr(type(self), name) or not self.__dict__.get("_passes_on")
+        if not is_ours and hasattr(self.wrapped, name):
+            setattr(self.wrapped, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def trainer(self) -> Any:
@@ -151,8 +157,8 @@ class AutoAssistDataModule(DataModuleBase):
     @trainer.setter
     def trainer(self, trainer: Any) -> None:
         self.__dict__["_trainer"] = trainer
-        if isinstance(self.data, DATA_MODULE_TYPES):
-            self.data.trainer = trainer
+        if isinstance(self.wrapped, DATA_MODULE_TYPES):
+            self.wrapped.trainer = trainer
 
     # Lightning logs and saves the hyperparameters that it finds under these names.
     @property
@@ -163,7 +169,7 @@ class AutoAssistDataModule(DataModuleBase):
     def hparams_initial(self) -> Any:
         return self._hparams_owner().hparams_initial
 
-    def select(self, selection: Selection | None, *, restart: bool = False) -> None:
+    def select_by(self, selection: Selection | None, *, restart: bool = False) -> None:
         """Connect the callback (None: disconnect it), before training starts.
 
         Args:
@@ -176,7 +182,7 @@ class AutoAssistDataModule(DataModuleBase):
             self._sampler = self._restored = None
 
     @property
-    def sampler(self) -> ShrinkingBatchSampler | None:
+    def candidate_stream(self) -> ShrinkingBatchSampler | None:
         """The candidate stream; None before the first filtered batch, and where the user's own batches pass."""
         return self._sampler
 
@@ -199,23 +205,27 @@ class AutoAssistDataModule(DataModuleBase):
             raise MisconfigurationException(
                 f"AutoAssistDataModule needs an AutoAssistCallback in the Trainer. Write:{HOW_TO_USE}"
             )
-        loader = self.data if isinstance(self.data, DataLoader) else self.data.train_dataloader()
+        loader = self.wrapped if isinstance(self.wrapped, DataLoader) else self.wrapped.train_dataloader()
         candidates, batch_size, drop_last = self._candidates_of(loader)
         if self._passes_plain_batches():
             batches: Any = loader.batch_sampler
             if self._is_overfitting() and not isinstance(candidates, SequentialSampler):
                 rank_zero_warn("overfit_batches: the train loader is not shuffled, and nothing is filtered")
                 batches = BatchSampler(SequentialSampler(cast(Sized, loader.dataset)), batch_size, drop_last)
-            return self._carrying(loader, lambda: PlainBatches(batches), len(batches))
+            plain = PlainBatches(batches)
+            return self._carrying(loader, lambda: plain, len(batches))
+
+        def stream() -> ShrinkingBatchSampler:
+            # torch.initial_seed() reads the global seed and leaves the global RNG where it is.
+            seed = torch.initial_seed() if self._seed is None else self._seed
+            return ShrinkingBatchSampler(candidates, batch_size, budget=self.budget, drop_last=drop_last, seed=seed)
 
         try:
-            stream = ShrinkingBatchSampler(
-                candidates, batch_size, budget=self.budget, drop_last=drop_last, seed=self._seed()
-            )
+            num_batches = len(stream())
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
-        self._check_validation_interval(len(stream))
-        return self._carrying(loader, lambda: self._continued(stream), len(stream))
+        self._check_validation_interval(num_batches)
+        return self._carrying(loader, lambda: self._continued(stream()), num_batches)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, Carried):
@@ -223,36 +233,32 @@ class AutoAssistDataModule(DataModuleBase):
             assert self._source is not None
             self._source.confirm(self.current_draw)
         # Then what Lightning would have called, had this class not overridden the hook.
-        if isinstance(self.data, DATA_MODULE_TYPES) and overrides(self.data, "on_before_batch_transfer"):
-            return self.data.on_before_batch_transfer(batch, dataloader_idx)
+        if isinstance(self.wrapped, DATA_MODULE_TYPES) and overrides(self.wrapped, "on_before_batch_transfer"):
+            return self.wrapped.on_before_batch_transfer(batch, dataloader_idx)
         module = None if self.trainer is None else self.trainer.lightning_module
         return batch if module is None else module.on_before_batch_transfer(batch, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {}
-        if isinstance(self.data, DATA_MODULE_TYPES):
-            state["data"] = self.data.state_dict()
+        if isinstance(self.wrapped, DATA_MODULE_TYPES):
+            state["data"] = self.wrapped.state_dict()
         if self._sampler is not None:
             state["sampler"] = self._sampler.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if "data" in state_dict and isinstance(self.data, DATA_MODULE_TYPES):
-            self.data.load_state_dict(state_dict["data"])
+        if "data" in state_dict and isinstance(self.wrapped, DATA_MODULE_TYPES):
+            self.wrapped.load_state_dict(state_dict["data"])
         self._sampler = None
         self._restored = state_dict.get("sampler")
 
     def _forward(self, hooks: tuple[str, ...]) -> None:
         for hook in hooks:
-            if overrides(self.data, hook):
-                setattr(self, hook, getattr(self.data, hook))
+            if overrides(self.wrapped, hook):
+                setattr(self, hook, getattr(self.wrapped, hook))
 
     def _hparams_owner(self) -> Any:
-        return self.data if isinstance(self.data, DATA_MODULE_TYPES) else super()
-
-    def _seed(self) -> int:
-        # torch.initial_seed() reads the global seed and leaves the global RNG where it is.
-        return torch.initial_seed() if self.seed is None else self.seed
+        return self.wrapped if isinstance(self.wrapped, DATA_MODULE_TYPES) else super()
 
     def _candidates_of(self, loader: Any) -> tuple[Any, int, bool]:
         """The sampler, B and drop_last of the user's train loader.
@@ -278,7 +284,7 @@ class AutoAssistDataModule(DataModuleBase):
         batch_size = getattr(batches, "batch_size", None)
         if type(batches) is BatchSampler:
             return batches.sampler, batches.batch_size, batches.drop_last
-        if not self.flatten or not isinstance(batch_size, int):
+        if not self._flatten or not isinstance(batch_size, int):
             raise MisconfigurationException(
                 f"{type(batches).__name__} decides which instances share a batch, and filtering would undo that; pass "
                 "flatten=True to take its instances one by one (it then needs an integer batch_size attribute)"
@@ -291,21 +297,18 @@ class AutoAssistDataModule(DataModuleBase):
         )
 
     def _carrying(self, loader: DataLoader[Any], source: Callable[[], DrawSource], num_batches: int) -> CarryingLoader:
-        """The train loader; it fixes its source, once, when the Trainer takes a first batch from it."""
-        opened: list[DrawSource] = []
+        """The train loader, whose source is asked for at the start of each of the Trainer's epochs."""
 
         def open_source() -> DrawSource:
-            if not opened:
-                if self._selection is not None:
-                    self._selection.on_data(len(cast(Sized, loader.dataset)))
-                opened.append(source())
-            self._source = opened[0]
+            if self._selection is not None:
+                self._selection.on_data(len(cast(Sized, loader.dataset)))
+            self._source = source()
             return self._source
 
         return CarryingLoader(loader, num_batches, open_source, self._is_fetching)
 
     def _continued(self, stream: ShrinkingBatchSampler) -> ShrinkingBatchSampler:
-        """``stream``, or the earlier one that it continues: of a loader that was reloaded, of a checkpoint."""
+        """``stream``, or the one that it continues: of the last epoch, of a loader before this one, of a checkpoint."""
         earlier, restored = self._sampler, self._restored
         self._restored = None
         if earlier is not None and earlier.sizes == stream.sizes:

@@ -74,7 +74,7 @@ def test_several_train_loaders_are_refused(loaders):
             return loaders()
 
     run = trainer(max_epochs=1, callbacks=[AutoAssistCallback()])
-    with pytest.raises(MisconfigurationException, match="one torch DataLoader to train on, got a (list|dict)"):
+    with pytest.raises(MisconfigurationException, match=r"one torch DataLoader to train on, got a (list|dict)"):
         run.fit(Untrained(), datamodule=AutoAssistDataModule(Several()))
     with pytest.raises(TypeError, match="several train loaders cannot be filtered, pass one"):
         AutoAssistDataModule(loaders())
@@ -85,7 +85,7 @@ def test_a_custom_batch_sampler_is_flattened_on_request():
     data = AutoAssistDataModule(DataLoader(CountingDataset(50), batch_sampler=batches), budget=1.0, flatten=True)
     run = trainer(max_epochs=1, callbacks=[AutoAssistCallback()])
     run.fit(Classifier(), datamodule=data)
-    assert sorted(data.data.dataset.loads) == list(range(50))
+    assert sorted(data.wrapped.dataset.loads) == list(range(50))
 
 
 @pytest.mark.parametrize("budget", [0, -0.5, 1.01])
@@ -156,6 +156,7 @@ def test_a_fit_without_the_data_module_of_an_earlier_fit():
         run.fit(Untrained(), train_dataloaders=loader_of())
 
 
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
 def test_a_step_that_takes_its_batches_by_itself():
     class Iterating(Untrained):
         def training_step(self, dataloader_iter):
@@ -230,7 +231,7 @@ def test_instances_with_nonfinite_losses_are_neither_learnt_from_nor_dropped(bad
     loads = torch.bincount(torch.tensor(source.train_set.loads), minlength=100).float()
     assert callback.summary()["nonfinite_instances"] == loads[::5].sum()
     assert callback.summary()["keep_rate"] < 1
-    passes = data.sampler.num_considered // 100
+    passes = data.candidate_stream.num_considered // 100
     assert loads[::5].min() >= passes
 
 
@@ -275,4 +276,4 @@ def test_a_module_without_a_readable_loss_trains_unfiltered_with_one_warning():
     with pytest.warns(UserWarning, match="stopped filtering, training goes on") as caught:
         run.fit(Opaque(), datamodule=data)
     assert sum("stopped filtering" in str(warning.message) for warning in caught) == 1
-    assert data.sampler.num_kept == data.sampler.num_considered
+    assert data.candidate_stream.num_kept == data.candidate_stream.num_considered

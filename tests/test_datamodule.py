@@ -144,6 +144,8 @@ def test_answers_for_the_users_data_module():
     run = trainer()
     data.trainer = run
     assert source.trainer is run
+    data.num_classes = 5
+    assert source.num_classes == 5
     with pytest.raises(AttributeError, match="num_colours"):
         data.num_colours  # noqa: B018
 
@@ -238,3 +240,38 @@ def test_hyperparameters_reach_the_checkpoint(tmp_path):
     run.fit(Classifier(), datamodule=AutoAssistDataModule(Described(width=9)))
     checkpoint = torch.load(saving.last_model_path, weights_only=True)
     assert checkpoint["datamodule_hyper_parameters"] == {"width": 9}
+
+
+def test_tuners_run_and_leave_the_stream_where_it_was(tmp_path):
+    """The tuner trains without the callbacks, then restores what was; the stream begins at its first pass."""
+    from pytorch_lightning.tuner import Tuner
+
+    source, callback, module = ClustersData(100, 10), AutoAssistCallback(), Classifier()
+    data = AutoAssistDataModule(source, budget=1.0)
+    run = trainer(max_epochs=3, callbacks=[callback], default_root_dir=tmp_path)
+    found = Tuner(run).lr_find(module, datamodule=data, num_training=15, update_attr=True)
+    assert module.lr == found.suggestion()
+    source.train_set.loads.clear()
+    run.fit(module, datamodule=data)
+    assert sorted(source.train_set.loads[:100]) == list(range(100))
+    assert callback.summary()["instances_seen"] == 300
+    assert data.candidate_stream.pass_index >= 2
+
+
+def test_the_batch_size_finder_reaches_the_users_data_module(tmp_path):
+    from pytorch_lightning.tuner import Tuner
+
+    class Sized(ClustersData):
+        def __init__(self):
+            super().__init__(200)
+            self.batch_size = 2
+
+        def train_dataloader(self):
+            return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True)
+
+    source = Sized()
+    data = AutoAssistDataModule(source, budget=1.0)
+    run = trainer(max_epochs=1, callbacks=[AutoAssistCallback()], default_root_dir=tmp_path)
+    Tuner(run).scale_batch_size(Classifier(), datamodule=data, max_trials=3, steps_per_trial=2)
+    assert source.batch_size == 8
+    assert len(data.train_dataloader()) == 25

@@ -245,7 +245,7 @@ def test_indices_are_those_of_the_batch_in_a_second_fit():
     run.fit(module, datamodule=data)
     assert module.batches == 4 * 12
     assert callback.summary()["instances_seen"] == 4 * 120
-    assert data.sampler.pass_index >= 2
+    assert data.candidate_stream.pass_index >= 2
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -305,7 +305,9 @@ def test_metrics_are_logged_each_epoch(tmp_path):
         assert 0 < row["assistant_loss"] < 2
         assert 0 < row["overhead_ms"] < 50
         assert row["candidates_seen"] > row["instances_seen"]
-    assert numbers[-1]["candidates_seen"] == callback.summary()["candidates_seen"] == data.sampler.num_considered
+    assert (
+        numbers[-1]["candidates_seen"] == callback.summary()["candidates_seen"] == data.candidate_stream.num_considered
+    )
 
 
 def test_auroc_is_torchmetrics_over_the_epochs_predictions():
