@@ -1,0 +1,277 @@
+"""The losses of ``torch.nn.functional``: per-row values, and the norms of their gradients in closed form.
+
+A norm is that of one row's loss at its *canonical* input, so that it falls as the instance is fitted: at the logits
+for everything that is a softmax or a sigmoid inside; the loss itself where the slope is constant (l1, hinges).
+
+Shapes: R rows, C classes, d further dimensions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Arguments = dict[str, Any]
+Norms = Callable[[Arguments, Tensor], Tensor]
+
+
+class Elements(NamedTuple):
+    """What one call of a loss says about its rows, all detached.
+
+    Attributes:
+        losses: Unreduced losses, shape ``(R, *d)``, float32.
+        norms: Gradient norms of the elements of ``losses``, same shape.
+        mask: False where an element does not count (``ignore_index``), same shape, or None.
+    """
+
+    losses: Tensor
+    norms: Tensor
+    mask: Tensor | None
+
+
+class NamedLoss:
+    """One loss function: which inputs carry gradients, and its gradient norms.
+
+    Args:
+        function: The function of ``torch.nn.functional``.
+        norms: Gets the call's arguments (tensors detached, floats as float32) and the unreduced losses, returns
+            the norms in the shape of the losses.
+        inputs: Names of the differentiable inputs, which have one row for each row of the loss.
+        rows_axis: Where the inputs hold the rows.
+        tokens: Whether an instance's norms are averaged, as those of tokens and pixels, or are coordinates of
+            one gradient, as those of a regression's outputs.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        norms: Norms,
+        inputs: tuple[str, ...] = ("input",),
+        *,
+        rows_axis: int = 0,
+        tokens: bool = False,
+    ) -> None:
+        self.function = function
+        self.norms = norms
+        self.inputs = inputs
+        self.rows_axis = rows_axis
+        self.tokens = tokens
+        self.name: str = function.__name__
+        parameters = inspect.signature(function).parameters
+        self.parameters = tuple(parameters)
+        self.defaults = {name: parameter.default for name, parameter in parameters.items()}
+
+    def bind(self, args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
+        """All arguments of a call by name, with the deprecated ``size_average`` and ``reduce`` resolved."""
+        arguments = {**self.defaults, **dict(zip(self.parameters, args, strict=False)), **kwargs}
+        size_average, reduce = arguments.pop("size_average", None), arguments.pop("reduce", None)
+        if reduce is False:
+            arguments["reduction"] = "none"
+        elif size_average is not None or reduce is not None:
+            arguments["reduction"] = "sum" if size_average is False else "mean"
+        return arguments
+
+    def elements(self, arguments: Arguments, unreduced: Tensor | None = None) -> Elements:
+        """Losses and norms of a call's rows.
+
+        Args:
+            arguments: From :meth:`bind`.
+            unreduced: The rows, where they are known; else the call is repeated with reduction "none".
+        """
+        with torch.no_grad():
+            detached = {name: _detached(value) for name, value in arguments.items()}
+            if unreduced is None:
+                unreduced = self.function(**{**detached, "reduction": "none"})
+            # A copy: users write `loss *= mask` into what they were given.
+            losses = unreduced.detach().to(torch.float32, copy=True)
+            wide = {name: _wide(value) for name, value in detached.items()}
+            if self.function is F.kl_div and losses.ndim:
+                losses = losses.sum(distribution_axis(losses))
+            norms = self.norms(wide, losses)
+            return Elements(losses, norms, _mask(detached))
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _mask(arguments: Arguments) -> Tensor | None:
+    target = arguments.get("target")
+    if "ignore_index" not in arguments or not isinstance(target, Tensor) or target.is_floating_point():
+        return None
+    return target.ne(arguments["ignore_index"])
+
+
+def class_axis(logits: Tensor) -> int:
+    """Where class losses hold the classes: ``(C,)``, ``(R, C)``, ``(R, C, *d)``."""
+    return min(1, logits.ndim - 1)
+
+
+def distribution_axis(values: Tensor) -> int:
+    """Where ``kl_div``, which does not say, holds its distributions: axis 1 of images, else the last."""
+    return 1 if values.ndim >= 4 else values.ndim - 1
+
+
+def has_class_indices(arguments: Arguments) -> bool:
+    """Whether a ``cross_entropy`` is ``nll_loss`` of ``log_softmax``: no smoothing, no class probabilities."""
+    return not (arguments["target"].is_floating_point() or arguments["label_smoothing"])
+
+
+# ---- norms
+
+
+def loss_itself(arguments: Arguments, losses: Tensor) -> Tensor:
+    """For slopes that do not fall as the instance is fitted."""
+    return losses
+
+
+def nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    r""":math:`w_t \| \exp(\text{lp}) - e_t \|`, the gradient at the logits behind the log-probabilities."""
+    log_probs, target, weight = arguments["input"], arguments["target"], arguments["weight"]
+    axis = class_axis(log_probs)
+    counts: Tensor = target.ne(arguments["ignore_index"])
+    hot = target.where(counts, 0).unsqueeze(axis)
+    gradient = log_probs.exp()
+    gradient.scatter_add_(axis, hot, torch.full_like(hot, -1, dtype=gradient.dtype))
+    norms: Tensor = torch.linalg.vector_norm(gradient, dim=axis) * counts
+    return norms if weight is None else norms * weight[hot.squeeze(axis)]
+
+
+def cross_entropy_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    r""":math:`\| p \sum_c s_c - s \|` with smoothed, class-weighted targets s."""
+    logits, target, weight = arguments["input"], arguments["target"], arguments["weight"]
+    axis = class_axis(logits)
+    if has_class_indices(arguments):
+        return nll_norms({**arguments, "input": logits.log_softmax(axis)}, losses)
+    counts = torch.ones_like(losses, dtype=torch.bool)
+    if not target.is_floating_point():
+        counts = target.ne(arguments["ignore_index"])
+        hot = target.where(counts, 0).unsqueeze(axis)
+        target = torch.zeros_like(logits).scatter_(axis, hot, 1.0)
+    smoothing = arguments["label_smoothing"]
+    target = target * (1 - smoothing) + smoothing / logits.shape[axis]
+    if weight is not None:
+        target = target * weight.reshape(-1, *[1] * (logits.ndim - 1 - axis))
+    gradient = logits.softmax(axis).mul_(target.sum(axis, keepdim=True)).sub_(target)
+    norms: Tensor = torch.linalg.vector_norm(gradient, dim=axis) * counts
+    return norms
+
+
+def kl_div_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    r""":math:`\| \exp(\text{lp}) \sum_c t_c - t \|`, the gradient at the logits behind log-probabilities."""
+    log_probs, target = arguments["input"], arguments["target"]
+    if arguments["log_target"]:
+        target = target.exp()
+    axis = distribution_axis(log_probs)
+    gradient = log_probs.exp().mul_(target.sum(axis, keepdim=True)).sub_(target)
+    norms: Tensor = torch.linalg.vector_norm(gradient, dim=axis)
+    return norms
+
+
+def bce_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    """|p - y|, the gradient at the logits; that at the probabilities grows to 1e12."""
+    return _scaled((arguments["input"] - arguments["target"]).abs(), arguments["weight"])
+
+
+def bce_with_logits_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    logits, target, positive = arguments["input"], arguments["target"], arguments["pos_weight"]
+    probs = logits.sigmoid()
+    positive = 1.0 if positive is None else positive
+    gradient = (1 - target) * probs - positive * target * (1 - probs)
+    return _scaled(gradient.abs(), arguments["weight"])
+
+
+def mse_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    return _scaled(2 * (arguments["input"] - arguments["target"]).abs(), arguments.get("weight"))
+
+
+def smooth_l1_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    if arguments["beta"] == 0:
+        return losses
+    distance: Tensor = (arguments["input"] - arguments["target"]).abs()
+    return (distance / arguments["beta"]).clamp(max=1)
+
+
+def huber_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    distance = (arguments["input"] - arguments["target"]).abs().clamp(max=arguments["delta"])
+    return _scaled(distance, arguments.get("weight"))
+
+
+def gaussian_nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    """|x - y| / sigma, the gradient at the mean in units of the deviation: as it stands it is unbounded."""
+    variance = torch.as_tensor(arguments["var"], dtype=torch.float32, device=losses.device)
+    distance: Tensor = (arguments["input"] - arguments["target"]).abs()
+    if variance.ndim == distance.ndim - 1 and variance.shape == distance.shape[:-1]:
+        variance = variance.unsqueeze(-1)
+    return distance / variance.clamp(min=arguments["eps"]).sqrt()
+
+
+def poisson_nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    """|rate - y|, the gradient at the logarithm of the rate, in both parametrisations."""
+    rate: Tensor = arguments["input"].exp() if arguments["log_input"] else arguments["input"]
+    return (rate - arguments["target"]).abs()
+
+
+def soft_margin_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    target: Tensor = arguments["target"]
+    return (-target * arguments["input"]).sigmoid() * target.abs()
+
+
+def multilabel_soft_margin_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    gradient = _scaled(arguments["input"].sigmoid() - arguments["target"], arguments["weight"])
+    axis = class_axis(gradient)
+    norms: Tensor = torch.linalg.vector_norm(gradient, dim=axis) / gradient.shape[axis]
+    return norms
+
+
+def ctc_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    """By autograd: torch's own backward of this loss already is the gradient at the logits."""
+    with torch.enable_grad():
+        log_probs = arguments["log_probs"].clone().requires_grad_()
+        rows = F.ctc_loss(**{**arguments, "log_probs": log_probs, "reduction": "none"})
+        (gradient,) = torch.autograd.grad(rows.sum(), log_probs)
+    norms: Tensor = torch.linalg.vector_norm(gradient, dim=(0, 2) if gradient.ndim == 3 else (0, 1))
+    return norms
+
+
+def _scaled(norms: Tensor, weight: Tensor | None) -> Tensor:
+    return norms if weight is None else norms * weight
+
+
+_TRIPLET = ("anchor", "positive", "negative")
+
+LOSSES: dict[Callable[..., Any], NamedLoss] = {
+    loss.function: loss
+    for loss in (
+        NamedLoss(F.cross_entropy, cross_entropy_norms, ("input", "target"), tokens=True),
+        NamedLoss(F.nll_loss, nll_norms, tokens=True),
+        NamedLoss(F.kl_div, kl_div_norms, ("input", "target"), tokens=True),
+        NamedLoss(F.binary_cross_entropy, bce_norms, ("input", "target")),
+        NamedLoss(F.binary_cross_entropy_with_logits, bce_with_logits_norms, ("input", "target")),
+        NamedLoss(F.mse_loss, mse_norms, ("input", "target")),
+        NamedLoss(F.l1_loss, loss_itself, ("input", "target"), tokens=True),
+        NamedLoss(F.smooth_l1_loss, smooth_l1_norms, ("input", "target")),
+        NamedLoss(F.huber_loss, huber_norms, ("input", "target")),
+        NamedLoss(F.gaussian_nll_loss, gaussian_nll_norms, ("input", "target", "var")),
+        NamedLoss(F.poisson_nll_loss, poisson_nll_norms, ("input", "target")),
+        NamedLoss(F.ctc_loss, ctc_norms, ("log_probs",), rows_axis=1),
+        NamedLoss(F.hinge_embedding_loss, loss_itself, tokens=True),
+        NamedLoss(F.margin_ranking_loss, loss_itself, ("input1", "input2"), tokens=True),
+        NamedLoss(F.multi_margin_loss, loss_itself, tokens=True),
+        NamedLoss(F.multilabel_margin_loss, loss_itself, tokens=True),
+        NamedLoss(F.multilabel_soft_margin_loss, multilabel_soft_margin_norms),
+        NamedLoss(F.soft_margin_loss, soft_margin_norms),
+        NamedLoss(F.triplet_margin_loss, loss_itself, _TRIPLET, tokens=True),
+        NamedLoss(F.triplet_margin_with_distance_loss, loss_itself, _TRIPLET, tokens=True),
+        NamedLoss(F.cosine_embedding_loss, loss_itself, ("input1", "input2"), tokens=True),
+    )
+}
