@@ -8,7 +8,9 @@ Shapes: B batch, R rows of a loss (B, or a multiple of it), d further dimensions
 
 from __future__ import annotations
 
+import inspect
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,15 +18,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lightning_autoassist.features import tensors_in
+from lightning_autoassist.loss_found import Contribution, Found, combine, contributions
+from lightning_autoassist.loss_graph import (
+    GraphLoss,
+    has_other_leaves,
+    is_parameters_own,
+    joined_by_scalars,
+    losses_in_graph,
+)
 from lightning_autoassist.loss_layout import (
     ROW_ORDERS,
     Layout,
-    fold,
     order_before_flattening,
     order_by_target,
     row_layout,
@@ -38,6 +47,11 @@ WAYS_OUT = (
     "or give the module a method instance_loss(batch, outputs) that returns them; "
     "or use the loss functions of torch.nn.functional."
 )
+
+# By these a hand-written loss ends in one number.
+_REDUCTIONS = frozenset({torch.mean, torch.sum, Tensor.mean, Tensor.sum})
+# In so many of a run's first steps the graph is searched for parts that were not captured.
+_CHECKED_STEPS = 3
 
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -73,6 +87,10 @@ class InstanceLossCapture:
             are adjacent; ``"time_major"``: row j is of instance j mod B, as after ``torch.cat`` of two views;
             ``"auto"``: told by the shape before flattening or by the batch's own targets, else not guessed.
 
+    Attributes:
+        has_other_terms: Whether, in the first steps, parameters reached the returned loss by another way than the
+            losses that were found: an L2 or KL term by hand. Weights do not enter there.
+
     Raises:
         ValueError: If ``score`` or ``row_order`` is not one of these.
 
@@ -92,8 +110,11 @@ class InstanceLossCapture:
             raise ValueError(f"row_order must be one of {', '.join(ROW_ORDERS)}, got {row_order!r}")
         self.score = score
         self.row_order = row_order
+        self.has_other_terms = False
         # Asked of the device once for each loss: what was found holds for the run.
         self._orders: dict[tuple[str, int], str] = {}
+        self._checks_left = _CHECKED_STEPS
+        self._is_warned = False
 
     def step(
         self, batch: Any, batch_size: int, *, weights: Tensor | None = None, module: nn.Module | None = None
@@ -111,18 +132,6 @@ class InstanceLossCapture:
             A context manager for the step.
         """
         return CapturedStep(self, batch, batch_size, weights, module)
-
-
-class _Captured(NamedTuple):
-    """One call of a named loss that may be (part of) what the step returns."""
-
-    named: NamedLoss
-    source: str
-    reduction: str
-    edge: GradientEdge
-    elements: Elements
-    labels: Tensor | None
-    layout: Layout
 
 
 class CapturedStep(TorchFunctionMode):
@@ -147,8 +156,9 @@ class CapturedStep(TorchFunctionMode):
         self._batch_size = batch_size
         self._weights = weights
         self._module = module
-        self._captured: list[_Captured] = []
-        self._backwards: list[list[tuple[_Captured, Tensor | None]]] = []
+        self._named: list[Found] = []
+        self._reduced: list[tuple[Node, Found]] = []
+        self._backwards: list[list[Contribution]] = []
         self._missed: list[str] = []
 
     def __exit__(
@@ -191,15 +201,18 @@ class CapturedStep(TorchFunctionMode):
         if func in LOSSES:
             return self._watch(LOSSES[func], args, kwargs)
         if func is Tensor.backward:  # manual optimization: afterwards the graph is gone
-            self._backwards.append(self._contributions(args[0]))
-        return func(*args, **kwargs)
+            self._backwards.append(self._attribute(args[0]))
+        result = func(*args, **kwargs)
+        if func in _REDUCTIONS:
+            self._note_reduction(args[0] if args else kwargs.get("input"), result)
+        return result
 
     def _watch(self, named: NamedLoss, args: tuple[Any, ...], kwargs: Arguments) -> Any:
         arguments = named.bind(args, kwargs)
         inputs = [arguments[name] for name in named.inputs]
         if not torch.is_grad_enabled() or not any(_requires_grad(value) for value in inputs):
             return named.function(*args, **kwargs)  # a metric
-        source = f"{named.name} at {_caller()}"
+        source = f"{named.name} {_caller()}"
         layout = self._layout(named, arguments, source)
         if layout is None:
             return named.function(*args, **kwargs)
@@ -228,28 +241,40 @@ class CapturedStep(TorchFunctionMode):
         result: Tensor,
         unreduced: Tensor | None,
     ) -> None:
+        with_norms = self._capture.score == "gradient_norm"
         try:
-            target = arguments.get("target")
-            is_label = (
-                isinstance(target, Tensor)
-                and not (target.is_floating_point() or target.is_complex())
-                and target.shape == (self._batch_size,)
-            )
-            self._captured.append(
-                _Captured(
-                    named,
-                    source,
-                    arguments["reduction"],
-                    get_gradient_edge(result),
-                    named.elements(arguments, unreduced),
-                    arguments["target"].detach().long() if is_label else None,
-                    layout,
-                )
-            )
+            elements = named.elements(arguments, unreduced, with_norms=with_norms)
+            # Compiled code cannot be asked for the edge.
+            edge = result if torch.compiler.is_compiling() else get_gradient_edge(result)
+            labels = self._labels(arguments)
         except Exception as error:  # the step itself went well: it must go on
-            self._missed.append(
-                f"{source} could not be repeated row by row ({type(error).__name__}: {error})"
-            )
+            self._missed.append(f"{source} could not be repeated row by row ({type(error).__name__}: {error})")
+            return
+        self._named.append(Found(source, arguments["reduction"], edge, elements, layout, named.tokens, labels))
+
+    def _labels(self, arguments: Arguments) -> Tensor | None:
+        target = arguments.get("target")
+        if not isinstance(target, Tensor) or target.shape != (self._batch_size,):
+            return None
+        return None if target.is_floating_point() else target.detach().long()
+
+    def _note_reduction(self, values: Any, result: Any) -> None:
+        """A mean or sum of everything in a tensor with a row for each instance may be the end of a loss by hand."""
+        if torch.compiler.is_compiling() or not (_requires_grad(values) and _requires_grad(result)):
+            return
+        if result.ndim or not values.ndim or values.shape[0] != self._batch_size or is_parameters_own(values):
+            return
+        layout = Layout((self._batch_size,), 0, 1)
+        rows = values.detach().float()
+
+        def weigh(weights: Tensor) -> None:
+            factor = layout.spread(weights, values).to(values.dtype)
+            values.register_hook(lambda gradient: gradient * factor)
+
+        source = f"hand-written loss {_caller()}"
+        elements = Elements(rows, None, None)
+        found = Found(source, "none", get_gradient_edge(values), elements, layout, weigh=weigh, is_by_hand=True)
+        self._reduced.append((result.grad_fn, found))
 
     def _weighted(
         self, named: NamedLoss, arguments: Arguments, layout: Layout, weights: Tensor
@@ -287,6 +312,8 @@ class CapturedStep(TorchFunctionMode):
     def _row_order(self, first: Tensor, arguments: Arguments, source: str, num_rows: int) -> str | None:
         if self._capture.row_order != "auto":
             return self._capture.row_order
+        if torch.compiler.is_compiling():
+            return None
         order = order_before_flattening(first, num_rows, self._batch_size)
         if order is not None:
             return order
@@ -295,9 +322,7 @@ class CapturedStep(TorchFunctionMode):
             target = arguments.get("target")
             if not isinstance(target, Tensor) or target.shape != (num_rows,):
                 return None
-            found = order_by_target(
-                target, arguments.get("ignore_index"), tensors_in(self._batch), self._batch_size
-            )
+            found = order_by_target(target, arguments.get("ignore_index"), tensors_in(self._batch), self._batch_size)
             if found is None:
                 return None
             self._capture._orders[key] = found
@@ -306,9 +331,11 @@ class CapturedStep(TorchFunctionMode):
     # ---- after the step
 
     def _observe(self, output: Any) -> Observation | None:
-        if isinstance(output, Mapping) and output.get("instance_loss") is not None:
-            return self._given(output["instance_loss"], output.get("loss"))
         root = output.get("loss") if isinstance(output, Mapping) else output
+        if isinstance(output, Mapping) and output.get("instance_loss") is not None:
+            return self._given(output["instance_loss"], root, "training_step")
+        if inspect.isfunction(getattr(type(self._module), "instance_loss", None)):
+            return self._given(self._module.instance_loss(self._batch, output), root, "instance_loss")
         if len(self._backwards) > 1:
             self.reason = (
                 f"{self._where()} runs backward {len(self._backwards)} times, so that no single loss is an "
@@ -316,94 +343,99 @@ class CapturedStep(TorchFunctionMode):
             )
             return None
         if self._backwards:
-            contributions = self._backwards[0]
-        elif isinstance(root, Tensor) and root.requires_grad:
-            contributions = self._contributions(root)
+            parts = self._backwards[0]
         else:
-            contributions = []
-        if not contributions:
+            parts = self._attribute(root) if _requires_grad(root) else []
+        if not parts:
+            for found in self._named:
+                if isinstance(found.edge, Tensor):
+                    self._missed.append(
+                        f"{found.source} must be what is returned, since compiled code does not tell its coefficient"
+                    )
             missed = "".join(f" {note}." for note in dict.fromkeys(self._missed))
-            self.reason = (
-                f"No per-instance loss was found behind what {self._where()} returned.{missed} {WAYS_OUT}"
-            )
+            self.reason = f"No per-instance loss was found behind what {self._where()} returned.{missed} {WAYS_OUT}"
             return None
-        return self._combine(contributions)
+        losses, scores = combine(parts)
+        labels = next((found.labels for found, _ in parts if found.labels is not None), None)
+        source = " + ".join(dict.fromkeys(found.source for found, _ in parts))
+        return Observation(losses, losses.clone() if self._capture.score == "loss" else scores, labels, source)
 
-    def _contributions(self, root: Tensor) -> list[tuple[_Captured, Tensor | None]]:
-        """The captured losses behind ``root``, with their coefficients: root's gradient there, None for root itself."""
-        if not root.requires_grad or not self._captured:
-            return []
-        if len(self._captured) == 1 and get_gradient_edge(root) == self._captured[0].edge:
-            return [(self._captured[0], None)]
-        coefficients = torch.autograd.grad(
-            root, [captured.edge for captured in self._captured], retain_graph=True, allow_unused=True
-        )
-        return [
-            (captured, coefficient)
-            for captured, coefficient in zip(self._captured, coefficients, strict=True)
-            if coefficient is not None
-        ]
-
-    def _combine(self, contributions: list[tuple[_Captured, Tensor | None]]) -> Observation:
-        folded = [self._fold(captured, coefficient) for captured, coefficient in contributions]
-        if len(folded) == 1:
-            losses, scores, _ = folded[0]
-        else:
-            # Relative to the largest: independent of the scale of the whole.
-            shares = torch.stack([share for _, _, share in folded])
-            shares = shares / shares.abs().max().clamp(min=torch.finfo(shares.dtype).tiny)
-            losses = sum(share * losses for share, (losses, _, _) in zip(shares, folded, strict=True))
-            scores = torch.linalg.vector_norm(
-                torch.stack([share * scores for share, (_, scores, _) in zip(shares, folded, strict=True)]),
-                dim=0,
+    def _attribute(self, root: Tensor) -> list[Contribution]:
+        """The losses behind ``root``, by the first way that finds any; weights enter where they have not yet."""
+        parts = contributions(root, self._named)
+        if not parts:
+            parts = contributions(root, self._scripted(root))
+        if not parts:
+            parts = contributions(root, self._hand_written(root))
+        if parts and parts[0].found.is_by_hand and not self._capture._is_warned:
+            self._capture._is_warned = True
+            warnings.warn(
+                f"{parts[0].found.source} is taken for the mean of one loss an instance, since the first axis of what it "
+                "reduces is as long as the batch. Its score is the loss. If that is wrong, give instance_loss. "
+                f"{WAYS_OUT}",
+                stacklevel=2,
             )
-        labels = next((each.labels for each, _ in contributions if each.labels is not None), None)
-        source = " + ".join(dict.fromkeys(each.source for each, _ in contributions))
-        return Observation(
-            losses, losses.clone() if self._capture.score == "loss" else scores, labels, source
-        )
+        for found, _ in parts:
+            if found.weigh is not None and self._weights is not None:
+                found.weigh(self._weights)
+        if parts and self._capture._checks_left:
+            self._capture._checks_left -= 1
+            nodes = {found.node for found, _ in parts}
+            self._capture.has_other_terms |= has_other_leaves(root, nodes)
+        return parts
 
-    def _fold(self, captured: _Captured, coefficient: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses and scores of the instances, and the loss's share: the sum of the coefficients of its rows."""
-        losses, norms, mask = captured.elements
-        counts = torch.ones_like(losses) if mask is None else mask.to(losses.dtype)
-        share = losses.new_ones(()) if coefficient is None else coefficient.detach().float()
-        if share.ndim:
-            # The user's own reduction says how much each row counts: its mask, for one.
-            rows = share.reshape(*losses.shape, -1).sum(-1) if share.numel() != losses.numel() else share
-            counts = counts * rows.reshape(losses.shape).abs()
-            share = share.sum()
-        elif captured.reduction == "sum":
-            share = share * counts.sum()
-        elif captured.reduction == "batchmean":
-            share = share * (counts.numel() / captured.layout.num_rows)
-        losses, scores = fold(losses, norms, counts, captured.layout, captured.named.tokens)
-        return losses, scores, share
+    def _scripted(self, root: Tensor) -> list[Found]:
+        """Losses that only the graph knows of, as those of scripted code."""
+        return [found for loss in losses_in_graph(root) if (found := self._from_graph(loss)) is not None]
 
-    def _given(self, losses: Any, root: Any) -> Observation | None:
+    def _from_graph(self, loss: GraphLoss) -> Found | None:
+        node, named, arguments = loss
+        source = f"{named.name} in scripted code"
+        layout = self._layout(named, arguments, source)
+        if layout is None:
+            return None
+
+        def weigh(weights: Tensor) -> None:
+            factor = layout.spread(weights, arguments["input"])
+            node.register_hook(lambda inputs, outputs: tuple(_times(gradient, factor) for gradient in inputs))
+
+        elements = named.elements(arguments)
+        edge = GradientEdge(node, 0)
+        labels = self._labels(arguments)
+        return Found(source, arguments["reduction"], edge, elements, layout, named.tokens, labels, weigh)
+
+    def _hand_written(self, root: Tensor) -> list[Found]:
+        """Reductions from which only arithmetic on single numbers leads to ``root``: others are not its losses."""
+        joined = joined_by_scalars(root, {node for node, _ in self._reduced})
+        return [found for node, found in self._reduced if node in joined]
+
+    def _given(self, losses: Any, root: Any, giver: str) -> Observation | None:
         """What the user says the instances' losses are."""
+        source = f"instance_loss of {self._where(giver)}"
         if not isinstance(losses, Tensor) or losses.shape != (self._batch_size,):
             shape = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
             self.reason = (
-                f"The instance_loss of {self._where()} must be a tensor of shape ({self._batch_size},), one loss for "
-                f"each instance of the batch, got {shape}."
+                f"The {source} must be a tensor of shape ({self._batch_size},), one loss for each instance of the "
+                f"batch, got {shape}."
             )
             return None
         if self._weights is not None and not self._is_weighted(losses, root):
             self.reason = (
-                f"The instance_loss of {self._where()} is not part of the returned loss's graph, so that the "
-                "instances' weights cannot enter: return it undetached, or pass weights='none'."
+                f"The {source} is not part of the returned loss's graph, so that the instances' weights cannot "
+                "enter: return it from training_step, undetached, or pass weights='none'."
             )
             return None
         values = losses.detach().float().clone()
-        return Observation(values, values.clone(), None, f"instance_loss of {self._where()}")
+        return Observation(values, values.clone(), None, source)
 
     def _is_weighted(self, losses: Tensor, root: Any) -> bool:
         """Let the weights enter at the user's own losses, unless they entered at named losses before."""
         assert self._weights is not None
-        if not isinstance(root, Tensor) or not root.requires_grad:
-            return bool(self._backwards and self._backwards[0])
-        if self._contributions(root):
+        if self._backwards:
+            return all(self._backwards)
+        if not _requires_grad(root):
+            return False
+        if contributions(root, self._named):
             return True
         if not losses.requires_grad:
             return False
@@ -414,31 +446,37 @@ class CapturedStep(TorchFunctionMode):
         losses.register_hook(lambda gradient: gradient * weights)  # type: ignore[no-untyped-call]
         return True
 
-    def _where(self) -> str:
-        return "training_step" if self._module is None else f"{type(self._module).__name__}.training_step"
+    def _where(self, method: str = "training_step") -> str:
+        return method if self._module is None else f"{type(self._module).__name__}.{method}"
 
     def _release(self) -> None:
         """Hold nothing of the step: neither its graph nor its batch."""
-        self._captured, self._backwards, self._batch = [], [], None
+        self._named, self._reduced, self._backwards, self._batch = [], [], [], None
 
 
 def _requires_grad(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
+def _times(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
+    return None if gradient is None else gradient * factor.to(gradient.dtype)
+
+
 def _is_split_alike(arguments: Arguments) -> bool:
     """Whether log_softmax and nll_loss, called here, compute what cross_entropy does, bit for bit."""
     logits = arguments["input"]
     # Autocast treats the one call otherwise than the two.
-    is_cast = torch.is_autocast_enabled(logits.device.type) and logits.dtype != torch.float32
+    is_cast = logits.dtype != torch.float32 and torch.is_autocast_enabled(logits.device.type)
     return has_class_indices(arguments) and not is_cast
 
 
 def _caller() -> str:
-    """File and line of the call, outside torch and this module."""
+    """Where the call stands: file and line outside of torch and this module."""
+    if torch.compiler.is_compiling():
+        return "in compiled code"
     frame = sys._getframe(1)
     while frame.f_back is not None and (
         frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(_TORCH)
     ):
         frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    return f"at {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

@@ -40,7 +40,7 @@ class Layout(NamedTuple):
         column = [1] * len(self.leading)
         column[self.axis] = self.batch_size
         rows = weights.reshape(column).expand(self.leading)
-        return rows.reshape(*like.shape[: self.num_axes], *[1] * (like.ndim - self.num_axes))
+        return rows.reshape((*like.shape[: self.num_axes], *[1] * (like.ndim - self.num_axes)))
 
 
 def row_layout(num_rows: int, batch_size: int, order: str | None) -> Layout | None:
@@ -79,9 +79,7 @@ def order_before_flattening(values: Tensor, num_rows: int, batch_size: int) -> s
     return "batch_major" if first else "time_major"
 
 
-def order_by_target(
-    target: Tensor, ignore_index: int | None, batch: Iterable[Tensor], batch_size: int
-) -> str | None:
+def order_by_target(target: Tensor, ignore_index: int | None, batch: Iterable[Tensor], batch_size: int) -> str | None:
     """Row order told by finding the flat target in the batch itself, whole or shifted by one token.
 
     Compares values, so it waits for the device: to be asked once, not at each step.
@@ -127,9 +125,7 @@ def _holds(tokens: Tensor, rows: Tensor, ignore_index: int | None) -> bool:
     return False
 
 
-def fold(
-    losses: Tensor, norms: Tensor, counts: Tensor, layout: Layout, tokens: bool
-) -> tuple[Tensor, Tensor]:
+def fold(losses: Tensor, norms: Tensor | None, counts: Tensor, layout: Layout, tokens: bool) -> tuple[Tensor, Tensor]:
     r"""Losses and scores of instances from those of their elements.
 
     With counts :math:`e_j` (0 where masked), :math:`l_i = \sum_j e_j l_{ij} / \sum_j e_j`; the score averages the
@@ -138,7 +134,7 @@ def fold(
 
     Args:
         losses: Shape ``(R, *d)``, like ``norms`` and ``counts``.
-        norms: Gradient norms of the elements.
+        norms: Gradient norms of the elements; None: the loss is the score.
         counts: How much an element counts, not negative.
         layout: Of the rows.
         tokens: Whether norms are averaged.
@@ -146,11 +142,16 @@ def fold(
     Returns:
         Losses and scores, each of shape ``(B,)``.
     """
-    losses, norms, counts = (layout.per_instance(values) for values in (losses, norms, counts))
+    counts = layout.per_instance(counts)
     total = counts.sum(1)
-    # Masked elements may be inf or nan: 0 times them is not 0.
-    masked = counts == 0
-    losses, norms = losses.masked_fill(masked, 0.0) * counts, norms.masked_fill(masked, 0.0) * counts
-    score = norms.sum(1) if tokens else torch.linalg.vector_norm(norms, dim=1)
     scale = torch.where(total > 0, total, 1.0).reciprocal()
-    return losses.sum(1) * scale, score * scale
+
+    def counted(values: Tensor) -> Tensor:
+        # Masked elements may be inf or nan: 0 times them is not 0.
+        return layout.per_instance(values).masked_fill(counts == 0, 0.0) * counts
+
+    folded = counted(losses).sum(1) * scale
+    if norms is None:
+        return folded, folded
+    gradient = counted(norms)
+    return folded, (gradient.sum(1) if tokens else torch.linalg.vector_norm(gradient, dim=1)) * scale

@@ -20,17 +20,20 @@ Arguments = dict[str, Any]
 Norms = Callable[[Arguments, Tensor], Tensor]
 
 
+_CACHED_NUMBERS = 2**18
+
+
 class Elements(NamedTuple):
     """What one call of a loss says about its rows, all detached.
 
     Attributes:
         losses: Unreduced losses, shape ``(R, *d)``, float32.
-        norms: Gradient norms of the elements of ``losses``, same shape.
+        norms: Gradient norms of the elements of ``losses``, same shape; None: the losses stand for them.
         mask: False where an element does not count (``ignore_index``), same shape, or None.
     """
 
     losses: Tensor
-    norms: Tensor
+    norms: Tensor | None
     mask: Tensor | None
 
 
@@ -76,11 +79,12 @@ class NamedLoss:
             arguments["reduction"] = "sum" if size_average is False else "mean"
         return arguments
 
-    def elements(self, arguments: Arguments, unreduced: Tensor | None = None) -> Elements:
+    def elements(self, arguments: Arguments, unreduced: Tensor | None = None, *, with_norms: bool = True) -> Elements:
         """Losses and norms of a call's rows.
 
         Args:
             arguments: From :meth:`bind`.
+            with_norms: Else the losses stand for them.
             unreduced: The rows, where they are known; else the call is repeated with reduction "none".
         """
         with torch.no_grad():
@@ -89,10 +93,11 @@ class NamedLoss:
                 unreduced = self.function(**{**detached, "reduction": "none"})
             # A copy: users write `loss *= mask` into what they were given.
             losses = unreduced.detach().to(torch.float32, copy=True)
-            wide = {name: _wide(value) for name, value in detached.items()}
             if self.function is F.kl_div and losses.ndim:
                 losses = losses.sum(distribution_axis(losses))
-            norms = self.norms(wide, losses)
+            norms = None
+            if with_norms:
+                norms = self.norms({name: _wide(value) for name, value in detached.items()}, losses)
             return Elements(losses, norms, _mask(detached))
 
 
@@ -140,9 +145,20 @@ def nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     axis = class_axis(log_probs)
     counts: Tensor = target.ne(arguments["ignore_index"])
     hot = target.where(counts, 0).unsqueeze(axis)
-    gradient = log_probs.exp()
-    gradient.scatter_add_(axis, hot, torch.full_like(hot, -1, dtype=gradient.dtype))
-    norms: Tensor = torch.linalg.vector_norm(gradient, dim=axis) * counts
+
+    def norms_of(log_probs: Tensor, hot: Tensor) -> Tensor:
+        gradient = log_probs.exp()
+        gradient.scatter_add_(axis, hot, torch.full_like(hot, -1, dtype=gradient.dtype))
+        return torch.linalg.vector_norm(gradient, dim=axis)
+
+    if axis and log_probs.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Piece by piece within the processor's cache: 3 times as fast as whole at 2048 x 8000.
+        rows = max(1, _CACHED_NUMBERS // max(1, log_probs[0].numel())) if len(log_probs) else 1
+        pieces = zip(log_probs.split(rows), hot.split(rows), strict=True)
+        norms = torch.cat([norms_of(*piece) for piece in pieces])
+    else:
+        norms = norms_of(log_probs, hot)
+    norms = norms * counts
     return norms if weight is None else norms * weight[hot.squeeze(axis)]
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -155,6 +158,341 @@ def test_autocast_stays_as_it_was():
         assert observation.losses.dtype == torch.float32
 
 
+# ---- shapes
+
+T = 4
+
+
+def tokens_and_logits(time_major, padding=None):
+    tokens = torch.randint(1, C, (B, T + 1))
+    if padding is not None:
+        tokens[::2, -2:] = padding
+        tokens[1, 1:] = padding
+    logits = torch.randn(B, T, C, requires_grad=True)
+    target = tokens[:, 1:]
+    if time_major:
+        return tokens, logits, logits.transpose(0, 1).reshape(-1, C), target.t().reshape(-1)
+    return tokens, logits, logits.reshape(-1, C), target.reshape(-1)
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("padding", [None, 0])
+@pytest.mark.parametrize("told_by", ["shape", "targets", "option"])
+def test_flattened_tokens_are_folded_to_instances(time_major, padding, told_by):
+    tokens, logits, flat, target = tokens_and_logits(time_major, padding)
+    options, batch = {}, (tokens,)
+    if told_by != "shape":
+        flat = flat * 1.0  # no trace of the view is left
+    if told_by == "option":
+        options, batch = {"row_order": "time_major" if time_major else "batch_major"}, ()
+    ignored = -100 if padding is None else padding
+    weights = torch.rand(B)
+
+    loss, observation, _ = observed(
+        lambda: F.cross_entropy(flat, target, ignore_index=ignored), batch, weights=weights, **options
+    )
+
+    rows = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], ignore_index=ignored, reduction="none")
+    counts = (tokens[:, 1:] != ignored).float()
+    torch.testing.assert_close(observation.losses, (rows * counts).sum(1).detach() / counts.sum(1).clamp(min=1))
+    norms = (logits.softmax(2) - F.one_hot(tokens[:, 1:], C)).norm(dim=2) * counts
+    torch.testing.assert_close(observation.scores, norms.sum(1).detach() / counts.sum(1).clamp(min=1))
+    assert observation.losses[1] == (0 if padding is not None else rows[1].mean())
+    assert observation.labels is None
+    weighted = (rows * counts * weights[:, None]).sum() / counts.sum()
+    found, expected = (torch.autograd.grad(each, logits)[0] for each in (loss, weighted))
+    torch.testing.assert_close(found, expected)
+
+
+def test_masked_targets_of_transformers_are_found_in_the_batch():
+    """labels shifted by one, padded with -100: only the unmasked ones are those of the batch."""
+    tokens = torch.randint(1, C, (B, T))
+    labels = tokens.clone()
+    labels[:3, -1] = -100
+    target = F.pad(labels, (0, 1), value=-100)[:, 1:].reshape(-1)
+    flat = torch.randn(B * T, C, requires_grad=True)
+    _, observation, _ = observed(lambda: F.cross_entropy(flat, target), {"input_ids": tokens, "labels": labels})
+    rows = F.cross_entropy(flat, target, reduction="none").reshape(B, T).detach()
+    torch.testing.assert_close(observation.losses, rows.sum(1) / (target.reshape(B, T) != -100).sum(1))
+
+
+def test_row_order_is_asked_of_the_targets_once():
+    tokens, _, flat, target = tokens_and_logits(time_major=True)
+    flat, capture, found = flat * 1.0, InstanceLossCapture(), []
+    for batch in ((tokens,), ()):
+        with capture.step(batch, B) as step:
+            loss = F.cross_entropy(flat, target)
+        found.append(step.observe(loss))
+    assert torch.equal(found[0].losses, found[1].losses)
+
+
+@pytest.mark.parametrize("rows", [2 * B, B + 1])
+def test_rows_of_unknown_instances_are_not_guessed(rows):
+    logits, target = torch.randn(rows, C, requires_grad=True), torch.randint(0, C, (rows,))
+    for weights in (None, torch.rand(B)):
+        loss, observation, reason = observed(lambda: F.cross_entropy(logits, target), weights=weights)
+        assert observation is None
+        assert f"has {rows} rows for {B} instances" in reason
+        assert torch.equal(loss, F.cross_entropy(logits, target))
+
+
+def test_two_views_are_folded_when_told():
+    logits, target = torch.randn(2 * B, C, requires_grad=True), torch.randint(0, C, (2 * B,))
+    _, observation, _ = observed(lambda: F.cross_entropy(logits, target), row_order="time_major")
+    rows = F.cross_entropy(logits, target, reduction="none").detach()
+    torch.testing.assert_close(observation.losses, (rows[:B] + rows[B:]) / 2)
+
+
+def test_pixels_are_averaged():
+    logits = torch.randn(B, C, 3, 4, requires_grad=True)
+    target = torch.randint(0, C, (B, 3, 4))
+    _, observation, _ = observed(lambda: F.cross_entropy(logits, target))
+    norms = (logits.softmax(1) - F.one_hot(target, C).movedim(-1, 1)).norm(dim=1)
+    torch.testing.assert_close(observation.scores, norms.mean((1, 2)).detach())
+
+
+def test_score_of_a_regression_is_the_norm_of_the_whole_gradient():
+    output, target = torch.randn(B, 3, 4, requires_grad=True), torch.randn(B, 3, 4)
+    _, observation, _ = observed(lambda: F.mse_loss(output, target))
+    (gradient,) = torch.autograd.grad((output - target).square().mean((1, 2)).sum(), output)
+    torch.testing.assert_close(observation.scores, gradient.flatten(1).norm(dim=1))
+
+
+def test_a_batch_of_one_needs_no_axis_for_it():
+    logits = torch.randn(C, requires_grad=True)
+    loss, observation, _ = observed(
+        lambda: F.cross_entropy(logits, torch.tensor(2)), batch_size=1, weights=torch.tensor([3.0])
+    )
+    assert torch.equal(observation.losses, loss.detach().reshape(1))
+    plain = F.cross_entropy(logits, torch.tensor(2))
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], 3 * torch.autograd.grad(plain, logits)[0])
+
+
+@pytest.mark.parametrize("masked", ["by the user's mean", "by index"])
+def test_the_users_mask_is_respected(masked):
+    values, target = torch.randn(B, T, requires_grad=True), torch.zeros(B, T)
+    mask = (torch.arange(B * T).reshape(B, T) % 3 > 0).float()
+    mask[2] = 0
+
+    def step():
+        rows = F.mse_loss(values, target, reduction="none")
+        return (rows * mask).sum() / mask.sum() if masked == "by the user's mean" else rows[mask > 0].mean()
+
+    _, observation, _ = observed(step)
+    expected = (values.detach().square() * mask).sum(1) / mask.sum(1).clamp(min=1)
+    torch.testing.assert_close(observation.losses, expected)
+    assert observation.losses[2] == observation.scores[2] == 0
+
+
+# ---- several losses
+
+
+def test_losses_are_told_apart_by_their_coefficients():
+    logits, values = torch.randn(B, C, requires_grad=True), torch.randn(B, requires_grad=True)
+    target, weights = torch.randint(0, C, (B,)), torch.rand(B)
+
+    def step():
+        F.mse_loss(values, torch.ones(B))  # only logged
+        with torch.no_grad():
+            F.l1_loss(values, torch.ones(B))
+        return F.cross_entropy(logits, target) + 0.3 * F.mse_loss(values, torch.zeros(B))
+
+    main, aux = F.cross_entropy(logits, target, reduction="none"), values.square()
+    _, ce, _ = observed(lambda: F.cross_entropy(logits, target))
+    loss, observation, _ = observed(step, weights=weights)
+    torch.testing.assert_close(observation.losses, (main + 0.3 * aux).detach())
+    torch.testing.assert_close(observation.scores, (ce.scores**2 + (0.3 * 2 * values.detach()) ** 2).sqrt())
+    assert torch.equal(observation.labels, target)
+    assert observation.source.count(" at ") == 2
+    found = torch.autograd.grad(loss, [logits, values])
+    expected = torch.autograd.grad(((main + 0.3 * aux) * weights).mean(), [logits, values])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("reductions", ["mean sum", "sum none", "none mean", "sum sum"])
+def test_coefficients_of_several_losses_do_not_depend_on_their_reductions(reductions):
+    first, second = torch.randn(B, C, requires_grad=True), torch.randn(B, 3, requires_grad=True)
+    one, other = reductions.split()
+
+    def mean(values, target, reduction):
+        loss = F.mse_loss(values, target, reduction=reduction)
+        return loss if reduction == "mean" else loss.sum() / values.numel()
+
+    _, observation, _ = observed(
+        lambda: 7 * (0.5 * mean(first, torch.zeros(B, C), one) + mean(second, torch.zeros(B, 3), other))
+    )
+    expected = 0.5 * first.detach().square().mean(1) + second.detach().square().mean(1)
+    torch.testing.assert_close(observation.losses, expected)
+
+
+def test_a_loss_added_in_place_counts_as_well():
+    first, second = torch.randn(B, requires_grad=True), torch.randn(B, requires_grad=True)
+
+    def step():
+        loss = F.mse_loss(first, torch.zeros(B))
+        loss += 0.5 * F.mse_loss(second, torch.zeros(B))
+        return loss
+
+    _, observation, _ = observed(step)
+    torch.testing.assert_close(observation.losses, first.detach() ** 2 + 0.5 * second.detach() ** 2)
+
+
+def test_a_detached_call_is_a_metric():
+    logits, target = torch.randn(B, C, requires_grad=True), torch.randint(0, C, (B,))
+    _, observation, _ = observed(lambda: F.cross_entropy(logits, target) + 0 * F.nll_loss(logits.detach(), target))
+    assert observation.source.startswith("cross_entropy")
+
+
+@pytest.mark.parametrize(
+    ("penalty", "has_other_terms"),
+    [
+        (lambda net, output: 0.0, False),
+        (lambda net, output: 1e-2 * sum(weight.pow(2).sum() for weight in net.parameters()), True),
+        (lambda net, output: 1e-2 * output.exp().sum(1).mean(), True),
+        (lambda net, output: F.mse_loss(output, torch.zeros(B, C)), False),
+        (lambda net, output: (1e-2 * output.exp().sum(1).mean()).detach(), False),
+    ],
+    ids=["nothing", "L2", "by hand", "named", "detached"],
+)
+def test_terms_that_were_not_captured_are_noticed(penalty, has_other_terms):
+    net, target = nn.Linear(3, C), torch.randint(0, C, (B,))
+    capture = InstanceLossCapture()
+    with capture.step((), B) as step:
+        output = net(torch.randn(B, 3))
+        loss = F.cross_entropy(output, target) + penalty(net, output)
+    assert step.observe(loss).source.startswith("cross_entropy")
+    assert capture.has_other_terms == has_other_terms
+
+
+# ---- where and how a step runs
+
+
+def test_manual_optimization_is_captured_at_its_backward():
+    net, target, weights = nn.Linear(3, C), torch.randint(0, C, (B,)), torch.rand(B)
+    features = torch.randn(B, 3)
+
+    def step():
+        net.zero_grad()
+        (2 * F.cross_entropy(net(features), target)).backward()
+
+    output, observation, _ = observed(step, weights=weights)
+    assert output is None
+    rows = F.cross_entropy(net(features), target, reduction="none")
+    torch.testing.assert_close(observation.losses, rows.detach())
+    expected = torch.autograd.grad(2 * (rows * weights).mean(), net.weight)[0]
+    torch.testing.assert_close(net.weight.grad, expected)
+
+
+def test_several_backwards_in_a_step_are_not_attributed():
+    net, target = nn.Linear(3, C), torch.randint(0, C, (B,))
+
+    def step():
+        for _ in range(2):
+            F.cross_entropy(net(torch.randn(B, 3)), target).backward()
+
+    _, observation, reason = observed(step)
+    assert observation is None
+    assert "runs backward 2 times" in reason
+
+    def with_losses():
+        step()
+        return {"instance_loss": torch.arange(6.0)}
+
+    assert observed(with_losses)[1].losses.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_accumulation_and_loss_scale_leave_the_observation_alone():
+    net, target, features = nn.Linear(3, C), torch.randint(0, C, (B,)), torch.randn(B, 3)
+    found = [observed(lambda c=c: F.cross_entropy(net(features), target) * c)[1] for c in (1, 1 / 8, 65536.0)]
+    for each in found[1:]:
+        torch.testing.assert_close(each.losses, found[0].losses)
+        torch.testing.assert_close(each.scores, found[0].scores)
+
+
+def test_an_exception_in_the_step_leaves_nothing_behind():
+    logits = torch.randn(B, C, requires_grad=True)
+    step = InstanceLossCapture().step((logits,), B)
+    with pytest.raises(RuntimeError, match="mine"), step:
+        F.cross_entropy(logits, torch.zeros(B, dtype=torch.long))
+        raise RuntimeError("mine")
+    assert torch.overrides._get_current_function_mode() is None
+    alive = weakref.ref(logits)
+    del logits
+    gc.collect()
+    assert alive() is None
+
+
+def test_the_users_errors_stay_theirs():
+    logits = torch.randn(B, C, requires_grad=True)
+    with pytest.raises(ValueError, match="Expected input batch_size"):
+        observed(lambda: F.cross_entropy(logits, torch.zeros(B + 1, dtype=torch.long)))
+    with pytest.raises(TypeError):
+        observed(lambda: F.cross_entropy(logits, wrong=1))
+
+
+def test_nothing_of_a_step_is_kept_after_it_was_observed():
+    logits = torch.randn(B, C, requires_grad=True)
+    step = InstanceLossCapture().step((logits,), B)
+    with step:
+        loss = F.cross_entropy(logits, torch.zeros(B, dtype=torch.long))
+    observation = step.observe(loss)
+    alive = weakref.ref(logits)
+    del logits, loss
+    gc.collect()
+    assert alive() is None
+    assert observation.losses.shape == (B,)
+
+
+def test_the_step_does_not_wait_for_the_device():
+    """Meta tensors have no values: whatever asked for one would fail."""
+    logits = torch.randn(B, C, device="meta", requires_grad=True)
+    target = torch.zeros(B, dtype=torch.long, device="meta")
+    weights = torch.ones(B, device="meta")
+    _, observation, reason = observed(
+        lambda: F.cross_entropy(logits, target) + F.mse_loss(logits, logits.detach()), weights=weights
+    )
+    assert reason is None
+    assert observation.scores.device.type == "meta"
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch.compile itself
+@pytest.mark.parametrize("compiled", ["model", "loss", "step"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_compiled_code_is_captured(compiled, weighted):
+    torch.compiler.reset()
+    net, features = nn.Linear(3, C), torch.randn(B, 3)
+    target = torch.randint(0, C, (B,))
+    parts = {"model": net, "loss": F.cross_entropy, "step": lambda: parts["loss"](parts["model"](features), target)}
+    parts[compiled] = torch.compile(parts[compiled], backend="aot_eager", fullgraph=True)
+    weights = torch.rand(B) if weighted else None
+    capture = InstanceLossCapture()
+    for _ in range(3):
+        with capture.step((features, target), B, weights=weights) as step:
+            loss = parts["step"]()
+        observation = step.observe(loss)
+    rows = F.cross_entropy(net(features), target, reduction="none")
+    torch.testing.assert_close(observation.losses, rows.detach())
+    torch.testing.assert_close(
+        observation.scores, (net(features).softmax(1) - F.one_hot(target, C)).norm(dim=1).detach()
+    )
+    expected = rows.mean() if weights is None else (rows * weights).mean()
+    torch.testing.assert_close(torch.autograd.grad(loss, net.weight), torch.autograd.grad(expected, net.weight))
+
+
+def test_compiled_code_with_several_losses_is_not_guessed():
+    torch.compiler.reset()
+    net, features, target = nn.Linear(3, C), torch.randn(B, 3), torch.randint(0, C, (B,))
+
+    @torch.compile(backend="aot_eager")
+    def step():
+        output = net(features)
+        return F.cross_entropy(output, target) + 0.3 * F.mse_loss(output, torch.zeros(B, C))
+
+    _, observation, reason = observed(step)
+    assert observation is None
+    assert "compiled code" in reason
+
+
 # ---- ways out
 
 
@@ -213,6 +551,102 @@ def test_where_nothing_can_be_attributed_the_reason_names_the_ways_out(output):
     assert observation is None
     assert "Linear.training_step" in reason
     assert "instance_loss" in reason
+
+
+def test_instance_loss_method_of_the_module_is_called():
+    class Module(nn.Linear):
+        def instance_loss(self, batch, outputs):
+            return (self(batch) - outputs["target"]).abs().squeeze(1)
+
+    module, batch = Module(3, 1), torch.randn(B, 3)
+    _, observation, _ = observed(lambda: {"loss": module(batch).sum(), "target": 2.0}, batch, module=module)
+    torch.testing.assert_close(observation.losses, (module(batch) - 2).abs().squeeze(1).detach())
+    assert observation.source == "instance_loss of Module.instance_loss"
+
+
+def test_an_attribute_that_happens_to_be_named_instance_loss_is_left_alone():
+    module = nn.Linear(3, C)
+    module.instance_loss = nn.CrossEntropyLoss()
+    target = torch.randint(0, C, (B,))
+    _, observation, _ = observed(lambda: module.instance_loss(module(torch.randn(B, 3)), target), module=module)
+    assert observation.source.startswith("cross_entropy")
+
+
+def _scripted_classification(output, target):
+    return F.cross_entropy(output, target, ignore_index=1)
+
+
+def _scripted_regression(output, target):
+    return 0.5 * F.mse_loss(output, F.one_hot(target, 5).float())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("function", [_scripted_classification, _scripted_regression])
+def test_scripted_losses_are_read_from_the_graph(function):
+    scripted = torch.jit.script(function)
+    net, features = nn.Linear(3, C), torch.randn(B, 3)
+    target, weights = torch.randint(0, C, (B,)), torch.rand(B)
+    _, expected, _ = observed(lambda: function(net(features), target), weights=weights)
+    for _ in range(3):  # scripted code is compiled at its second or third call
+        loss, observation, _ = observed(lambda: scripted(net(features), target), weights=weights)
+        torch.testing.assert_close(observation.losses, expected.losses)
+        torch.testing.assert_close(observation.scores, expected.scores)
+        found = torch.autograd.grad(loss, net.weight)
+        reference, _, _ = observed(lambda: function(net(features), target), weights=weights)
+        torch.testing.assert_close(found, torch.autograd.grad(reference, net.weight))
+
+
+BY_HAND = {
+    "nll": lambda output, target: -output.log_softmax(1).gather(1, target[:, None]).mean(),
+    "squares": lambda output, target: (output - F.one_hot(target, C)).pow(2).mean(),
+    "sum": lambda output, target: torch.sum(-output.log_softmax(1).gather(1, target[:, None])) / B,
+}
+
+
+@pytest.mark.parametrize("by_hand", BY_HAND)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_hand_written_losses_are_taken_with_a_warning(by_hand, weighted):
+    net, features = nn.Linear(3, C), torch.randn(B, 3)
+    target = torch.randint(0, C, (B,))
+    weights = torch.rand(B) if weighted else None
+    with pytest.warns(UserWarning, match="hand-written loss at test_loss_capture.py:"):
+        loss, observation, _ = observed(lambda: BY_HAND[by_hand](net(features), target), weights=weights)
+    output = net(features)
+    if by_hand == "squares":
+        rows = (output - F.one_hot(target, C)).pow(2).mean(1)
+    else:
+        rows = F.cross_entropy(output, target, reduction="none")
+    torch.testing.assert_close(observation.losses, rows.detach())
+    assert torch.equal(observation.scores, observation.losses)
+    expected = rows.mean() if weights is None else (rows * weights).mean()
+    torch.testing.assert_close(torch.autograd.grad(loss, net.weight), torch.autograd.grad(expected, net.weight))
+
+
+def test_the_warning_of_a_hand_written_loss_comes_once():
+    net, features, capture = nn.Linear(3, C), torch.randn(B, 3), InstanceLossCapture()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            with capture.step((), B) as step:
+                loss = net(features).square().mean()
+            step.observe(loss)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda net, output: net.weight.pow(2).sum(),
+        lambda net, output: ((output - output.mean()) / output.std()).pow(2).sum(1).max(),
+        lambda net, output: output.logsumexp((0, 1)),
+    ],
+    ids=["parameters only", "mean inside the loss", "no reduction"],
+)
+def test_other_reductions_are_not_taken_for_losses(loss):
+    net = nn.Linear(3, B)
+    _, observation, reason = observed(lambda: loss(net, net(torch.randn(B, 3))))
+    assert observation is None
+    assert "No per-instance loss was found" in reason
 
 
 # ---- settings

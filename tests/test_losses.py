@@ -97,9 +97,7 @@ def _cross_entropy_cases():
         for ignored in (-100, 0, 255):
             fixed = _classes(B, ignored=ignored)
             yield _case("cross_entropy", _randn(B, C), fixed, ignore_index=ignored, **options)
-        yield _case(
-            "cross_entropy", _randn(B, C, 3, 4), _classes(B, 3, 4, ignored=1), ignore_index=1, **options
-        )
+        yield _case("cross_entropy", _randn(B, C, 3, 4), _classes(B, 3, 4, ignored=1), ignore_index=1, **options)
 
 
 CASES = [
@@ -174,11 +172,7 @@ CASES = [
 
 
 def cases_and_reductions() -> list[Any]:
-    return [
-        pytest.param(case, reduction, id=f"{case}-{reduction}")
-        for case in CASES
-        for reduction in case.reductions
-    ]
+    return [pytest.param(case, reduction, id=f"{case}-{reduction}") for case in CASES for reduction in case.reductions]
 
 
 def test_every_loss_of_the_table_has_a_case():
@@ -258,9 +252,7 @@ def _separating(name):
         "gaussian_nll_loss": {"input": near, "target": zero, "var": one},
         "poisson_nll_loss": {"input": near, "target": one},
         "ctc_loss": {
-            "log_probs": (
-                torch.tensor([[[-9.0, 9.0, -9.0], [-9.0, -9.0, 9.0]]]).expand(4, 2, 3).log_softmax(2)
-            ),
+            "log_probs": (torch.tensor([[[-9.0, 9.0, -9.0], [-9.0, -9.0, 9.0]]]).expand(4, 2, 3).log_softmax(2)),
             "targets": torch.tensor([[1], [1]]),
             "input_lengths": torch.tensor([4, 4]),
             "target_lengths": torch.tensor([1, 1]),
