@@ -26,6 +26,7 @@ from lightning_autoassist.flavours import CallbackBase, overrides
 from lightning_autoassist.loss_capture import CapturedStep, InstanceLossCapture, Observation
 from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, warn_about_limits
+from lightning_autoassist.rng import restore_rng_state, rng_state
 from lightning_autoassist.sampler import WEIGHT_MODES, Draw, IndexArray
 
 SCORES = ("auto", "gradient_norm", "loss")
@@ -97,6 +98,7 @@ class AutoAssistCallback(CallbackBase):
         self._store: InstanceStore | None = None
         self._restored: dict[str, Any] | None = None
         self._has_begun = False
+        self._rng_before_validation: dict[str, Any] | None = None
         self._is_filtering = self.policy.needs_scores
         self._data: AutoAssistDataModule | None = None
         self._step: tuple[Draw, Observation, Tensor | None] | None = None
@@ -130,7 +132,8 @@ class AutoAssistCallback(CallbackBase):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
         self._has_begun = True
-        self._data.start_fetching()
+        if trainer.global_step == 0:  # later iterations begin at their first batch, in plain Lightning too
+            self._data.start_fetching()
         stream = self._data.candidate_stream
         if stream is not None:
             warn_about_limits(trainer, stream)
@@ -138,7 +141,7 @@ class AutoAssistCallback(CallbackBase):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert self._data is not None and self.lag is not None
-        draw, self._data.current_draw = self._data.current_draw, None
+        draw = self._data.confirm_draw()
         self.report.count_batch(0 if draw is None else len(draw.indices), trainer.global_step)
         step, self._step = self._step, None
         with self.report.timed(), self._unfiltered_on_error():
@@ -146,6 +149,24 @@ class AutoAssistCallback(CallbackBase):
                 self._pending.append(_to_host(*step))
             while len(self._pending) > self.lag:
                 self._learn(self._pending.popleft())
+
+        self._rng_before_validation = rng_state() if self._may_validate_next(trainer) else None
+
+    def _may_validate_next(self, trainer: Any) -> bool:
+        """Whether validation may follow this batch of a filtered run."""
+        assert self._data is not None
+        if self._data.candidate_stream is None or not trainer.enable_validation:
+            return False
+        interval = trainer.val_check_batch
+        return bool(
+            trainer.is_last_batch or trainer.should_stop or interval is None or interval < trainer.num_training_batches
+        )
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        # What validation drew from the global RNGs is given back: a run resumed from an epoch's last batch skips that
+        # epoch's validation, and must go on with the same draws.
+        if self._rng_before_validation is not None:
+            restore_rng_state(self._rng_before_validation)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None

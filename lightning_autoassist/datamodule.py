@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from lightning_autoassist.flavours import DATA_MODULE_TYPES, MODULE_TYPES, DataModuleBase, overrides
 from lightning_autoassist.loader import BatchIterator, Carried, CarryingLoader, DrawSource, PlainBatches
+from lightning_autoassist.rng import restore_rng_state, rng_state
 from lightning_autoassist.sampler import (
     Draw,
     KeepProbability,
@@ -114,6 +116,7 @@ class AutoAssistDataModule(DataModuleBase):
         self._sampler: ShrinkingBatchSampler | None = None
         self._source: DrawSource | None = None
         self._restored: dict[str, Any] | None = None
+        self._restored_rng: dict[str, Any] | None = None
 
         loaders = {"val": val_dataloaders, "test": test_dataloaders, "predict": predict_dataloaders}
         loaders = {stage: loader for stage, loader in loaders.items() if loader is not None}
@@ -179,7 +182,7 @@ class AutoAssistDataModule(DataModuleBase):
         self._selection = selection
         self._source = None
         if restart:
-            self._sampler = self._restored = None
+            self._sampler = self._restored = self._restored_rng = None
 
     @property
     def candidate_stream(self) -> ShrinkingBatchSampler | None:
@@ -187,7 +190,7 @@ class AutoAssistDataModule(DataModuleBase):
         return self._sampler
 
     def start_fetching(self) -> None:
-        """Begin the Trainer's current iteration now, as plain Lightning does, not at its first batch.
+        """Begin the Trainer's first iteration now, as plain Lightning does, not at its first batch.
 
         Workers start early, and the global RNG is drawn from in the same order as without AutoAssist.
         """
@@ -195,13 +198,38 @@ class AutoAssistDataModule(DataModuleBase):
             if isinstance(iterator, BatchIterator):
                 iterator.start()
 
+    def confirm_draw(self) -> Draw | None:
+        """The Boss was trained on the current batch: its draw, or None where it was not drawn here."""
+        draw, self.current_draw = self.current_draw, None
+        if draw is not None:
+            assert self._source is not None
+            self._source.confirm(draw)
+        return draw
+
+    def is_fetching(self, iterator: object) -> bool:
+        return any(iterator is own for own in self._fetching_iterators())
+
+    def begin(self, loader: CarryingLoader) -> Iterator[Draw]:
+        if self._selection is not None:
+            self._selection.on_data(len(loader.dataset))
+        self._source = loader.source()
+        # Where Lightning resumes in the middle of an epoch, it counts the epoch's earlier batches as ready.
+        num_done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if not num_done and not loader.keeps_iterator:
+            self._restore_rng()
+        return self._source.draws(self.trainer.num_training_batches - num_done)
+
+    def has_begun(self) -> None:
+        # Where the interrupted run had its iterator already, making ours has drawn a seed from the global RNG.
+        self._restore_rng()
+
     def train_dataloader(self) -> CarryingLoader:
         """The loader of K batches an epoch.
 
         Raises:
             MisconfigurationException: If the user's train data cannot be filtered; says what to do.
         """
-        if self._selection is None and self.trainer is not None and self.trainer.state.fn == "fit":
+        if self._selection is None and self._is_fitting():
             raise MisconfigurationException(
                 f"AutoAssistDataModule needs an AutoAssistCallback in the Trainer. Write:{HOW_TO_USE}"
             )
@@ -213,7 +241,7 @@ class AutoAssistDataModule(DataModuleBase):
                 rank_zero_warn("overfit_batches: the train loader is not shuffled, and nothing is filtered")
                 batches = BatchSampler(SequentialSampler(cast(Sized, loader.dataset)), batch_size, drop_last)
             plain = PlainBatches(batches)
-            return self._carrying(loader, lambda: plain, len(batches))
+            return CarryingLoader(loader, len(batches), lambda: plain, self)
 
         def stream() -> ShrinkingBatchSampler:
             # torch.initial_seed() reads the global seed and leaves the global RNG where it is.
@@ -225,13 +253,11 @@ class AutoAssistDataModule(DataModuleBase):
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
         self._check_validation_interval(num_batches)
-        return self._carrying(loader, lambda: self._continued(stream()), num_batches)
+        return CarryingLoader(loader, num_batches, lambda: self._continued(stream()), self)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, Carried):
             batch, self.current_draw = batch
-            assert self._source is not None
-            self._source.confirm(self.current_draw)
         # Then what Lightning would have called, had this class not overridden the hook.
         if isinstance(self.wrapped, DATA_MODULE_TYPES) and overrides(self.wrapped, "on_before_batch_transfer"):
             return self.wrapped.on_before_batch_transfer(batch, dataloader_idx)
@@ -244,6 +270,7 @@ class AutoAssistDataModule(DataModuleBase):
             state["data"] = self.wrapped.state_dict()
         if self._sampler is not None:
             state["sampler"] = self._sampler.state_dict()
+            state["rng"] = rng_state()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -251,6 +278,15 @@ class AutoAssistDataModule(DataModuleBase):
             self.wrapped.load_state_dict(state_dict["data"])
         self._sampler = None
         self._restored = state_dict.get("sampler")
+        self._restored_rng = state_dict.get("rng")
+        if self._restored is not None:
+            # Lightning sees a loader without state and would say so; the stream's is here.
+            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+
+    def _restore_rng(self) -> None:
+        state, self._restored_rng = self._restored_rng, None
+        if state is not None:
+            restore_rng_state(state)
 
     def _forward(self, hooks: tuple[str, ...]) -> None:
         for hook in hooks:
@@ -296,17 +332,6 @@ class AutoAssistDataModule(DataModuleBase):
             bool(getattr(batches, "drop_last", False)),
         )
 
-    def _carrying(self, loader: DataLoader[Any], source: Callable[[], DrawSource], num_batches: int) -> CarryingLoader:
-        """The train loader, whose source is asked for at the start of each of the Trainer's epochs."""
-
-        def open_source() -> DrawSource:
-            if self._selection is not None:
-                self._selection.on_data(len(cast(Sized, loader.dataset)))
-            self._source = source()
-            return self._source
-
-        return CarryingLoader(loader, num_batches, open_source, self._is_fetching)
-
     def _continued(self, stream: ShrinkingBatchSampler) -> ShrinkingBatchSampler:
         """``stream``, or the one that it continues: of the last epoch, of a loader before this one, of a checkpoint."""
         earlier, restored = self._sampler, self._restored
@@ -331,11 +356,12 @@ class AutoAssistDataModule(DataModuleBase):
         selection = self._selection
         return self._is_overfitting() or (selection is not None and selection.keeps_everything and self.budget == 1)
 
+    def _is_fitting(self) -> bool:
+        state = None if self.trainer is None else self.trainer.state
+        return state is not None and state.fn == "fit" and state.status == "running"
+
     def _is_overfitting(self) -> bool:
         return self.trainer is not None and bool(self.trainer.overfit_batches)
-
-    def _is_fetching(self, iterator: object) -> bool:
-        return any(iterator is own for own in self._fetching_iterators())
 
     def _fetching_iterators(self) -> Iterable[object]:
         """The iterators that the Trainer's fit loop takes its batches from, now."""

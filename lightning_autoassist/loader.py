@@ -33,13 +33,24 @@ class Carried(NamedTuple):
 class DrawSource(Protocol):
     """What a train loader is fed from, epoch after epoch."""
 
-    def __len__(self) -> int: ...
-
-    def draws(self) -> Iterator[Draw]:
-        """The batches of one epoch."""
+    def draws(self, limit: int | None = None) -> Iterator[Draw]:
+        """The batches of one epoch, ``limit`` of them where it is given."""
 
     def confirm(self, draw: Draw) -> None:
-        """``draw`` reached the Boss."""
+        """The Boss was trained on ``draw``."""
+
+
+class Fetching(Protocol):
+    """The Trainer's side of an iteration."""
+
+    def is_fetching(self, iterator: object) -> bool:
+        """Whether ``iterator`` is the one that the Trainer takes its batches from."""
+
+    def begin(self, loader: CarryingLoader) -> Iterator[Draw]:
+        """The Trainer's iteration over ``loader`` begins: its draws."""
+
+    def has_begun(self) -> None:
+        """The user's loader is being iterated, and asks for the indices of its first batch."""
 
 
 class PlainBatches:
@@ -53,16 +64,13 @@ class PlainBatches:
         self.batch_sampler = batch_sampler
         self.num_epochs = 0
 
-    def __len__(self) -> int:
-        return len(self.batch_sampler)
-
-    def draws(self) -> Iterator[Draw]:
+    def draws(self, limit: int | None = None) -> Iterator[Draw]:
         # Lightning would have called set_epoch on the user's loader; it does not see that one.
         set_epoch = getattr(getattr(self.batch_sampler, "sampler", None), "set_epoch", None)
         if callable(set_epoch):
             set_epoch(self.num_epochs)
         self.num_epochs += 1
-        for batch in self.batch_sampler:
+        for batch in islice(self.batch_sampler, limit):
             yield Draw(index_array(batch), None)
 
     def confirm(self, draw: Draw) -> None:
@@ -75,21 +83,17 @@ class CarryingLoader:
     Args:
         loader: The user's train loader; stays untouched.
         num_batches: K.
-        source: Called at the Trainer's first batch of an iteration; returns what the batches are drawn from.
-        is_fetching: Whether an iterator of this loader belongs to the Trainer's fetching.
+        source: What the Trainer's batches are drawn from; asked for at the start of each of its epochs.
+        fetching: The Trainer's side.
     """
 
     def __init__(
-        self,
-        loader: DataLoader[Any],
-        num_batches: int,
-        source: Callable[[], DrawSource],
-        is_fetching: Callable[[object], bool],
+        self, loader: DataLoader[Any], num_batches: int, source: Callable[[], DrawSource], fetching: Fetching
     ) -> None:
+        self.source = source
         self._plain = loader
         self._num_batches = num_batches
-        self._source = source
-        self._is_fetching = is_fetching
+        self._fetching = fetching
         self._feed = _Feed()
         self._loader = _fed_by(loader, self._feed)
 
@@ -104,6 +108,11 @@ class CarryingLoader:
         """The user's data set."""
         return self._plain.dataset
 
+    @property
+    def keeps_iterator(self) -> bool:
+        """Whether one iterator, with its workers, serves all epochs."""
+        return self._loader.persistent_workers
+
     # Lightning shuts workers down through this attribute of a DataLoader.
     @property
     def _iterator(self) -> Any:
@@ -114,7 +123,7 @@ class CarryingLoader:
         self._loader._iterator = iterator
 
     def _carried_batches(self) -> Iterator[Carried]:
-        self._feed.open(self._source())
+        self._feed.open(self._fetching.begin(self), self._fetching.has_begun)
         # Not in the generator below: workers must start now, as plain Lightning's do.
         batches = iter(self._loader)
         return (Carried(batch, self._feed.next_fed()) for batch in batches)
@@ -141,7 +150,7 @@ class BatchIterator:
     def start(self) -> None:
         """Begin the iteration, if it has not begun."""
         if self._batches is None:
-            fetching = self._loader._is_fetching(self)
+            fetching = self._loader._fetching.is_fetching(self)
             self._batches = self._loader._carried_batches() if fetching else self._loader._plain_batches()
 
 
@@ -153,28 +162,28 @@ class _Feed:
     """
 
     def __init__(self) -> None:
-        self._source: DrawSource | None = None
+        self._draws: Iterator[Draw] = iter(())
         self._fed: deque[Draw] = deque()
+        self._has_begun: Callable[[], None] = _nothing
 
-    def open(self, source: DrawSource) -> None:
-        """Start an epoch of ``source``; what an abandoned iteration had asked ahead is forgotten here, not there."""
-        self._source = source
-        self._fed = deque()
-
-    def __len__(self) -> int:
-        assert self._source is not None
-        return len(self._source)
+    def open(self, draws: Iterator[Draw], has_begun: Callable[[], None]) -> None:
+        """Start an epoch; what an abandoned iteration had asked ahead is forgotten here, not by its source."""
+        self._draws, self._fed, self._has_begun = draws, deque(), has_begun
 
     def __iter__(self) -> Iterator[list[int]]:
-        assert self._source is not None
+        self._has_begun()
         fed = self._fed
-        for draw in self._source.draws():
+        for draw in self._draws:
             fed.append(draw)
             yield draw.indices.tolist()
 
     def next_fed(self) -> Draw:
         """The draw of the batch that came out just now."""
         return self._fed.popleft()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _fed_by(loader: DataLoader[Any], feed: _Feed) -> DataLoader[Any]:

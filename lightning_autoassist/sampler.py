@@ -149,10 +149,14 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
             self.confirm(draw)
             yield draw.indices.tolist()
 
-    def draws(self) -> Iterator[Draw]:
-        """One epoch. Batches that were handed out earlier and never confirmed come first."""
+    def draws(self, limit: int | None = None) -> Iterator[Draw]:
+        """One epoch. Batches that were handed out earlier and never confirmed come first.
+
+        Args:
+            limit: Batches of the epoch, where they are fewer than K: the rest of an epoch that was interrupted.
+        """
         again = list(self._in_flight)
-        for number in range(len(self)):
+        for number in range(len(self) if limit is None else limit):
             if number < len(again):
                 yield again[number]
                 continue
@@ -161,8 +165,8 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
             yield draw
 
     def confirm(self, draw: Draw) -> None:
-        """Take note that ``draw``, the oldest unconfirmed batch, reached the Boss."""
-        assert self._in_flight and self._in_flight[0] is draw, "batches reach the Boss in the order they were drawn"
+        """Take note that the Boss was trained on ``draw``, the oldest unconfirmed batch."""
+        assert self._in_flight and self._in_flight[0] is draw, "the Boss gets batches in the order they were drawn"
         self._in_flight.popleft()
 
     def state_dict(self) -> dict[str, Any]:

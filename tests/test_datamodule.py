@@ -217,7 +217,8 @@ def test_a_reloaded_data_set_of_another_length_begins_anew():
             self.train_set = CountingDataset(len(self.train_set) + 50)
             return super().train_dataloader()
 
-    with pytest.warns(UserWarning, match="has changed, to 200 instances a pass.*begins anew"):
+    changed = "the train loader has changed, to {} instances a pass and batches of 10: filtering begins anew"
+    with pytest.warns(match=changed.format(200)), pytest.warns(match=changed.format(250)):
         run, callback = fit(AutoAssistDataModule(Growing(100, 10)), reload_dataloaders_every_n_epochs=1)
     assert run.global_step == 9 + 12 + 15
     assert len(callback._store) == 250
@@ -242,6 +243,7 @@ def test_hyperparameters_reach_the_checkpoint(tmp_path):
     assert checkpoint["datamodule_hyper_parameters"] == {"width": 9}
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
 def test_tuners_run_and_leave_the_stream_where_it_was(tmp_path):
     """The tuner trains without the callbacks, then restores what was; the stream begins at its first pass."""
     from pytorch_lightning.tuner import Tuner
@@ -258,6 +260,7 @@ def test_tuners_run_and_leave_the_stream_where_it_was(tmp_path):
     assert data.candidate_stream.pass_index >= 2
 
 
+@pytest.mark.filterwarnings("ignore:the train loader has changed")
 def test_the_batch_size_finder_reaches_the_users_data_module(tmp_path):
     from pytorch_lightning.tuner import Tuner
 

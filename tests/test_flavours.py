@@ -41,7 +41,9 @@ def classes_of(flavour):
             data = CountingDataset(100)
             return DataLoader(TensorDataset(data.features, data.labels), batch_size=10, shuffle=True)
 
-        val_dataloader = train_dataloader
+        def val_dataloader(self):
+            data = CountingDataset(30)
+            return DataLoader(TensorDataset(data.features, data.labels), batch_size=10)
 
     return Classifier, Data
 

@@ -346,27 +346,3 @@ def test_nothing_is_left_on_the_strategy(fails):
         run.fit(Failing(), datamodule=data)
     assert "training_step" not in run.strategy.__dict__
     assert not torch.overrides._get_current_function_mode_stack()
-
-
-# ---- resume at an epoch's end (the rest of it is tested with the state's own tests)
-
-
-def test_a_run_resumed_from_an_epochs_end_equals_the_uninterrupted_one(tmp_path):
-    def fit(max_epochs, ckpt_path=None):
-        pl.seed_everything(0, verbose=False)
-        module = Classifier()
-        module.net[3].p = 0.0  # dropout's RNG is not in Lightning's checkpoint
-        source = ClustersData(300, 10, generator=torch.Generator().manual_seed(4), shuffle=False)
-        saving = pl.callbacks.ModelCheckpoint(tmp_path, save_last=True, filename=f"{max_epochs}")
-        callback = AutoAssistCallback()
-        run = trainer(max_epochs=max_epochs, callbacks=[callback, saving], enable_checkpointing=True)
-        run.fit(module, datamodule=AutoAssistDataModule(source, budget=0.6), ckpt_path=ckpt_path)
-        return module.state_dict(), callback, saving.best_model_path
-
-    expected, whole, _ = fit(6)
-    _, _, checkpoint = fit(3)
-    found, resumed, _ = fit(6, ckpt_path=checkpoint)
-    assert_equal(found, expected)
-    assert torch.equal(resumed.assistant.weight, whole.assistant.weight)
-    assert resumed.summary()["candidates_seen"] == whole.summary()["candidates_seen"]
-    assert torch.load(checkpoint, weights_only=True)["callbacks"]

@@ -1,0 +1,160 @@
+"""A run that was interrupted and resumed equals the uninterrupted one, bit for bit."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
+from tests.ordinary import Classifier, ClustersData, trainer
+
+EPOCHS, EPOCH_LENGTH = 5, 12  # 200 instances, batches of 10, budget 0.6: passes begin near steps 0, 20, 33, 46
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
+]
+
+
+class Scheduled(Classifier):
+    """Asks for the number of steps, which builds the train loader before a checkpoint is restored."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        steps = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class Saving(pl.Callback):
+    """Saves checkpoints where ``ModelCheckpoint(every_n_train_steps=...)`` does."""
+
+    def __init__(self, folder, steps):
+        self.folder, self.steps = folder, steps
+
+    def on_train_batch_end(self, run, *args):
+        if run.global_step in self.steps:
+            run.save_checkpoint(self.folder / f"step={run.global_step}.ckpt")
+
+
+def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_type=Classifier, **options):
+    """Train, with a checkpoint at each of some steps (None: at every step, by a ModelCheckpoint).
+
+    Returns everything that a resumed run has to share with an uninterrupted one.
+    """
+    pl.seed_everything(seed, verbose=False)
+    module = module_type()
+    weights = options.pop("weights", "none")
+    lag = options.pop("lag", None)
+    data = AutoAssistDataModule(ClustersData(200, 10, **options), budget=0.6, seed=3)
+    callback = AutoAssistCallback(weights=weights, lag=lag)
+    saving = pl.callbacks.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    if saved_steps is not None:
+        saving = Saving(folder, saved_steps)
+    run = trainer(max_epochs=EPOCHS, callbacks=[callback, saving, *callbacks], enable_checkpointing=saved_steps is None)
+    run.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    assert run.global_step == EPOCHS * EPOCH_LENGTH
+    return {
+        **module.state_dict(),
+        "assistant": callback.assistant.weight,
+        "remembered": callback._store.scores,
+        "considered": torch.tensor(data.candidate_stream.num_considered),
+        "waiting": torch.from_numpy(data.candidate_stream._kept_indices),
+        "rng": torch.get_rng_state(),
+        "val_loss": run.callback_metrics["val_loss"],
+    }
+
+
+def assert_equal(left, right):
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+# In the first pass, at an epoch's last batch, around a pass's end, in the middle, one step before the end.
+STEPS = (5, 12, 19, 20, 21, 30, 59)
+FEWER = (12, 20)  # where each run starts processes
+LOADERS = {
+    "no workers": (STEPS, {}),
+    "2 workers": (FEWER, {"num_workers": 2}),
+    "2 persistent workers": (FEWER, {"num_workers": 2, "persistent_workers": True}),
+    "schedule": (STEPS, {"module_type": Scheduled}),
+    "weights": (STEPS, {"weights": "mean"}),
+    "lag": (STEPS, {"lag": 3}),
+}
+
+
+@pytest.mark.parametrize(("steps", "options"), LOADERS.values(), ids=LOADERS)
+def test_resumed_from_any_step_a_run_is_the_uninterrupted_one(steps, options, tmp_path):
+    expected = fit(tmp_path / "whole", saved_steps=steps, **options)
+    for step in steps:
+        checkpoint = tmp_path / "whole" / f"step={step}.ckpt"
+        found = fit(tmp_path / "resumed", saved_steps=(), ckpt_path=checkpoint, seed=99, **options)
+        assert_equal(expected, found)
+
+
+def test_resumed_from_an_epochs_end_after_validation(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path / "ends", filename="{epoch}", save_top_k=-1)
+    expected = fit(tmp_path / "whole", saving)
+    for epoch in (0, 2):
+        found = fit(tmp_path / "resumed", ckpt_path=tmp_path / "ends" / f"epoch={epoch}.ckpt", seed=99)
+        assert_equal(expected, found)
+
+
+def test_checkpoints_hold_tensors_and_builtins_only(tmp_path):
+    fit(tmp_path)
+    checkpoint = torch.load(tmp_path / "step=30.ckpt", weights_only=True)
+    assert {"sampler", "rng"} <= checkpoint["AutoAssistDataModule"].keys()
+    assert checkpoint["callbacks"]["AutoAssistCallback"]["assistant"]["weight"].shape == (8,)
+
+
+class Dying(pl.Callback):
+    """Ends the process, or the run, in the way that its name says, in the middle of a step."""
+
+    def __init__(self, way, step):
+        self.way, self.step = way, step
+
+    def on_before_optimizer_step(self, run, module, optimizer):
+        if run.global_step != self.step:
+            return
+        if self.way == "exception":
+            raise ArithmeticError("interrupted")
+        signal.raise_signal(getattr(signal, self.way))
+
+
+@pytest.mark.parametrize(("way", "last_step"), [("SIGKILL", 30), ("SIGTERM", 31), ("exception", 30)])
+def test_a_killed_process_is_resumed_in_a_new_one(way, last_step, tmp_path):
+    """Dies in the step after the 30th, which Lightning ends after a SIGTERM."""
+    expected = fit(tmp_path / "whole")
+    killed = run_in_a_process("die", tmp_path, way)
+    assert killed.returncode == {"SIGKILL": -9, "SIGTERM": 0, "exception": 1}[way], killed.stderr
+    checkpoint = max((tmp_path / "killed").glob("*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]))
+    assert checkpoint.stem == f"step={last_step}"
+    resumed = run_in_a_process("resume", tmp_path, checkpoint)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_equal(expected, torch.load(tmp_path / "found.pt", weights_only=True))
+
+
+def run_in_a_process(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "tests.test_resume", *map(str, arguments)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+if __name__ == "__main__":
+    job, folder, argument = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    if job == "die":
+        fit(folder / "killed", Dying(argument, 30))
+    else:
+        torch.save(fit(folder / "resumed", ckpt_path=argument, seed=99), folder / "found.pt")
