@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lightning_autoassist.features import tensors_in
-from lightning_autoassist.loss_found import Contribution, Found, combine, contributions
+from lightning_autoassist.loss_found import Contribution, Found, Reduction, combine, contributions
 from lightning_autoassist.loss_graph import (
     GraphLoss,
     has_other_leaves,
@@ -31,15 +30,9 @@ from lightning_autoassist.loss_graph import (
     joined_by_scalars,
     losses_in_graph,
 )
-from lightning_autoassist.loss_layout import (
-    ROW_ORDERS,
-    Layout,
-    order_before_flattening,
-    order_by_target,
-    row_layout,
-)
-from lightning_autoassist.loss_weights import ScaleGradient, nll_by_rows
-from lightning_autoassist.losses import LOSSES, Arguments, Elements, NamedLoss, class_axis, has_class_indices
+from lightning_autoassist.loss_layout import ROW_ORDERS, Layout, RowOrders
+from lightning_autoassist.loss_weights import weighted_call
+from lightning_autoassist.losses import LOSSES, Arguments, NamedLoss, class_axis, has_class_indices
 
 SCORES = ("gradient_norm", "loss")
 WAYS_OUT = (
@@ -111,8 +104,7 @@ class InstanceLossCapture:
         self.score = score
         self.row_order = row_order
         self.has_other_terms = False
-        # Asked of the device once for each loss: what was found holds for the run.
-        self._orders: dict[tuple[str, int], str] = {}
+        self._row_orders = RowOrders(row_order)
         self._checks_left = _CHECKED_STEPS
         self._is_warned = False
 
@@ -157,7 +149,7 @@ class CapturedStep(TorchFunctionMode):
         self._weights = weights
         self._module = module
         self._named: list[Found] = []
-        self._reduced: list[tuple[Node, Found]] = []
+        self._reduced: list[Reduction] = []
         self._backwards: list[list[Contribution]] = []
         self._missed: list[str] = []
 
@@ -200,8 +192,8 @@ class CapturedStep(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in LOSSES:
             return self._watch(LOSSES[func], args, kwargs)
-        if func is Tensor.backward:  # manual optimization: afterwards the graph is gone
-            self._backwards.append(self._attribute(args[0]))
+        if func is Tensor.backward:
+            self._note_backward(args[0])
         result = func(*args, **kwargs)
         if func in _REDUCTIONS:
             self._note_reduction(args[0] if args else kwargs.get("input"), result)
@@ -226,8 +218,8 @@ class CapturedStep(TorchFunctionMode):
         if self._weights is None:
             result = named.function(*args, **kwargs)
         else:
-            result, unreduced = self._weighted(named, arguments, layout, self._weights)
-        if arguments["reduction"] == "none":
+            result, unreduced = weighted_call(named, arguments, layout, self._weights)
+        if unreduced is None and arguments["reduction"] == "none":
             unreduced = result
         self._note(named, arguments, source, layout, result, unreduced)
         return result
@@ -258,75 +250,32 @@ class CapturedStep(TorchFunctionMode):
             return None
         return None if target.is_floating_point() else target.detach().long()
 
+    def _note_backward(self, root: Tensor) -> None:
+        """Manual optimization: after its backward the graph is gone."""
+        try:
+            parts = self._attribute(root)
+        except Exception as error:  # the step must go on
+            parts = []
+            self._missed.append(f"{type(error).__name__} while its backward was looked at: {error}")
+        self._backwards.append(parts)
+
     def _note_reduction(self, values: Any, result: Any) -> None:
         """A mean or sum of everything in a tensor with a row for each instance may be the end of a loss by hand."""
-        if torch.compiler.is_compiling() or not (_requires_grad(values) and _requires_grad(result)):
-            return
-        if result.ndim or not values.ndim or values.shape[0] != self._batch_size or is_parameters_own(values):
-            return
-        layout = Layout((self._batch_size,), 0, 1)
-        rows = values.detach().float()
-
-        def weigh(weights: Tensor) -> None:
-            factor = layout.spread(weights, values).to(values.dtype)
-            values.register_hook(lambda gradient: gradient * factor)
-
-        source = f"hand-written loss {_caller()}"
-        elements = Elements(rows, None, None)
-        found = Found(source, "none", get_gradient_edge(values), elements, layout, weigh=weigh, is_by_hand=True)
-        self._reduced.append((result.grad_fn, found))
-
-    def _weighted(
-        self, named: NamedLoss, arguments: Arguments, layout: Layout, weights: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """The call with weights in its backward, and its unreduced rows where they come along."""
-        if arguments["reduction"] == "none":
-            rows = named.function(**arguments)
-            return ScaleGradient.apply(rows, layout.spread(weights, rows)), None
-        if named.function is F.nll_loss and arguments["weight"] is None:
-            return nll_by_rows(arguments, layout.spread(weights, arguments["target"]))
-        weighted = dict(arguments)
-        for name in named.inputs:
-            if _requires_grad(arguments[name]):
-                by_rows = arguments[name].movedim(named.rows_axis, 0) if named.rows_axis else arguments[name]
-                factor = layout.spread(weights, by_rows)
-                factor = factor.movedim(0, named.rows_axis) if named.rows_axis else factor
-                weighted[name] = ScaleGradient.apply(arguments[name], factor)
-        return named.function(**weighted), None
+        is_compiling = torch.compiler.is_compiling()
+        if not is_compiling and _requires_grad(values) and _requires_grad(result) and result.ndim == 0:
+            if values.ndim and values.shape[0] == self._batch_size:
+                self._reduced.append(Reduction(values, result.grad_fn, f"hand-written loss {_caller()}"))
 
     def _layout(self, named: NamedLoss, arguments: Arguments, source: str) -> Layout | None:
         """Whose the loss's rows are; None, and a note why, where that is not known."""
-        first = arguments[named.inputs[0]]
-        num_rows = first.shape[named.rows_axis] if first.ndim > named.rows_axis else 1
-        layout = row_layout(num_rows, self._batch_size, None)
-        if layout is None and num_rows and num_rows % self._batch_size == 0:
-            order = self._row_order(first, arguments, source, num_rows)
-            layout = row_layout(num_rows, self._batch_size, order)
+        orders = self._capture._row_orders
+        layout = orders.layout(named, arguments, source, self._batch, self._batch_size)
         if layout is None:
             self._missed.append(
-                f"{source} has {num_rows} rows for {self._batch_size} instances, and nothing tells which are "
-                "whose (row_order= does, where all instances have equally many)"
+                f"{source} has {named.num_rows(arguments)} rows for {self._batch_size} instances, and nothing tells "
+                "which are whose (row_order= does, where all instances have equally many)"
             )
         return layout
-
-    def _row_order(self, first: Tensor, arguments: Arguments, source: str, num_rows: int) -> str | None:
-        if self._capture.row_order != "auto":
-            return self._capture.row_order
-        if torch.compiler.is_compiling():
-            return None
-        order = order_before_flattening(first, num_rows, self._batch_size)
-        if order is not None:
-            return order
-        key = source, num_rows // self._batch_size
-        if key not in self._capture._orders:
-            target = arguments.get("target")
-            if not isinstance(target, Tensor) or target.shape != (num_rows,):
-                return None
-            found = order_by_target(target, arguments.get("ignore_index"), tensors_in(self._batch), self._batch_size)
-            if found is None:
-                return None
-            self._capture._orders[key] = found
-        return self._capture._orders[key]
 
     # ---- after the step
 
@@ -334,34 +283,36 @@ class CapturedStep(TorchFunctionMode):
         root = output.get("loss") if isinstance(output, Mapping) else output
         if isinstance(output, Mapping) and output.get("instance_loss") is not None:
             return self._given(output["instance_loss"], root, "training_step")
-        if inspect.isfunction(getattr(type(self._module), "instance_loss", None)):
-            return self._given(self._module.instance_loss(self._batch, output), root, "instance_loss")
+        method = getattr(type(self._module), "instance_loss", None)
+        if inspect.isfunction(method):  # and not some attribute that happens to have this name
+            return self._given(method(self._module, self._batch, output), root, "instance_loss")
         if len(self._backwards) > 1:
             self.reason = (
                 f"{self._where()} runs backward {len(self._backwards)} times, so that no single loss is an "
                 f"instance's. {WAYS_OUT}"
             )
             return None
-        if self._backwards:
-            parts = self._backwards[0]
-        else:
-            parts = self._attribute(root) if _requires_grad(root) else []
+        parts = self._backwards[0] if self._backwards else self._attribute(root)
         if not parts:
-            for found in self._named:
-                if isinstance(found.edge, Tensor):
-                    self._missed.append(
-                        f"{found.source} must be what is returned, since compiled code does not tell its coefficient"
-                    )
-            missed = "".join(f" {note}." for note in dict.fromkeys(self._missed))
-            self.reason = f"No per-instance loss was found behind what {self._where()} returned.{missed} {WAYS_OUT}"
+            self.reason = self._why_nothing()
             return None
         losses, scores = combine(parts)
         labels = next((found.labels for found, _ in parts if found.labels is not None), None)
         source = " + ".join(dict.fromkeys(found.source for found, _ in parts))
         return Observation(losses, losses.clone() if self._capture.score == "loss" else scores, labels, source)
 
-    def _attribute(self, root: Tensor) -> list[Contribution]:
+    def _why_nothing(self) -> str:
+        notes = dict.fromkeys(self._missed)
+        for found in self._named:
+            if isinstance(found.edge, Tensor):
+                notes[f"{found.source} must be what is returned: compiled code does not tell its coefficient"] = None
+        noted = "".join(f" {note}." for note in notes)
+        return f"No per-instance loss was found behind what {self._where()} returned.{noted} {WAYS_OUT}"
+
+    def _attribute(self, root: Any) -> list[Contribution]:
         """The losses behind ``root``, by the first way that finds any; weights enter where they have not yet."""
+        if not _requires_grad(root):
+            return []
         parts = contributions(root, self._named)
         if not parts:
             parts = contributions(root, self._scripted(root))
@@ -370,9 +321,8 @@ class CapturedStep(TorchFunctionMode):
         if parts and parts[0].found.is_by_hand and not self._capture._is_warned:
             self._capture._is_warned = True
             warnings.warn(
-                f"{parts[0].found.source} is taken for the mean of one loss an instance, since the first axis of what it "
-                "reduces is as long as the batch. Its score is the loss. If that is wrong, give instance_loss. "
-                f"{WAYS_OUT}",
+                f"{parts[0].found.source} is taken for the mean of one loss an instance, since the first axis of what "
+                f"it reduces is as long as the batch; its score is the loss. Where that is wrong: {WAYS_OUT}",
                 stacklevel=2,
             )
         for found, _ in parts:
@@ -399,15 +349,19 @@ class CapturedStep(TorchFunctionMode):
             factor = layout.spread(weights, arguments["input"])
             node.register_hook(lambda inputs, outputs: tuple(_times(gradient, factor) for gradient in inputs))
 
-        elements = named.elements(arguments)
+        elements, labels = named.elements(arguments), self._labels(arguments)
         edge = GradientEdge(node, 0)
-        labels = self._labels(arguments)
         return Found(source, arguments["reduction"], edge, elements, layout, named.tokens, labels, weigh)
 
     def _hand_written(self, root: Tensor) -> list[Found]:
         """Reductions from which only arithmetic on single numbers leads to ``root``: others are not its losses."""
-        joined = joined_by_scalars(root, {node for node, _ in self._reduced})
-        return [found for node, found in self._reduced if node in joined]
+        joined = joined_by_scalars(root, {reduction.node for reduction in self._reduced})
+        layout = Layout((self._batch_size,), 0, 1)
+        return [
+            reduction.found(layout)
+            for reduction in self._reduced
+            if reduction.node in joined and not is_parameters_own(reduction.values)
+        ]
 
     def _given(self, losses: Any, root: Any, giver: str) -> Observation | None:
         """What the user says the instances' losses are."""
@@ -443,7 +397,7 @@ class CapturedStep(TorchFunctionMode):
         if gradient is None:
             return False
         weights = self._weights.to(losses.dtype)
-        losses.register_hook(lambda gradient: gradient * weights)  # type: ignore[no-untyped-call]
+        losses.register_hook(lambda gradient: gradient * weights)
         return True
 
     def _where(self, method: str = "training_step") -> str:

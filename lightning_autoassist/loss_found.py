@@ -6,11 +6,11 @@ Shapes: B batch, R rows of a loss (B, or a multiple of it), d further dimensions
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from lightning_autoassist.loss_layout import Layout, fold
 from lightning_autoassist.losses import Elements
@@ -42,12 +42,32 @@ class Found(NamedTuple):
     is_by_hand: bool = False
 
     @property
-    def node(self) -> torch.autograd.graph.Node | None:
+    def node(self) -> Node | None:
         return self.edge.grad_fn if isinstance(self.edge, Tensor) else self.edge.node
 
     def is_root(self, root: Tensor) -> bool:
         """Whether it is ``root`` itself."""
         return root is self.edge if isinstance(self.edge, Tensor) else get_gradient_edge(root) == self.edge
+
+
+class Reduction(NamedTuple):
+    """A mean or sum of everything in ``values``, shape ``(B, *d)``: maybe the end of a loss written by hand."""
+
+    values: Tensor
+    node: Node
+    source: str
+
+    def found(self, layout: Layout) -> Found:
+        """The loss, with ``values`` for its rows."""
+        values = self.values
+
+        def weigh(weights: Tensor) -> None:
+            factor = layout.spread(weights, values).to(values.dtype)
+            values.register_hook(lambda gradient: gradient * factor)
+
+        elements = Elements(values.detach().float(), None, None)
+        edge = get_gradient_edge(values)
+        return Found(self.source, "none", edge, elements, layout, weigh=weigh, is_by_hand=True)
 
 
 class Contribution(NamedTuple):
@@ -64,7 +84,8 @@ def contributions(root: Tensor, found: Sequence[Found]) -> list[Contribution]:
     if len(found) == 1 and found[0].is_root(root):
         return [Contribution(found[0], None)]
     # Runs backward from the root to the losses, and not into the network behind them.
-    coefficients = torch.autograd.grad(root, [each.edge for each in found], retain_graph=True, allow_unused=True)
+    edges: Sequence[Any] = [each.edge for each in found]
+    coefficients = torch.autograd.grad(root, edges, retain_graph=True, allow_unused=True)
     return [
         Contribution(each, coefficient)
         for each, coefficient in zip(found, coefficients, strict=True)

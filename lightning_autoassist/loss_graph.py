@@ -6,7 +6,7 @@ The graph is only read: each node knows the nodes it comes from, and the tensors
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from lightning_autoassist.losses import LOSSES, Arguments, NamedLoss
 
 # Nodes of torch's losses, with the names under which they save what the functions call otherwise.
-_LOSS_NODES = {
+_LOSS_NODES: dict[str, Callable[..., Any]] = {
     "NllLossBackward0": F.nll_loss,
     "NllLoss2DBackward0": F.nll_loss,
     "MseLossBackward0": F.mse_loss,
@@ -61,7 +61,7 @@ def _arguments(node: Any, named: NamedLoss) -> Arguments:
     return arguments
 
 
-def has_other_leaves(root: Tensor, captured: Collection[Node]) -> bool:
+def has_other_leaves(root: Tensor, captured: Collection[Node | None]) -> bool:
     """Whether parameters reach ``root`` on a way that passes none of the ``captured`` nodes: an L2 or KL term."""
     return any(
         node not in captured and hasattr(node, "variable")
@@ -94,7 +94,7 @@ def _is_scalar(node: Any) -> bool:
     return _shape(node) == ()
 
 
-def _walk(root: Tensor, stops: Any, limit: int | None = _NEAR) -> Iterator[Node]:
+def _walk(root: Tensor, stops: Callable[[Node], bool], limit: int | None = _NEAR) -> Iterator[Node]:
     """Nodes breadth first from ``root``; those that stop are yielded, those behind them are not."""
     queue, seen = deque([root.grad_fn]), {root.grad_fn}
     while queue and (limit is None or len(seen) <= limit):

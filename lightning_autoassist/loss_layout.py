@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from lightning_autoassist.features import tensors_in
+from lightning_autoassist.losses import Arguments, NamedLoss
 
 ROW_ORDERS = ("auto", "batch_major", "time_major")
 
@@ -39,7 +42,7 @@ class Layout(NamedTuple):
         """Weights of instances, shape ``(B,)``, in a shape that multiplies the rows of ``like``."""
         column = [1] * len(self.leading)
         column[self.axis] = self.batch_size
-        rows = weights.reshape(column).expand(self.leading)
+        rows = weights.detach().reshape(column).expand(self.leading)
         return rows.reshape((*like.shape[: self.num_axes], *[1] * (like.ndim - self.num_axes)))
 
 
@@ -123,6 +126,45 @@ def _holds(tokens: Tensor, rows: Tensor, ignore_index: int | None) -> bool:
         if width and bool(same.all()) and not bool(counts[:, width:].any()):
             return True
     return False
+
+
+class RowOrders:
+    """Finds out whose the rows of losses are, and remembers what it had to ask of the device.
+
+    Args:
+        row_order: One of ``ROW_ORDERS``.
+    """
+
+    def __init__(self, row_order: str) -> None:
+        self.row_order = row_order
+        self._by_target: dict[tuple[str, int], str] = {}
+
+    def layout(self, named: NamedLoss, arguments: Arguments, source: str, batch: Any, batch_size: int) -> Layout | None:
+        """Layout of a call's rows; None where R is no multiple of B, or in an order that nothing tells."""
+        num_rows = named.num_rows(arguments)
+        layout = row_layout(num_rows, batch_size, None)
+        if layout is None and num_rows and num_rows % batch_size == 0:
+            order = self._order(arguments[named.inputs[0]], arguments, source, batch, batch_size, num_rows)
+            layout = row_layout(num_rows, batch_size, order)
+        return layout
+
+    def _order(
+        self, values: Tensor, arguments: Arguments, source: str, batch: Any, batch_size: int, num_rows: int
+    ) -> str | None:
+        if self.row_order != "auto":
+            return self.row_order
+        if torch.compiler.is_compiling():
+            return None
+        order = order_before_flattening(values, num_rows, batch_size)
+        target = arguments.get("target")
+        if order is not None or not isinstance(target, Tensor) or target.shape != (num_rows,):
+            return order
+        key = source, num_rows // batch_size
+        if key not in self._by_target:
+            order = order_by_target(target, arguments.get("ignore_index"), tensors_in(batch), batch_size)
+            if order is not None:
+                self._by_target[key] = order
+        return self._by_target.get(key)
 
 
 def fold(losses: Tensor, norms: Tensor | None, counts: Tensor, layout: Layout, tokens: bool) -> tuple[Tensor, Tensor]:

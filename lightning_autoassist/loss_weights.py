@@ -11,7 +11,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_autoassist.losses import Arguments
+from lightning_autoassist.loss_layout import Layout
+from lightning_autoassist.losses import Arguments, NamedLoss
+
+
+def weighted_call(
+    named: NamedLoss, arguments: Arguments, layout: Layout, weights: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """The call with its value as it is, and with row i's gradient multiplied by its instance's weight.
+
+    Args:
+        named: The loss.
+        arguments: Of the call.
+        layout: Whose its rows are.
+        weights: Shape ``(B,)``.
+
+    Returns:
+        The result, and the unweighted, detached rows where they came along.
+    """
+    if arguments["reduction"] == "none":
+        rows = named.function(**arguments)
+        return ScaleGradient.apply(rows, layout.spread(weights, rows)), rows.detach()
+    if named.function is F.nll_loss and arguments["weight"] is None:
+        return nll_by_rows(arguments, layout.spread(weights, arguments["target"]))
+    inputs = {
+        name: weighted_rows(arguments[name], named, layout, weights, arguments)
+        for name in named.inputs
+        if isinstance(arguments[name], Tensor) and arguments[name].requires_grad
+    }
+    return named.function(**{**arguments, **inputs}), None
+
+
+def weighted_rows(values: Tensor, named: NamedLoss, layout: Layout, weights: Tensor, arguments: Arguments) -> Tensor:
+    """An input of a loss, the gradient of whose rows is weighted."""
+    if layout.num_axes and values.shape[named.rows_axis] != layout.num_rows:
+        # One row that the loss would broadcast: each copy has a weight of its own.
+        values = values.expand(torch.broadcast_shapes(values.shape, *_shapes(named, arguments)))
+    factor = layout.spread(weights, values.movedim(named.rows_axis, 0) if layout.num_axes else values)
+    return ScaleGradient.apply(values, factor.movedim(0, named.rows_axis) if layout.num_axes else factor)
+
+
+def _shapes(named: NamedLoss, arguments: Arguments) -> list[torch.Size]:
+    return [arguments[name].shape for name in named.inputs]
 
 
 class ScaleGradient(torch.autograd.Function):

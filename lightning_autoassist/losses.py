@@ -46,6 +46,7 @@ class NamedLoss:
             the norms in the shape of the losses.
         inputs: Names of the differentiable inputs, which have one row for each row of the loss.
         rows_axis: Where the inputs hold the rows.
+        num_axes: How many axes an input needs to hold several rows; with fewer it is one row.
         tokens: Whether an instance's norms are averaged, as those of tokens and pixels, or are coordinates of
             one gradient, as those of a regression's outputs.
     """
@@ -57,12 +58,14 @@ class NamedLoss:
         inputs: tuple[str, ...] = ("input",),
         *,
         rows_axis: int = 0,
+        num_axes: int = 1,
         tokens: bool = False,
     ) -> None:
         self.function = function
         self.norms = norms
         self.inputs = inputs
         self.rows_axis = rows_axis
+        self.num_axes = num_axes
         self.tokens = tokens
         self.name: str = function.__name__
         parameters = inspect.signature(function).parameters
@@ -78,6 +81,11 @@ class NamedLoss:
         elif size_average is not None or reduce is not None:
             arguments["reduction"] = "sum" if size_average is False else "mean"
         return arguments
+
+    def num_rows(self, arguments: Arguments) -> int:
+        """R, over which inputs with a single row are broadcast."""
+        inputs = [arguments[name] for name in self.inputs]
+        return max((each.shape[self.rows_axis] for each in inputs if _ndim(each) >= self.num_axes), default=1)
 
     def elements(self, arguments: Arguments, unreduced: Tensor | None = None, *, with_norms: bool = True) -> Elements:
         """Losses and norms of a call's rows.
@@ -103,6 +111,10 @@ class NamedLoss:
 
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
+
+
+def _ndim(value: Any) -> int:
+    return value.ndim if isinstance(value, Tensor) else 0
 
 
 def _wide(value: Any) -> Any:
@@ -199,6 +211,7 @@ def bce_norms(arguments: Arguments, losses: Tensor) -> Tensor:
 
 
 def bce_with_logits_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    """|sigmoid(x) - y|, with the two classes weighted."""
     logits, target, positive = arguments["input"], arguments["target"], arguments["pos_weight"]
     probs = logits.sigmoid()
     positive = 1.0 if positive is None else positive
@@ -207,17 +220,20 @@ def bce_with_logits_norms(arguments: Arguments, losses: Tensor) -> Tensor:
 
 
 def mse_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    """2 |x - y|."""
     return _scaled(2 * (arguments["input"] - arguments["target"]).abs(), arguments.get("weight"))
 
 
 def smooth_l1_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    """|x - y| / beta, at most 1; at beta = 0 the slope is constant."""
     if arguments["beta"] == 0:
         return losses
     distance: Tensor = (arguments["input"] - arguments["target"]).abs()
-    return (distance / arguments["beta"]).clamp(max=1)
+    return (distance / float(arguments["beta"])).clamp(max=1)
 
 
 def huber_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    """|x - y|, at most delta."""
     distance = (arguments["input"] - arguments["target"]).abs().clamp(max=arguments["delta"])
     return _scaled(distance, arguments.get("weight"))
 
@@ -238,11 +254,13 @@ def poisson_nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
 
 
 def soft_margin_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    """sigmoid(-y x)."""
     target: Tensor = arguments["target"]
     return (-target * arguments["input"]).sigmoid() * target.abs()
 
 
 def multilabel_soft_margin_norms(arguments: Arguments, losses: Tensor) -> Tensor:
+    """The norm over the classes of sigmoid(x) - y, averaged like their losses."""
     gradient = _scaled(arguments["input"].sigmoid() - arguments["target"], arguments["weight"])
     axis = class_axis(gradient)
     norms: Tensor = torch.linalg.vector_norm(gradient, dim=axis) / gradient.shape[axis]
@@ -268,9 +286,9 @@ _TRIPLET = ("anchor", "positive", "negative")
 LOSSES: dict[Callable[..., Any], NamedLoss] = {
     loss.function: loss
     for loss in (
-        NamedLoss(F.cross_entropy, cross_entropy_norms, ("input", "target"), tokens=True),
-        NamedLoss(F.nll_loss, nll_norms, tokens=True),
-        NamedLoss(F.kl_div, kl_div_norms, ("input", "target"), tokens=True),
+        NamedLoss(F.cross_entropy, cross_entropy_norms, ("input", "target"), num_axes=2, tokens=True),
+        NamedLoss(F.nll_loss, nll_norms, num_axes=2, tokens=True),
+        NamedLoss(F.kl_div, kl_div_norms, ("input", "target"), num_axes=2, tokens=True),
         NamedLoss(F.binary_cross_entropy, bce_norms, ("input", "target")),
         NamedLoss(F.binary_cross_entropy_with_logits, bce_with_logits_norms, ("input", "target")),
         NamedLoss(F.mse_loss, mse_norms, ("input", "target")),
@@ -279,15 +297,15 @@ LOSSES: dict[Callable[..., Any], NamedLoss] = {
         NamedLoss(F.huber_loss, huber_norms, ("input", "target")),
         NamedLoss(F.gaussian_nll_loss, gaussian_nll_norms, ("input", "target", "var")),
         NamedLoss(F.poisson_nll_loss, poisson_nll_norms, ("input", "target")),
-        NamedLoss(F.ctc_loss, ctc_norms, ("log_probs",), rows_axis=1),
+        NamedLoss(F.ctc_loss, ctc_norms, ("log_probs",), rows_axis=1, num_axes=3),
         NamedLoss(F.hinge_embedding_loss, loss_itself, tokens=True),
         NamedLoss(F.margin_ranking_loss, loss_itself, ("input1", "input2"), tokens=True),
-        NamedLoss(F.multi_margin_loss, loss_itself, tokens=True),
-        NamedLoss(F.multilabel_margin_loss, loss_itself, tokens=True),
-        NamedLoss(F.multilabel_soft_margin_loss, multilabel_soft_margin_norms),
+        NamedLoss(F.multi_margin_loss, loss_itself, num_axes=2, tokens=True),
+        NamedLoss(F.multilabel_margin_loss, loss_itself, num_axes=2, tokens=True),
+        NamedLoss(F.multilabel_soft_margin_loss, multilabel_soft_margin_norms, num_axes=2),
         NamedLoss(F.soft_margin_loss, soft_margin_norms),
-        NamedLoss(F.triplet_margin_loss, loss_itself, _TRIPLET, tokens=True),
-        NamedLoss(F.triplet_margin_with_distance_loss, loss_itself, _TRIPLET, tokens=True),
-        NamedLoss(F.cosine_embedding_loss, loss_itself, ("input1", "input2"), tokens=True),
+        NamedLoss(F.triplet_margin_loss, loss_itself, _TRIPLET, num_axes=2, tokens=True),
+        NamedLoss(F.triplet_margin_with_distance_loss, loss_itself, _TRIPLET, num_axes=2, tokens=True),
+        NamedLoss(F.cosine_embedding_loss, loss_itself, ("input1", "input2"), num_axes=2, tokens=True),
     )
 }
