@@ -71,7 +71,7 @@ def mlp() -> nn.Module:
 
 
 def resnet18() -> nn.Module:
-    """torchvision's ResNet-18."""
+    """ResNet-18 as torchvision builds it."""
     from torchvision.models import resnet18 as build
 
     return build(num_classes=NUM_CLASSES)
@@ -153,7 +153,8 @@ def candidates_a_second(num_instances: int) -> dict[str, Any]:
             policy.keep_probability(assistant.predict(store.rows(chunk, assistant.reads)))
 
     def score_in_order() -> None:
-        assert store.features is not None and store.labels is not None
+        assert store.features is not None
+        assert store.labels is not None
         for features, labels in zip(store.features.split(8192), store.labels.split(8192), strict=True):
             policy.keep_probability(assistant.predict(Instances(features, labels)))
 

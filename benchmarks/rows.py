@@ -32,7 +32,7 @@ def provenance() -> dict[str, Any]:
 def append_row(name: str, row: dict[str, Any]) -> None:
     """Append ``row`` with its provenance to ``results/NAME.jsonl``."""
     RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / f"{name}.jsonl", "a") as file:
+    with (RESULTS / f"{name}.jsonl").open("a") as file:
         file.write(json.dumps({**row, **provenance()}) + "\n")
 
 

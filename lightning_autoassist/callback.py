@@ -140,7 +140,8 @@ class AutoAssistCallback(CallbackBase):
         self.report.start_epoch(stream)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        assert self._data is not None and self.lag is not None
+        assert self._data is not None
+        assert self.lag is not None
         draw = self._data.confirm_draw()
         self.report.count_batch(0 if draw is None else len(draw.indices), trainer.global_step)
         step, self._step = self._step, None
@@ -240,7 +241,7 @@ class AutoAssistCallback(CallbackBase):
     # ---- the batch generator asks
 
     def _keep_probability(self, indices: IndexArray, pass_index: int) -> npt.NDArray[np.floating[Any]]:
-        """p of candidates, shape ``(n,)``; 1 in the first pass, for unseen instances, and when not filtering."""
+        """Chances of candidates, shape ``(n,)``: 1 in the first pass, for unseen instances, when not filtering."""
         everything = np.ones(len(indices), np.float32)
         if pass_index == 0:
             return everything
@@ -295,8 +296,20 @@ class AutoAssistCallback(CallbackBase):
         observation = captured.observe(output)
         if observation is None:
             self._stop_filtering(captured.reason or "no per-instance loss was found in training_step")
-        else:
-            self._step = draw, observation, features
+            return
+        self._step = draw, observation, features
+        if self._capture.has_other_terms and self.weights != "mean":
+            self._fall_to_mean_weights()
+
+    def _fall_to_mean_weights(self) -> None:
+        """Keep the balance between the instances' losses and terms of the loss that have no instances."""
+        rank_zero_warn(
+            f'the loss has terms beside the instances\' own, as L2 or KL by hand are: with weights="{self.weights}" '
+            'filtering would shift the balance between them, so weights="mean" are used'
+        )
+        self.weights = "mean"
+        if self._data is not None:
+            self._data.weigh_by("mean")
 
     def _new_features(self, draw: Draw, batch: Any) -> Tensor | None:
         """Features of the batch, where the Assistant reads them and some instance has none yet."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, cast
 
@@ -183,6 +183,13 @@ class AutoAssistDataModule(DataModuleBase):
         self._source = None
         if restart:
             self._sampler = self._restored = self._restored_rng = None
+
+    def weigh_by(self, weights: str) -> None:
+        """Weight the instances otherwise from now on: ``"none"``, ``"sum"`` or ``"mean"``."""
+        if self._selection is not None:
+            self._selection = replace(self._selection, weights=weights)
+        if self._sampler is not None:
+            self._sampler.weights = weights
 
     @property
     def candidate_stream(self) -> ShrinkingBatchSampler | None:

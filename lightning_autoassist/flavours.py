@@ -15,15 +15,18 @@ FLAVOUR_NAMES = ("pytorch_lightning", "lightning.pytorch")
 
 def installed_flavours() -> list[ModuleType]:
     """Lightning's importable flavours, ``pytorch_lightning`` first."""
-    flavours = []
-    for name in FLAVOUR_NAMES:
-        try:
-            flavours.append(importlib.import_module(name))
-        except ModuleNotFoundError as error:
-            # Only the flavour itself may be missing; a broken installation must not pass for an absent one.
-            if error.name not in {name, name.partition(".")[0]}:
-                raise
-    return flavours
+    found = (_imported(name) for name in FLAVOUR_NAMES)
+    return [flavour for flavour in found if flavour is not None]
+
+
+def _imported(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # Only the flavour itself may be missing; a broken installation must not pass for an absent one.
+        if error.name not in {name, name.partition(".")[0]}:
+            raise
+        return None
 
 
 FLAVOURS = installed_flavours()

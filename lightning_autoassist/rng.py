@@ -11,7 +11,7 @@ import torch
 
 def rng_state() -> dict[str, Any]:
     """States of torch's, numpy's, Python's and the CUDA devices' generators, as tensors and builtins."""
-    numpy_state: Any = np.random.get_state(legacy=False)
+    numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002, the global one is what users draw from
     numpy_state["state"]["key"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
     has_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     return {
@@ -35,7 +35,7 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     numpy_state = {**state["numpy"], "state": dict(state["numpy"]["state"])}
     numpy_state["state"]["key"] = numpy_state["state"]["key"].numpy().astype(np.uint32)
-    np.random.set_state(numpy_state)
+    np.random.set_state(numpy_state)  # noqa: NPY002
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     if len(state["cuda"]) == torch.cuda.device_count():

@@ -166,8 +166,8 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
 
     def confirm(self, draw: Draw) -> None:
         """Take note that the Boss was trained on ``draw``, the oldest unconfirmed batch."""
-        assert self._in_flight and self._in_flight[0] is draw, "the Boss gets batches in the order they were drawn"
-        self._in_flight.popleft()
+        oldest = self._in_flight.popleft()
+        assert oldest is draw, "the Boss gets batches in the order they were drawn"
 
     def state_dict(self) -> dict[str, Any]:
         """Position and order of the stream, RNG, kept and unconfirmed instances, totals: tensors and builtins."""

@@ -277,3 +277,18 @@ def test_a_module_without_a_readable_loss_trains_unfiltered_with_one_warning():
         run.fit(Opaque(), datamodule=data)
     assert sum("stopped filtering" in str(warning.message) for warning in caught) == 1
     assert data.candidate_stream.num_kept == data.candidate_stream.num_considered
+
+
+def test_a_loss_with_other_terms_falls_to_mean_weights_with_a_warning():
+    class Regularised(Classifier):
+        def training_step(self, batch, batch_idx):
+            penalty = sum(parameter.square().sum() for parameter in self.parameters())
+            return super().training_step(batch, batch_idx) + 1e-3 * penalty
+
+    run = trainer(max_epochs=6, callbacks=[AutoAssistCallback()])
+    data = AutoAssistDataModule(ClustersData(100, 10), budget=0.6)
+    with pytest.warns(UserWarning, match='terms beside the instances\' own.*weights="mean" are used') as caught:
+        run.fit(Regularised(), datamodule=data)
+    assert sum("terms beside" in str(warning.message) for warning in caught) == 1
+    assert data.candidate_stream.weights == "mean"
+    assert data.candidate_stream.num_kept < data.candidate_stream.num_considered

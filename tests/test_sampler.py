@@ -13,6 +13,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_autoassist.rng import rng_state
 from lightning_autoassist.sampler import ShrinkingBatchSampler, batches_per_epoch
 
 
@@ -202,10 +203,12 @@ def test_set_epoch_counts_passes():
 
 
 def test_global_rngs_stay_untouched():
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before = rng_state()
     list(ShrinkingBatchSampler(range(100), 10, keep_probability=thirds))
-    assert torch.equal(torch.get_rng_state(), torch_state)
-    assert (np.random.get_state()[1] == numpy_state).all()
+    after = rng_state()
+    assert torch.equal(after["torch"], before["torch"])
+    assert torch.equal(after["numpy"]["state"]["key"], before["numpy"]["state"]["key"])
+    assert after["python"] == before["python"]
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,7 @@ def test_metrics_are_logged_each_epoch(tmp_path):
     data = AutoAssistDataModule(ClustersData(300, 10), budget=0.6)
     run = trainer(max_epochs=4, callbacks=[callback], logger=logger, log_every_n_steps=5)
     run.fit(Classifier(), datamodule=data)
-    with open(tmp_path / "run" / "version_0" / "metrics.csv") as file:
+    with (tmp_path / "run" / "version_0" / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["autoassist/keep_rate"]]
     assert len(rows) == 4
     numbers = [
