@@ -218,7 +218,11 @@ class CapturedStep(TorchFunctionMode):
         if self._weights is None:
             result = named.function(*args, **kwargs)
         else:
-            result, unreduced = weighted_call(named, arguments, layout, self._weights)
+            try:
+                result, unreduced = weighted_call(named, arguments, layout, self._weights)
+            except Exception as error:  # the user's own error comes again, ours must not cost the step
+                self._miss(source, error)
+                return named.function(*args, **kwargs)
         if unreduced is None and arguments["reduction"] == "none":
             unreduced = result
         self._note(named, arguments, source, layout, result, unreduced)
@@ -240,7 +244,7 @@ class CapturedStep(TorchFunctionMode):
             edge = result if torch.compiler.is_compiling() else get_gradient_edge(result)
             labels = self._labels(arguments)
         except Exception as error:  # the step itself went well: it must go on
-            self._missed.append(f"{source} could not be repeated row by row ({type(error).__name__}: {error})")
+            self._miss(source, error)
             return
         self._named.append(Found(source, arguments["reduction"], edge, elements, layout, named.tokens, labels))
 
@@ -256,26 +260,33 @@ class CapturedStep(TorchFunctionMode):
             parts = self._attribute(root)
         except Exception as error:  # the step must go on
             parts = []
-            self._missed.append(f"{type(error).__name__} while its backward was looked at: {error}")
+            self._miss("backward", error)
         self._backwards.append(parts)
 
     def _note_reduction(self, values: Any, result: Any) -> None:
         """A mean or sum of everything in a tensor with a row for each instance may be the end of a loss by hand."""
-        is_compiling = torch.compiler.is_compiling()
-        if not is_compiling and _requires_grad(values) and _requires_grad(result) and result.ndim == 0:
-            if values.ndim and values.shape[0] == self._batch_size:
-                self._reduced.append(Reduction(values, result.grad_fn, f"hand-written loss {_caller()}"))
+        if torch.compiler.is_compiling() or not (_requires_grad(values) and _requires_grad(result)):
+            return
+        if result.ndim == 0 < values.ndim and values.shape[0] == self._batch_size:
+            self._reduced.append(Reduction(values, result.grad_fn, f"hand-written loss {_caller()}"))
 
     def _layout(self, named: NamedLoss, arguments: Arguments, source: str) -> Layout | None:
         """Whose the loss's rows are; None, and a note why, where that is not known."""
         orders = self._capture._row_orders
-        layout = orders.layout(named, arguments, source, self._batch, self._batch_size)
+        try:
+            layout = orders.layout(named, arguments, source, self._batch, self._batch_size)
+        except Exception as error:  # the step must go on
+            self._miss(source, error)
+            return None
         if layout is None:
             self._missed.append(
                 f"{source} has {named.num_rows(arguments)} rows for {self._batch_size} instances, and nothing tells "
                 "which are whose (row_order= does, where all instances have equally many)"
             )
         return layout
+
+    def _miss(self, source: str, error: Exception) -> None:
+        self._missed.append(f"{source} could not be told apart by rows ({type(error).__name__}: {error})")
 
     # ---- after the step
 

@@ -47,7 +47,10 @@ class Found(NamedTuple):
 
     def is_root(self, root: Tensor) -> bool:
         """Whether it is ``root`` itself."""
-        return root is self.edge if isinstance(self.edge, Tensor) else get_gradient_edge(root) == self.edge
+        if isinstance(self.edge, Tensor):
+            return root is self.edge
+        edge = get_gradient_edge(root)
+        return edge.node is self.edge.node and edge.output_nr == self.edge.output_nr
 
 
 class Reduction(NamedTuple):

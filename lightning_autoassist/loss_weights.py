@@ -44,15 +44,16 @@ def weighted_call(
 
 def weighted_rows(values: Tensor, named: NamedLoss, layout: Layout, weights: Tensor, arguments: Arguments) -> Tensor:
     """An input of a loss, the gradient of whose rows is weighted."""
-    if layout.num_axes and values.shape[named.rows_axis] != layout.num_rows:
-        # One row that the loss would broadcast: each copy has a weight of its own.
-        values = values.expand(torch.broadcast_shapes(values.shape, *_shapes(named, arguments)))
-    factor = layout.spread(weights, values.movedim(named.rows_axis, 0) if layout.num_axes else values)
-    return ScaleGradient.apply(values, factor.movedim(0, named.rows_axis) if layout.num_axes else factor)
-
-
-def _shapes(named: NamedLoss, arguments: Arguments) -> list[torch.Size]:
-    return [arguments[name].shape for name in named.inputs]
+    if layout.num_axes == 0:
+        factor = weights
+    else:
+        if values.shape[named.rows_axis] != layout.num_rows:
+            # One row that the loss would broadcast: each copy has a weight of its own.
+            shapes = [arguments[name].shape for name in named.inputs]
+            values = values.expand(torch.broadcast_shapes(*shapes))
+        factor = layout.spread(weights, values.movedim(named.rows_axis, 0)).movedim(0, named.rows_axis)
+    weighted: Tensor = ScaleGradient.apply(values, factor)
+    return weighted
 
 
 class ScaleGradient(torch.autograd.Function):

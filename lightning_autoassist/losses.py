@@ -161,7 +161,8 @@ def nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     def norms_of(log_probs: Tensor, hot: Tensor) -> Tensor:
         gradient = log_probs.exp()
         gradient.scatter_add_(axis, hot, torch.full_like(hot, -1, dtype=gradient.dtype))
-        return torch.linalg.vector_norm(gradient, dim=axis)
+        norms: Tensor = torch.linalg.vector_norm(gradient, dim=axis)
+        return norms
 
     if axis and log_probs.device.type == "cpu" and not torch.compiler.is_compiling():
         # Piece by piece within the processor's cache: 3 times as fast as whole at 2048 x 8000.
@@ -207,7 +208,7 @@ def kl_div_norms(arguments: Arguments, losses: Tensor) -> Tensor:
 
 def bce_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     """|p - y|, the gradient at the logits; that at the probabilities grows to 1e12."""
-    return _scaled((arguments["input"] - arguments["target"]).abs(), arguments["weight"])
+    return _scaled(_distance(arguments), arguments["weight"])
 
 
 def bce_with_logits_norms(arguments: Arguments, losses: Tensor) -> Tensor:
@@ -221,30 +222,29 @@ def bce_with_logits_norms(arguments: Arguments, losses: Tensor) -> Tensor:
 
 def mse_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     """2 |x - y|."""
-    return _scaled(2 * (arguments["input"] - arguments["target"]).abs(), arguments.get("weight"))
+    return _scaled(2 * _distance(arguments), arguments.get("weight"))
 
 
 def smooth_l1_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     """|x - y| / beta, at most 1; at beta = 0 the slope is constant."""
     if arguments["beta"] == 0:
         return losses
-    distance: Tensor = (arguments["input"] - arguments["target"]).abs()
-    return (distance / float(arguments["beta"])).clamp(max=1)
+    return (_distance(arguments) / float(arguments["beta"])).clamp(max=1)
 
 
 def huber_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     """|x - y|, at most delta."""
-    distance = (arguments["input"] - arguments["target"]).abs().clamp(max=arguments["delta"])
-    return _scaled(distance, arguments.get("weight"))
+    return _scaled(_distance(arguments).clamp(max=arguments["delta"]), arguments.get("weight"))
 
 
 def gaussian_nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     """|x - y| / sigma, the gradient at the mean in units of the deviation: as it stands it is unbounded."""
-    variance = torch.as_tensor(arguments["var"], dtype=torch.float32, device=losses.device)
-    distance: Tensor = (arguments["input"] - arguments["target"]).abs()
+    variance: Tensor = torch.as_tensor(arguments["var"], dtype=torch.float32, device=losses.device)
+    distance = _distance(arguments)
     if variance.ndim == distance.ndim - 1 and variance.shape == distance.shape[:-1]:
         variance = variance.unsqueeze(-1)
-    return distance / variance.clamp(min=arguments["eps"]).sqrt()
+    norms: Tensor = distance / variance.clamp(min=arguments["eps"]).sqrt()
+    return norms
 
 
 def poisson_nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
@@ -255,8 +255,9 @@ def poisson_nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
 
 def soft_margin_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     """sigmoid(-y x)."""
+    logits: Tensor = arguments["input"]
     target: Tensor = arguments["target"]
-    return (-target * arguments["input"]).sigmoid() * target.abs()
+    return (-target * logits).sigmoid() * target.abs()
 
 
 def multilabel_soft_margin_norms(arguments: Arguments, losses: Tensor) -> Tensor:
@@ -275,6 +276,11 @@ def ctc_norms(arguments: Arguments, losses: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(rows.sum(), log_probs)
     norms: Tensor = torch.linalg.vector_norm(gradient, dim=(0, 2) if gradient.ndim == 3 else (0, 1))
     return norms
+
+
+def _distance(arguments: Arguments) -> Tensor:
+    difference: Tensor = arguments["input"] - arguments["target"]
+    return difference.abs()
 
 
 def _scaled(norms: Tensor, weight: Tensor | None) -> Tensor:

@@ -268,6 +268,40 @@ def test_a_batch_of_one_needs_no_axis_for_it():
     torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], 3 * torch.autograd.grad(plain, logits)[0])
 
 
+@pytest.mark.parametrize("instances", [B, C])
+def test_a_loss_called_for_each_instance_is_not_guessed(instances):
+    logits = torch.randn(instances, C, requires_grad=True)
+    target = torch.zeros((), dtype=torch.long)
+    for weights in (None, torch.ones(instances)):
+        _, observation, reason = observed(
+            lambda: sum(F.cross_entropy(row, target) for row in logits), batch_size=instances, weights=weights
+        )
+        assert observation is None
+        assert "has 1 rows" in reason
+
+
+def test_an_input_of_one_row_for_all_is_weighted_for_each():
+    anchor, positive, negative = (torch.randn(rows, 3, requires_grad=True) for rows in (1, B, B))
+    weights = torch.rand(B)
+    inputs = (anchor, positive, negative)
+    loss, observation, _ = observed(lambda: F.triplet_margin_loss(*inputs, margin=4.0), weights=weights)
+    rows = F.triplet_margin_loss(*inputs, margin=4.0, reduction="none")
+    torch.testing.assert_close(observation.losses, rows.detach())
+    torch.testing.assert_close(torch.autograd.grad(loss, inputs), torch.autograd.grad((rows * weights).mean(), inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes_are_observed_in_float32(dtype):
+    logits, target = torch.randn(B, C, dtype=dtype, requires_grad=True), torch.randint(0, C, (B,))
+    loss, observation, _ = observed(lambda: F.cross_entropy(logits, target), weights=torch.ones(B))
+    plain = F.cross_entropy(logits, target)
+    assert torch.equal(loss, plain)
+    assert torch.equal(torch.autograd.grad(loss, logits)[0], torch.autograd.grad(plain, logits)[0])
+    assert observation.losses.dtype == observation.scores.dtype == torch.float32
+    expected = (logits.detach().float().softmax(1) - F.one_hot(target, C)).norm(dim=1)
+    torch.testing.assert_close(observation.scores, expected, rtol=0.02, atol=1e-3)
+
+
 @pytest.mark.parametrize("masked", ["by the user's mean", "by index"])
 def test_the_users_mask_is_respected(masked):
     values, target = torch.randn(B, T, requires_grad=True), torch.zeros(B, T)
@@ -412,9 +446,13 @@ def test_accumulation_and_loss_scale_leave_the_observation_alone():
 def test_an_exception_in_the_step_leaves_nothing_behind():
     logits = torch.randn(B, C, requires_grad=True)
     step = InstanceLossCapture().step((logits,), B)
-    with pytest.raises(RuntimeError, match="mine"), step:
+
+    def failing(logits):
         F.cross_entropy(logits, torch.zeros(B, dtype=torch.long))
         raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"), step:
+        failing(logits)
     assert torch.overrides._get_current_function_mode() is None
     alive = weakref.ref(logits)
     del logits
@@ -443,16 +481,49 @@ def test_nothing_of_a_step_is_kept_after_it_was_observed():
     assert observation.losses.shape == (B,)
 
 
-def test_the_step_does_not_wait_for_the_device():
+@pytest.mark.parametrize(("case", "reduction"), cases_and_reductions())
+def test_the_step_does_not_wait_for_the_device(case, reduction):
     """Meta tensors have no values: whatever asked for one would fail."""
-    logits = torch.randn(B, C, device="meta", requires_grad=True)
-    target = torch.zeros(B, dtype=torch.long, device="meta")
-    weights = torch.ones(B, device="meta")
-    _, observation, reason = observed(
-        lambda: F.cross_entropy(logits, target) + F.mse_loss(logits, logits.detach()), weights=weights
-    )
+    values, options = ({key: _on_meta(value) for key, value in each.items()} for each in case.make())
+
+    def step():
+        return 0.5 * case.function(**values, **options, reduction=reduction).sum()
+
+    try:
+        step()
+    except (NotImplementedError, RuntimeError) as error:
+        pytest.skip(f"torch itself asks for values: {error}")
+    _, observation, reason = observed(step, weights=torch.ones(B, device="meta"))
     assert reason is None
     assert observation.scores.device.type == "meta"
+
+
+def _on_meta(value):
+    return value.detach().to("meta").requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_on_a_gpu_nothing_changes_and_nothing_waits(autocast):
+    net, features = nn.Linear(64, 100, device="cuda"), torch.randn(48, 64, device="cuda")
+    target = torch.randint(0, 100, (48,), device="cuda")
+
+    def step():
+        with torch.autocast("cuda", torch.float16, enabled=autocast):
+            return F.cross_entropy(net(features), target)
+
+    expected = step()
+    expected_gradient = torch.autograd.grad(0.3 * expected, net.weight)[0]
+    for weights in (None, torch.ones(48, device="cuda")):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loss, observation, _ = observed(step, batch_size=48, weights=weights)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.equal(loss, expected)
+        assert torch.equal(torch.autograd.grad(0.3 * loss, net.weight)[0], expected_gradient)
+        assert observation.scores.shape == (48,)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch.compile itself
