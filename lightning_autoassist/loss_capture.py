@@ -325,7 +325,7 @@ class CapturedStep(TorchFunctionMode):
         if not _requires_grad(root):
             return []
         parts = contributions(root, self._named)
-        if not parts:
+        if not parts and not self._missed:  # else the graph holds just what was missed
             parts = contributions(root, self._scripted(root))
         if not parts:
             parts = contributions(root, self._hand_written(root))
@@ -346,12 +346,12 @@ class CapturedStep(TorchFunctionMode):
         return parts
 
     def _scripted(self, root: Tensor) -> list[Found]:
-        """Losses that only the graph knows of, as those of scripted code."""
+        """Losses whose calls were not seen, as those in scripted code."""
         return [found for loss in losses_in_graph(root) if (found := self._from_graph(loss)) is not None]
 
     def _from_graph(self, loss: GraphLoss) -> Found | None:
         node, named, arguments = loss
-        source = f"{named.name} in scripted code"
+        source = f"{named.name} in the autograd graph"
         layout = self._layout(named, arguments, source)
         if layout is None:
             return None

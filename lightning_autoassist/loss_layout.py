@@ -141,12 +141,15 @@ class RowOrders:
 
     def layout(self, named: NamedLoss, arguments: Arguments, source: str, batch: Any, batch_size: int) -> Layout | None:
         """Layout of a call's rows; None where R is no multiple of B, or in an order that nothing tells."""
-        num_rows = named.num_rows(arguments)
+        values, num_rows = arguments[named.inputs[0]], named.num_rows(arguments)
         layout = row_layout(num_rows, batch_size, None)
-        if layout is None and num_rows and num_rows % batch_size == 0:
-            order = self._order(arguments[named.inputs[0]], arguments, source, batch, batch_size, num_rows)
-            layout = row_layout(num_rows, batch_size, order)
-        return layout
+        if layout is not None or num_rows == 0:
+            return layout
+        if num_rows % batch_size == 0:
+            return row_layout(num_rows, batch_size, self._order(values, arguments, source, batch, batch_size, num_rows))
+        if named.num_axes == 1 and values.ndim > 1 and values.shape[1] == batch_size:
+            return Layout((num_rows, batch_size), 1, 2)  # (T, B, *d), as recurrent networks return it
+        return None
 
     def _order(
         self, values: Tensor, arguments: Arguments, source: str, batch: Any, batch_size: int, num_rows: int

@@ -92,8 +92,8 @@ class NamedLoss:
 
         Args:
             arguments: From :meth:`bind`.
-            with_norms: Else the losses stand for them.
             unreduced: The rows, where they are known; else the call is repeated with reduction "none".
+            with_norms: Else the losses stand for them.
         """
         with torch.no_grad():
             detached = {name: _detached(value) for name, value in arguments.items()}
@@ -249,8 +249,8 @@ def gaussian_nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
 
 def poisson_nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     """|rate - y|, the gradient at the logarithm of the rate, in both parametrisations."""
-    rate: Tensor = arguments["input"].exp() if arguments["log_input"] else arguments["input"]
-    return (rate - arguments["target"]).abs()
+    rate = arguments["input"].exp() if arguments["log_input"] else arguments["input"]
+    return _distance({**arguments, "input": rate})
 
 
 def soft_margin_norms(arguments: Arguments, losses: Tensor) -> Tensor:

@@ -258,6 +258,14 @@ def test_score_of_a_regression_is_the_norm_of_the_whole_gradient():
     torch.testing.assert_close(observation.scores, gradient.flatten(1).norm(dim=1))
 
 
+def test_a_regression_over_time_has_its_batch_on_the_second_axis():
+    output, target, weights = torch.randn(T, B, 3, requires_grad=True), torch.randn(T, B, 3), torch.rand(B)
+    loss, observation, _ = observed(lambda: F.mse_loss(output, target), weights=weights)
+    rows = (output - target).square().mean((0, 2))
+    torch.testing.assert_close(observation.losses, rows.detach())
+    torch.testing.assert_close(torch.autograd.grad(loss, output), torch.autograd.grad((rows * weights).mean(), output))
+
+
 def test_a_batch_of_one_needs_no_axis_for_it():
     logits = torch.randn(C, requires_grad=True)
     loss, observation, _ = observed(
