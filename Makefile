@@ -1,0 +1,45 @@
+# `make demo` and `make test` need python3 and make only: they set up .venv by themselves.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.PHONY: help demo test lint pytest benchmarks notebooks clean
+
+help:
+	@echo "make demo       train a small ResNet three times on 8x8 digits: full, uniform, AutoAssist"
+	@echo "make test       lint, types, tests and doctests, quick benchmarks, notebooks"
+	@echo "make lint       the first two of these"
+	@echo "make clean      remove what make has made, .venv included"
+
+demo: $(INSTALLED)
+	$(BIN)/autoassist demo
+
+test: lint pytest benchmarks notebooks
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+pytest: $(INSTALLED)
+	$(BIN)/pytest
+
+benchmarks: $(INSTALLED)
+	$(BIN)/python benchmarks/overhead.py --quick
+
+notebooks: $(INSTALLED)
+	$(if $(NOTEBOOKS),$(BIN)/jupyter execute --timeout=600 $(NOTEBOOKS))
+
+# Everything in one call, so that pip chooses a torch and a torchvision that fit each other; an import tells whether
+# they do (torchvision against a torch that was built otherwise fails there, and takes torchmetrics with it).
+$(INSTALLED): setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --progress-bar off --editable ".[dev]"
+	$(BIN)/python -c "import torchvision, torchmetrics"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache autoassist-demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
