@@ -1,0 +1,130 @@
+"""The command line: parses, dispatches, and puts what goes wrong into one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lightning_autoassist import __version__
+from lightning_autoassist.demo_data import DEFAULT_DATA_DIR, DEFAULT_OUT, DEMO_DATA
+
+EXIT_ERROR = 2
+DEMO_EXAMPLES = """\
+examples:
+  autoassist demo                             # 8x8 digits, nothing to download
+  autoassist demo --budget 0.4 --epochs 24    # fewer Boss updates an epoch, more epochs
+  autoassist demo --data fashion-mnist --wandb off
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Words after ``autoassist``; None: those of the process.
+
+    Returns:
+        The exit code: 0, or 2 after an error, which is one line on stderr.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except ModuleNotFoundError as error:
+        return _fail(
+            f"{error}; the demo needs more packages than the plug-in: pip install 'lightning-autoassist[demo]'"
+        )
+    except OSError as error:
+        return _fail(str(error))
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="autoassist", description="Instance filtering for PyTorch Lightning.")
+    parser.add_argument("--version", action="version", version=f"autoassist {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="train a small ResNet three times: full, uniform and AutoAssist at a budget",
+        description="Train a small ResNet three times from one seed: in full, with uniformly drawn instances at the "
+        "budget, and with AutoAssist at the budget. Prints a table and draws accuracy against Boss updates.",
+        epilog=DEMO_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    epochs = ", ".join(f"{settings.num_epochs} for {name}" for name, settings in DEMO_DATA.items())
+    demo.add_argument("--data", choices=DEMO_DATA, default="digits", help="default: %(default)s")
+    demo.add_argument(
+        "--budget", type=_budget, default=0.6, help="share of the full run's Boss updates, in (0, 1]; default: 0.6"
+    )
+    demo.add_argument("--epochs", type=_whole_number(1), metavar="N", help=f"epochs of each run; default: {epochs}")
+    demo.add_argument(
+        "--seed", type=_whole_number(0), default=0, help="of parameters and instance order; default: %(default)s"
+    )
+    demo.add_argument(
+        "--wandb",
+        choices=("online", "offline", "off"),
+        help="log the runs to Weights & Biases; default: offline where wandb is installed, else off",
+    )
+    demo.add_argument(
+        "--data-dir", type=Path, default=DEFAULT_DATA_DIR, metavar="DIR", help="for downloads; default: %(default)s"
+    )
+    demo.add_argument(
+        "--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="for plot and W&B runs; default: %(default)s"
+    )
+    demo.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from lightning_autoassist.demo import run_demo  # needs the packages of the demo extra
+
+    run_demo(
+        options.data,
+        budget=options.budget,
+        num_epochs=options.epochs,
+        seed=options.seed,
+        wandb_mode=options.wandb,
+        data_dir=options.data_dir,
+        out=options.out,
+    )
+
+
+def _budget(text: str) -> float:
+    try:
+        budget = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number in (0, 1], got {text}") from None
+    if not 0 < budget <= 1:
+        raise argparse.ArgumentTypeError(f"must be in (0, 1], got {text}")
+    return budget
+
+
+def _whole_number(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a whole number, got {text}") from None
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more, got {text}")
+        return number
+
+    return parse
+
+
+def _fail(message: str) -> int:
+    print(f"autoassist: error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_ERROR

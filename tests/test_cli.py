@@ -1,0 +1,159 @@
+"""The command line: help, errors in one line, exit codes, and where the data come from."""
+
+import gzip
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import lightning_autoassist
+from lightning_autoassist import demo_data
+from lightning_autoassist.cli import main
+
+
+def one_line_error(capsys, *arguments):
+    """stderr of a command that fails, whose exit code may be returned or raised."""
+    try:
+        code = main(arguments)
+    except SystemExit as end:
+        code = end.code
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.endswith("\n")
+    return printed.err
+
+
+def write_idx(path, values):
+    """The idx format by hand: type 8, the number of dimensions, each dimension, the values."""
+    header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(header + values.tobytes()))
+
+
+def write_fashion_mnist(folder, num_train=300, num_held_out=100):
+    """Files of Fashion-MNIST's names and format: noise, its class in the brightness."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", num_train), ("t10k", num_held_out)):
+        labels = generator.integers(0, 10, count, dtype=np.uint8)
+        noise = generator.integers(0, 20, (count, 28, 28), dtype=np.uint8)
+        write_idx(folder / f"{part}-images-idx3-ubyte.gz", noise + 20 * labels[:, None, None])
+        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
+
+
+# ---- words
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"]])
+def test_help(arguments, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    assert "demo" in capsys.readouterr().out
+
+
+def test_help_of_the_demo_shows_examples_and_defaults(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["demo", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "autoassist demo --data fashion-mnist" in text
+    assert f"{demo_data.DEMO_DATA['digits'].num_epochs} for digits" in text
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"autoassist {lightning_autoassist.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["deom"], "invalid choice: 'deom'"),
+        (["demo", "--data", "mnist"], "digits.*fashion-mnist"),
+        (["demo", "--budget", "0"], r"--budget: must be in \(0, 1\], got 0 "),
+        (["demo", "--budget", "1.01"], r"--budget: must be in \(0, 1\], got 1.01 "),
+        (["demo", "--budget", "nan"], r"--budget: must be in \(0, 1\], got nan "),
+        (["demo", "--budget", "half"], r"--budget: must be a number in \(0, 1\], got half "),
+        (["demo", "--epochs", "0"], "--epochs: must be 1 or more, got 0 "),
+        (["demo", "--epochs", "1.5"], "--epochs: must be a whole number, got 1.5 "),
+        (["demo", "--seed", "-1"], "--seed: must be 0 or more, got -1 "),
+        (["demo", "--wandb", "maybe"], "online.*offline.*off"),
+    ],
+)
+def test_wrong_words_end_in_one_line(arguments, message, capsys):
+    assert re.search(message, one_line_error(capsys, *arguments))
+
+
+# ---- data and folders
+
+
+def test_missing_data_name_both_ways_to_get_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo_data, "DEBIAN_DIR", tmp_path / "debian")
+    a_file = tmp_path / "file"
+    a_file.touch()  # no folder can be made below it: nothing is downloaded, with internet or without
+    error = one_line_error(capsys, "demo", "--data", "fashion-mnist", "--data-dir", str(a_file / "data"))
+    assert str(tmp_path / "debian") in error
+    assert "dataset-fashion-mnist" in error
+    assert "torchvision" in error
+    assert str(a_file / "data") in error
+
+
+def test_out_that_cannot_be_written(tmp_path, capsys):
+    a_file = tmp_path / "file"
+    a_file.touch()
+    assert "Not a directory" in one_line_error(capsys, "demo", "--out", str(a_file / "out"))
+
+
+def test_fashion_mnist_from_the_debian_folder(tmp_path, monkeypatch):
+    write_fashion_mnist(tmp_path / "debian")
+    monkeypatch.setattr(demo_data, "DEBIAN_DIR", tmp_path / "debian")
+    split = demo_data.fashion_mnist(tmp_path / "nothing here")
+    images, labels = split.train.tensors
+    assert images.shape == (300, 1, 28, 28)
+    assert images.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    assert len(split.held_out) == 100
+    # Brightness tells the class: images and labels are paired.
+    assert torch.equal((images.amin((1, 2, 3)) * 255).round().long() // 20, labels)
+
+
+def test_fashion_mnist_from_an_earlier_download(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_data, "DEBIAN_DIR", tmp_path / "debian")
+    write_fashion_mnist(tmp_path / "data" / "FashionMNIST" / "raw")
+    assert len(demo_data.fashion_mnist(tmp_path / "data").train) == 300
+
+
+def test_digits_hold_out_the_same_fifth_always(tmp_path):
+    first, second = demo_data.digits(tmp_path), demo_data.digits(tmp_path)
+    assert (len(first.train), len(first.held_out)) == (1437, 360)
+    assert all(torch.equal(a, b) for a, b in zip(first.held_out.tensors, second.held_out.tensors, strict=True))
+    images, labels = first.train.tensors
+    assert images.shape == (1437, 1, 8, 8)
+    assert (images.min(), images.max()) == (0, 1)
+    assert labels.unique().tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4)])
+def test_idx_files_are_read_in_their_shape(shape, tmp_path):
+    values = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    write_idx(tmp_path / "values.gz", values)
+    np.testing.assert_array_equal(demo_data.read_idx(tmp_path / "values.gz"), values)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x03ab"), "should hold 3 values after its header, not 2"),
+        (gzip.compress(b"\0\0\x0d\x01\0\0\0\x01abcd"), "not an idx file of unsigned bytes: it begins with 00 00 0d 01"),
+        (gzip.compress(b""), "not an idx file"),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x03abc")[:-9], "cut short"),
+        (b"<html>not found</html>", "gzip"),
+    ],
+)
+def test_damaged_idx_files_are_refused(content, message, tmp_path):
+    (tmp_path / "values.gz").write_bytes(content)
+    with pytest.raises(OSError, match=message):
+        demo_data.read_idx(tmp_path / "values.gz")
