@@ -20,7 +20,7 @@ Arguments = dict[str, Any]
 Norms = Callable[[Arguments, Tensor], Tensor]
 
 
-_CACHED_NUMBERS = 2**18
+_CACHED_NUMBERS = 2**17
 
 
 class Elements(NamedTuple):
@@ -158,21 +158,23 @@ def nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     counts: Tensor = target.ne(arguments["ignore_index"])
     hot = target.where(counts, 0).unsqueeze(axis)
 
-    def norms_of(log_probs: Tensor, hot: Tensor) -> Tensor:
-        gradient = log_probs.exp()
-        gradient.scatter_add_(axis, hot, torch.full_like(hot, -1, dtype=gradient.dtype))
-        norms: Tensor = torch.linalg.vector_norm(gradient, dim=axis)
-        return norms
-
     if axis and log_probs.device.type == "cpu" and not torch.compiler.is_compiling():
-        # Piece by piece within the processor's cache: 3 times as fast as whole at 2048 x 8000.
-        rows = max(1, _CACHED_NUMBERS // max(1, log_probs[0].numel())) if len(log_probs) else 1
-        pieces = zip(log_probs.split(rows), hot.split(rows), strict=True)
-        norms = torch.cat([norms_of(*piece) for piece in pieces])
+        # Piece by piece within the processor's cache, in one buffer: 3 times as fast as whole at 2048 x 8000.
+        num_rows = max(1, _CACHED_NUMBERS // max(1, log_probs[:1].numel()))
+        buffer = torch.empty_like(log_probs[:num_rows])
+        pieces = zip(log_probs.split(num_rows), hot.split(num_rows), strict=True)
+        norms = torch.cat([_norms(torch.exp(piece, out=buffer[: len(piece)]), hot, axis) for piece, hot in pieces])
     else:
-        norms = norms_of(log_probs, hot)
+        norms = _norms(log_probs.exp(), hot, axis)
     norms = norms * counts
     return norms if weight is None else norms * weight[hot.squeeze(axis)]
+
+
+def _norms(probs: Tensor, hot: Tensor, axis: int) -> Tensor:
+    """Norms of probabilities less one-hot targets; overwrites the probabilities."""
+    probs.scatter_add_(axis, hot, torch.full_like(hot, -1, dtype=probs.dtype))
+    norms: Tensor = torch.linalg.vector_norm(probs, dim=axis)
+    return norms
 
 
 def cross_entropy_norms(arguments: Arguments, losses: Tensor) -> Tensor:
