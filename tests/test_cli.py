@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -105,6 +106,13 @@ def test_out_that_cannot_be_written(tmp_path, capsys):
     a_file = tmp_path / "file"
     a_file.touch()
     assert "Not a directory" in one_line_error(capsys, "demo", "--out", str(a_file / "out"))
+
+
+def test_missing_packages_name_the_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    error = one_line_error(capsys, "demo", "--out", str(tmp_path))
+    assert "sklearn" in error
+    assert "pip install 'lightning-autoassist[demo]'" in error
 
 
 def test_fashion_mnist_from_the_debian_folder(tmp_path, monkeypatch):
