@@ -25,7 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, AutoAssistPolicy, LogisticAssistant
+from lightning_autoassist import (
+    AutoAssistCallback,
+    AutoAssistDataModule,
+    AutoAssistPolicy,
+    InstanceLossCapture,
+    LogisticAssistant,
+)
 from lightning_autoassist.features import Instances, InstanceStore
 from lightning_autoassist.sampler import ShrinkingBatchSampler
 
@@ -80,6 +86,13 @@ def resnet18() -> nn.Module:
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp, F=256": (mlp, (1, 16, 16)),
     "resnet18, 3x64x64": (resnet18, (3, 64, 64)),
+}
+
+
+LOSSES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "cross-entropy, 32x64 tokens of 8000 logits": (nn.Identity, (32 * 64, 8000), 8000),
+    "cross-entropy, 128 rows of 1000 logits": (nn.Identity, (128, 1000), 1000),
+    "resnet18, 32x3x64x64, forward and backward": (resnet18, (32, 3, 64, 64), NUM_CLASSES),
 }
 
 
@@ -187,6 +200,45 @@ def candidates_a_second(num_instances: int) -> dict[str, Any]:
         torch.set_num_threads(threads)
 
 
+def capture_cost(name: str, rounds: int) -> dict[str, Any]:
+    """Forward and backward of a loss, or of a network with it, with capture (score and weights) against without."""
+    make_net, shape, num_classes = LOSSES[name]
+    generator = torch.Generator().manual_seed(0)
+    net = make_net()
+    values = torch.randn(shape, generator=generator).requires_grad_()
+    target = torch.randint(0, num_classes, (shape[0],), generator=generator)
+    weights = torch.rand(shape[0], generator=generator) + 0.5
+    capture = InstanceLossCapture()
+
+    def plain() -> None:
+        F.cross_entropy(net(values), target).backward()
+
+    def captured() -> None:
+        with capture.step((values, target), shape[0], weights=weights) as step:
+            loss = F.cross_entropy(net(values), target)
+        observation = step.observe(loss)
+        loss.backward()
+        assert observation is not None
+
+    def timed(job: Callable[[], None]) -> float:
+        values.grad = None
+        net.zero_grad()
+        started = time.perf_counter()
+        job()
+        return 1e3 * (time.perf_counter() - started)
+
+    timed(plain), timed(captured)
+    pairs = [(timed(plain), timed(captured)) for _ in range(rounds)]
+    return {
+        "case": f"capture: {name}",
+        "rounds": rounds,
+        "plain_ms": round(statistics.median(plain for plain, _ in pairs), 3),
+        "captured_ms": round(statistics.median(captured for _, captured in pairs), 3),
+        "added_ms": round(statistics.median(captured - plain for plain, captured in pairs), 3),
+        "ratio": round(statistics.median(captured / plain for plain, captured in pairs), 4),
+    }
+
+
 def _best_of(times: int, job: Callable[[], None]) -> float:
     seconds = []
     for _ in range(times):
@@ -210,6 +262,14 @@ def main() -> None:
         print(f"{name:42s} {speed:>13,d} candidates/s")
     if not quick:
         append_row("overhead", {"case": "candidates a second", "features": 256, **speeds})
+    for name in LOSSES:
+        row = capture_cost(name, 3 if quick else 400 if "128 rows" in name else 30)
+        print(
+            f"{row['case']:52s} {row['plain_ms']:8.2f} ms, captured {row['captured_ms']:8.2f} ms: "
+            f"{row['added_ms']:+.2f} ms, {row['ratio']:.3f}x"
+        )
+        if not quick:
+            append_row("overhead", row)
     for case in CASES:
         heavy = case.startswith("resnet")
         sizes = {"rounds": 1, "passes": 3, "batches": 4} if quick else {"rounds": 5, "passes": 9, "batches": 10}

@@ -3,6 +3,7 @@
 from lightning_autoassist.assistants import ASSISTANTS, Assistant, LogisticAssistant, Outcome
 from lightning_autoassist.callback import AutoAssistCallback
 from lightning_autoassist.datamodule import AutoAssistDataModule
+from lightning_autoassist.diagnosis import Diagnosis, diagnose
 from lightning_autoassist.features import Instances
 from lightning_autoassist.loss_capture import InstanceLossCapture, Observation
 from lightning_autoassist.policies import POLICIES, AutoAssistPolicy, Policy, RandomPolicy, UniformPolicy
@@ -17,6 +18,7 @@ __all__ = [
     "AutoAssistCallback",
     "AutoAssistDataModule",
     "AutoAssistPolicy",
+    "Diagnosis",
     "InstanceLossCapture",
     "Instances",
     "LogisticAssistant",
@@ -26,4 +28,5 @@ __all__ = [
     "RandomPolicy",
     "ShrinkingBatchSampler",
     "UniformPolicy",
+    "diagnose",
 ]

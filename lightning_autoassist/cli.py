@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_autoassist import __version__
 from lightning_autoassist.demo_data import DEFAULT_DATA_DIR, DEFAULT_OUT, DEMO_DATA
+from lightning_autoassist.diagnosis import diagnose
 
+EXIT_UNFILTERED = 1
 EXIT_ERROR = 2
+CHECK_EXAMPLES = """\
+NAME is a class or a function that is called without arguments, or an object.
+
+examples:
+  autoassist check train.py:MyModule --data train.py:MyDataModule
+  autoassist check my_project.models:build    # a module with loaders of its own
+
+exits with 0 where filtering is on, 1 where it is off
+"""
 DEMO_EXAMPLES = """\
 examples:
   autoassist demo                             # 8x8 digits, nothing to download
@@ -27,18 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after ``autoassist``; None: those of the process.
 
     Returns:
-        The exit code: 0, or 2 after an error, which is one line on stderr.
+        The exit code: 0, or 2 after an error, which is one line on stderr; ``check`` ends with 1 for filtering off.
     """
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except ModuleNotFoundError as error:
-        return _fail(
-            f"{error}; the demo needs more packages than the plug-in: pip install 'lightning-autoassist[demo]'"
-        )
-    except OSError as error:
+    except (OSError, UsageError, MisconfigurationException) as error:
         return _fail(str(error))
     return 0
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be had; the message says what to do."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"autoassist {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
+    _add_check(commands)
     return parser
 
 
@@ -88,18 +104,63 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     demo.set_defaults(run=_demo)
 
 
-def _demo(options: argparse.Namespace) -> None:
-    from lightning_autoassist.demo import run_demo  # needs the packages of the demo extra
-
-    run_demo(
-        options.data,
-        budget=options.budget,
-        num_epochs=options.epochs,
-        seed=options.seed,
-        wandb_mode=options.wandb,
-        data_dir=options.data_dir,
-        out=options.out,
+def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
+    check = commands.add_parser(
+        "check",
+        help="show which losses of a module's training step are captured, and at what cost",
+        description="Trains a few steps and prints what was captured, from which call, how its rows are folded to "
+        "instances, its coefficient in the returned loss, and the cost; or why training would be unfiltered.",
+        epilog=CHECK_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    check.add_argument("module", metavar="MODULE", help="FILE.py:NAME or PACKAGE.MODULE:NAME of a LightningModule")
+    check.add_argument(
+        "--data", metavar="DATA", help="likewise of a data module or train loader; default: the module's"
+    )
+    check.set_defaults(run=_check)
+
+
+def _check(options: argparse.Namespace) -> None:
+    data = None if options.data is None else _named(options.data)
+    diagnosis = diagnose(_named(options.module), data)
+    if not diagnosis.is_filtered:
+        raise SystemExit(EXIT_UNFILTERED)
+
+
+def _named(path: str) -> Any:
+    """The object at ``FILE.py:NAME`` or ``PACKAGE.MODULE:NAME``; called where it is a class or a function."""
+    place, colon, name = path.rpartition(":")
+    if not colon or not place or not name:
+        raise UsageError(f"{path} must be FILE.py:NAME or PACKAGE.MODULE:NAME")
+    file = Path(place)
+    if file.suffix == ".py" and not file.is_file():
+        raise UsageError(f"{place} is not there")
+    # As `python FILE.py` and `python -m MODULE` do, for the imports of the user's own.
+    sys.path.insert(0, str(file.parent if file.suffix == ".py" else Path()))
+    try:
+        found = getattr(importlib.import_module(file.stem if file.suffix == ".py" else place), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    return found() if inspect.isclass(found) or inspect.isfunction(found) else found
+
+
+def _demo(options: argparse.Namespace) -> None:
+    try:
+        from lightning_autoassist.demo import run_demo  # needs the packages of the demo extra
+
+        run_demo(
+            options.data,
+            budget=options.budget,
+            num_epochs=options.epochs,
+            seed=options.seed,
+            wandb_mode=options.wandb,
+            data_dir=options.data_dir,
+            out=options.out,
+        )
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{error}; the demo needs more packages than the plug-in: pip install 'lightning-autoassist[demo]'"
+        ) from error
 
 
 def _budget(text: str) -> float:

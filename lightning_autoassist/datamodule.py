@@ -354,7 +354,7 @@ class AutoAssistDataModule(DataModuleBase):
                 f"{stream.batch_size}: filtering begins anew with a first pass that keeps everything"
             )
         if self._selection is not None:
-            stream.keep_probability = self._selection.keep_probability
+            stream.keep_probability = None if self._selection.keeps_everything else self._selection.keep_probability
             stream.weights = self._selection.weights
         self._sampler = stream
         return stream

@@ -22,7 +22,17 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lightning_autoassist.loss_found import Contribution, Found, Reduction, combine, contributions
+from lightning_autoassist.loss_found import (
+    Contribution,
+    Explanation,
+    Found,
+    Reduction,
+    SoftmaxNorms,
+    combine,
+    contributions,
+    explained,
+    scored_in_backward,
+)
 from lightning_autoassist.loss_graph import (
     GraphLoss,
     has_other_leaves,
@@ -44,17 +54,19 @@ WAYS_OUT = (
 # By these a hand-written loss ends in one number.
 _REDUCTIONS = frozenset({torch.mean, torch.sum, Tensor.mean, Tensor.sum})
 # In so many of a run's first steps the graph is searched for parts that were not captured.
+# From so many logits on, a norm is cheaper than another softmax; below, a hook in backward costs more than it saves.
+_MANY_LOGITS = 2**19
 _CHECKED_STEPS = 3
 
 _TORCH = str(Path(torch.__file__).parent)
 
 
 class Observation(NamedTuple):
-    """What one step said about its instances; on a device the values may still be in the making.
+    """What one step said about its instances: complete when backward has run.
 
     Attributes:
         losses: Unweighted losses, shape ``(B,)``, float32, detached, on the Boss's device.
-        scores: Scores, shape ``(B,)``, float32, detached.
+        scores: Scores, shape ``(B,)``, float32, detached; of a large cross-entropy NaN until backward has run.
         labels: The captured loss's target where it is integer and has shape ``(B,)``, int64, else None.
         source: Which call they come from, as "cross_entropy at train.py:31".
     """
@@ -69,8 +81,9 @@ class InstanceLossCapture:
     """Finds the per-instance losses of training steps. One object a run, one :meth:`step` a training step.
 
     The score of an instance is the norm of its loss's gradient at the loss's input (for cross-entropy
-    ‖softmax - target‖), which bounds the norm of its whole gradient up to a constant. It is computed in the forward
-    pass: it depends neither on the reduction nor on B, gradient accumulation, loss scaling or weights.
+    ‖softmax - target‖), which bounds the norm of its whole gradient up to a constant. It depends neither on the
+    reduction nor on B, gradient accumulation, loss scaling or weights: it is computed in the forward pass or, where a
+    cross-entropy has many logits, read off the gradient that backward computes.
 
     Source: Katharopoulos & Fleuret, Not All Samples Are Created Equal, ICML 2018, arXiv:1803.00942.
 
@@ -83,6 +96,7 @@ class InstanceLossCapture:
     Attributes:
         has_other_terms: Whether, in the first steps, parameters reached the returned loss by another way than the
             losses that were found: an L2 or KL term by hand. Weights do not enter there.
+        explain: Called with what each step's observation is made of, if not None. It waits for the device.
 
     Raises:
         ValueError: If ``score`` or ``row_order`` is not one of these.
@@ -104,6 +118,7 @@ class InstanceLossCapture:
         self.score = score
         self.row_order = row_order
         self.has_other_terms = False
+        self.explain: Callable[[list[Explanation]], None] | None = None
         self._row_orders = RowOrders(row_order)
         self._checks_left = _CHECKED_STEPS
         self._is_warned = False
@@ -208,12 +223,14 @@ class CapturedStep(TorchFunctionMode):
         layout = self._layout(named, arguments, source)
         if layout is None:
             return named.function(*args, **kwargs)
+        softmax = None
         if named.function is F.cross_entropy and _is_split_alike(arguments):
             # What torch does inside, so that the log-probabilities serve the score as well.
             named = LOSSES[F.nll_loss]
             logits, _ = arguments["input"], arguments.pop("label_smoothing")
             arguments["input"] = F.log_softmax(logits, class_axis(logits))
             args, kwargs = (), arguments
+            softmax = self._softmax_norms(arguments)
         unreduced = None
         if self._weights is None:
             result = named.function(*args, **kwargs)
@@ -225,8 +242,15 @@ class CapturedStep(TorchFunctionMode):
                 return named.function(*args, **kwargs)
         if unreduced is None and arguments["reduction"] == "none":
             unreduced = result
-        self._note(named, arguments, source, layout, result, unreduced)
+        self._note(named, arguments, source, layout, result, unreduced, softmax)
         return result
+
+    def _softmax_norms(self, arguments: Arguments) -> SoftmaxNorms | None:
+        """Leaves the norms to backward, where that pays."""
+        log_probs = arguments["input"]
+        if self._capture.score != "gradient_norm" or torch.compiler.is_compiling() or log_probs.grad_fn is None:
+            return None
+        return SoftmaxNorms(log_probs.grad_fn, arguments) if log_probs.numel() >= _MANY_LOGITS else None
 
     def _note(
         self,
@@ -236,8 +260,9 @@ class CapturedStep(TorchFunctionMode):
         layout: Layout,
         result: Tensor,
         unreduced: Tensor | None,
+        softmax: SoftmaxNorms | None,
     ) -> None:
-        with_norms = self._capture.score == "gradient_norm"
+        with_norms = self._capture.score == "gradient_norm" and softmax is None
         try:
             elements = named.elements(arguments, unreduced, with_norms=with_norms)
             # Compiled code cannot be asked for the edge.
@@ -246,7 +271,8 @@ class CapturedStep(TorchFunctionMode):
         except Exception as error:  # the step itself went well: it must go on
             self._miss(source, error)
             return
-        self._named.append(Found(source, arguments["reduction"], edge, elements, layout, named.tokens, labels))
+        found = Found(source, arguments["reduction"], edge, elements, layout, named.tokens, labels, softmax=softmax)
+        self._named.append(found)
 
     def _labels(self, arguments: Arguments) -> Tensor | None:
         target = arguments.get("target")
@@ -307,7 +333,10 @@ class CapturedStep(TorchFunctionMode):
         if not parts:
             self.reason = self._why_nothing()
             return None
-        losses, scores = combine(parts)
+        if self._capture.explain is not None:
+            self._capture.explain([explained(part) for part in parts])
+        is_left_to_backward = len(parts) == 1 and parts[0].found.softmax is not None and not self._backwards
+        losses, scores = scored_in_backward(parts[0]) if is_left_to_backward else combine(parts)
         labels = next((found.labels for found, _ in parts if found.labels is not None), None)
         source = " + ".join(dict.fromkeys(found.source for found, _ in parts))
         return Observation(losses, losses.clone() if self._capture.score == "loss" else scores, labels, source)

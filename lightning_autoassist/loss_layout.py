@@ -187,6 +187,10 @@ def fold(losses: Tensor, norms: Tensor | None, counts: Tensor, layout: Layout, t
     Returns:
         Losses and scores, each of shape ``(B,)``.
     """
+    if losses.shape == (layout.batch_size,):  # each instance's one element is its loss
+        is_masked = counts == 0
+        folded = losses.masked_fill(is_masked, 0.0)
+        return folded, folded if norms is None else norms.masked_fill(is_masked, 0.0)
     counts = layout.per_instance(counts)
     total = counts.sum(1)
     scale = torch.where(total > 0, total, 1.0).reciprocal()

@@ -170,6 +170,22 @@ def nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     return norms if weight is None else norms * weight[hot.squeeze(axis)]
 
 
+def nll_norms_in_backward(arguments: Arguments, gradient: Tensor, upstream: Tensor) -> Tensor:
+    """What :func:`nll_norms` gives, from the gradient at the logits and the one at the log-probabilities.
+
+    Row i of the gradient is :math:`g_i w_t (p - e_t)`, where the one upstream holds :math:`-g_i w_t` at the target: the
+    quotient knows nothing of reduction, loss scaling, accumulation and instance weights.
+    """
+    target, weight = arguments["target"], arguments["weight"]
+    axis = class_axis(gradient)
+    counts: Tensor = target.ne(arguments["ignore_index"])
+    hot = target.where(counts, 0).unsqueeze(axis)
+    scale = upstream.gather(axis, hot).squeeze(axis).abs().float()
+    norms = torch.linalg.vector_norm(gradient, dim=axis, dtype=torch.float32)
+    norms = torch.where(counts & (scale > 0), norms / scale, 0.0)
+    return norms if weight is None else norms * weight[hot.squeeze(axis)]
+
+
 def _norms(probs: Tensor, hot: Tensor, axis: int) -> Tensor:
     """Norms of probabilities less one-hot targets; overwrites the probabilities."""
     probs.scatter_add_(axis, hot, torch.full_like(hot, -1, dtype=probs.dtype))

@@ -155,8 +155,9 @@ def warn_about_limits(trainer: Any, stream: ShrinkingBatchSampler) -> None:
             f"max_steps={trainer.max_steps} fixes the number of Boss updates, so filtering saves none: give the "
             "Trainer max_epochs instead"
         )
-    # The Trainer turns max_time into a Timer callback.
-    if any(type(callback).__name__ == "Timer" for callback in trainer.callbacks):
+    # The Trainer turns max_time into a Timer callback; one without a duration only measures.
+    timers = (callback for callback in trainer.callbacks if type(callback).__name__ == "Timer")
+    if any(timer.time_remaining() is not None for timer in timers):
         rank_zero_warn("max_time ends this run, so filtering saves no time: give the Trainer max_epochs instead")
     if isinstance(trainer.limit_train_batches, int):
         rank_zero_warn(
@@ -165,7 +166,7 @@ def warn_about_limits(trainer: Any, stream: ShrinkingBatchSampler) -> None:
         )
     epochs = trainer.max_epochs or -1
     trained = epochs * trainer.num_training_batches * stream.batch_size
-    if 0 < trained < 2 * stream.num_instances:
+    if stream.keep_probability is not None and 0 < trained < 2 * stream.num_instances:
         rank_zero_warn(
             f"this run trains on {trained} instances, less than two passes over {stream.num_instances}: the first pass "
             "keeps everything, so hardly anything will be filtered"

@@ -165,3 +165,61 @@ def test_damaged_idx_files_are_refused(content, message, tmp_path):
     (tmp_path / "values.gz").write_bytes(content)
     with pytest.raises(OSError, match=message):
         demo_data.read_idx(tmp_path / "values.gz")
+
+
+# ---- check
+
+TRAINING = """
+import pytorch_lightning as pl
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+class Linear(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(4, 3)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+class Opaque(Linear):
+    def training_step(self, batch, batch_idx):
+        return self.net.weight.square().sum()
+
+def loader():
+    return DataLoader(TensorDataset(torch.rand(40, 4), torch.arange(40) % 3), batch_size=8)
+"""
+
+
+def test_check_prints_what_is_captured_and_ends_with_0(tmp_path, capsys):
+    (tmp_path / "linear_training.py").write_text(TRAINING)
+    path = tmp_path / "linear_training.py"
+    assert main(["check", f"{path}:Linear", "--data", f"{path}:loader"]) == 0
+    printed = capsys.readouterr().out
+    assert "Linear: filtering is ON." in printed
+    assert "cross_entropy at linear_training.py:13" in printed
+
+
+def test_check_ends_with_1_where_filtering_is_off(tmp_path, capsys):
+    (tmp_path / "opaque_training.py").write_text(TRAINING)
+    path = tmp_path / "opaque_training.py"
+    with pytest.raises(SystemExit, match="1"):
+        main(["check", f"{path}:Opaque", "--data", f"{path}:loader"])
+    assert "Opaque: filtering is OFF." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("train.py", "train.py must be FILE.py:NAME or PACKAGE.MODULE:NAME"),
+        ("absent.py:Model", "absent.py is not there"),
+        ("no_such_package:Model", "No module named 'no_such_package'"),
+        ("math:Model", "math:Model: module 'math' has no attribute 'Model'"),
+    ],
+)
+def test_check_of_what_is_not_there_is_one_line(path, message, capsys):
+    assert message in one_line_error(capsys, "check", path)

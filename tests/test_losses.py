@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lightning_autoassist.loss_capture import InstanceLossCapture
 from lightning_autoassist.losses import LOSSES
 
 B, C = 6, 5
@@ -315,3 +316,31 @@ def test_arguments_bind_as_the_function_binds_them(named):
 def test_the_deprecated_spelling_of_reductions_is_understood(size_average, reduce, reduction):
     arguments = LOSSES[F.mse_loss].bind((1, 2), {"size_average": size_average, "reduce": reduce})
     assert arguments["reduction"] == reduction
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("class_weights", [False, True])
+@pytest.mark.parametrize("instance_weights", [False, True])
+@pytest.mark.parametrize("shape", [(32, 17_000), (32, 300, 60)])
+def test_scores_read_off_backward_are_those_of_the_forward_pass(shape, instance_weights, class_weights, reduction):
+    """Many logits: NaN before backward, and then what a small batch of the same rows gets in its forward pass."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape, generator=generator).requires_grad_()
+    target = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=generator)
+    target.flatten()[5] = -100
+    options = {"weight": torch.rand(shape[1], generator=generator) + 0.5 if class_weights else None}
+    weights = torch.rand(32, generator=generator) + 0.5 if instance_weights else None
+    capture = InstanceLossCapture()
+
+    with capture.step((logits, target), 32, weights=weights) as step:
+        loss = F.cross_entropy(logits, target, reduction=reduction, **options)
+    late = step.observe(loss)
+    assert late.scores.isnan().all()
+    (0.125 * loss).backward()
+
+    for row in range(32):
+        with capture.step((logits[row : row + 1], target[row : row + 1]), 1) as step:
+            loss = F.cross_entropy(logits[row : row + 1], target[row : row + 1], reduction="sum", **options)
+        early = step.observe(loss)
+        torch.testing.assert_close(late.scores[row : row + 1], early.scores, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(late.losses[row : row + 1], early.losses)

@@ -1,0 +1,156 @@
+"""Shows why filtering is on or off: which losses of a training step are captured, and what that costs."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_autoassist.callback import AutoAssistCallback
+from lightning_autoassist.datamodule import AutoAssistDataModule
+from lightning_autoassist.flavours import FLAVOURS, CallbackBase
+from lightning_autoassist.loss_found import Explanation
+
+WARM_UP = 2
+COLUMNS = ("loss", "reduction", "folding to instances", "coefficient")
+
+
+@dataclass
+class Diagnosis:
+    """What one training step showed.
+
+    Attributes:
+        module: Name of the module's class.
+        losses: The captured losses; empty where training would be unfiltered.
+        reason: Why training would be unfiltered, with the ways out; None where it is filtered.
+        plain_ms: Median milliseconds of a step without capture.
+        captured_ms: Median milliseconds of a step with capture and Assistant.
+    """
+
+    module: str
+    losses: list[Explanation] = field(default_factory=list)
+    reason: str | None = None
+    plain_ms: float = float("nan")
+    captured_ms: float = float("nan")
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether the module trains with filtering."""
+        return self.reason is None
+
+    def __str__(self) -> str:
+        if not self.is_filtered:
+            return f"{self.module}: filtering is OFF. {self.reason}"
+        rows = [COLUMNS] + [
+            (loss.source, loss.reduction, loss.folding, f"{loss.coefficient:.4g}") for loss in self.losses
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        cost = f"a step takes {self.plain_ms:.2f} ms, {self.captured_ms:.2f} ms with capture and Assistant"
+        return "\n".join([f"{self.module}: filtering is ON.", *lines, cost])
+
+
+def diagnose(
+    module: Any, data: Any = None, *, num_steps: int = 12, quiet: bool = False, **trainer_options: Any
+) -> Diagnosis:
+    """Train a copy of ``module`` for a few steps, print what is captured, and leave ``module`` as it is.
+
+    Args:
+        module: The LightningModule.
+        data: What :class:`~lightning_autoassist.AutoAssistDataModule` takes; None: the module's own loaders.
+        num_steps: Training steps; capture is off in every second one, for the comparison of times.
+        quiet: Only return, do not print.
+        trainer_options: For the Trainer, ``accelerator="gpu"`` for one.
+
+    Returns:
+        What was printed, as an object.
+
+    Raises:
+        TypeError: If ``module`` is no LightningModule.
+
+    Example:
+        >>> diagnosis = diagnose(MyModule(), MyDataModule())  # doctest: +SKIP
+        MyModule: filtering is ON.
+        loss                          reduction  folding to instances  coefficient
+        ----------------------------  ---------  --------------------  -----------
+        cross_entropy at train.py:31  mean       one row each          1
+        a step takes 21.40 ms, 21.72 ms with capture and Assistant
+    """
+    flavour = next((each for each in FLAVOURS if isinstance(module, each.LightningModule)), None)
+    if flavour is None:
+        raise TypeError(f"module must be a LightningModule, got a {type(module).__name__}")
+    module = copy.deepcopy(module)
+    watching = _Watching()
+    options = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+        "max_epochs": 1_000_000,
+        "max_steps": num_steps + WARM_UP,
+        **trainer_options,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they say of so short a run is no news
+        trainer = flavour.Trainer(callbacks=[watching, _StepTimer(watching)], **options)
+        wrapped = AutoAssistDataModule(module if data is None else data, budget=1.0)
+        trainer.fit(module, datamodule=wrapped)
+    diagnosis = watching.diagnosis(type(module).__name__)
+    if not quiet:
+        print(diagnosis)
+    return diagnosis
+
+
+class _Watching(AutoAssistCallback):
+    """The callback, switched off in every second step, with an eye on what the capture finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[Explanation] = []
+        self.reason: str | None = None
+        self.milliseconds: tuple[list[float], list[float]] = ([], [])  # without and with capture
+        self._capture.explain = self._remember
+
+    def _remember(self, losses: list[Explanation]) -> None:
+        self.losses = losses
+
+    def _stop_filtering(self, reason: str) -> None:
+        self.reason = reason
+        super()._stop_filtering(reason)
+
+    def switch(self, step: int) -> None:
+        """Capture in even steps only."""
+        if self.reason is None:
+            self._is_filtering = step % 2 == 0
+
+    def diagnosis(self, module: str) -> Diagnosis:
+        """What was seen."""
+        if self.reason is not None:
+            return Diagnosis(module, reason=self.reason)
+        plain, captured = (statistics.median(times) if times else float("nan") for times in self.milliseconds)
+        return Diagnosis(module, self.losses, None, plain, captured)
+
+
+class _StepTimer(CallbackBase):
+    """Times the steps from outside of the other callback."""
+
+    def __init__(self, watching: _Watching) -> None:
+        self.watching = watching
+        self.step = 0
+        self.started = 0.0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.watching.switch(self.step)
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.step >= WARM_UP:
+            is_captured = self.step % 2 == 0
+            self.watching.milliseconds[is_captured].append(1e3 * (time.perf_counter() - self.started))
+        self.step += 1
