@@ -1,12 +1,21 @@
 """Instance filtering for PyTorch Lightning: train on the instances that still teach the model something."""
 
-from lightning_autoassist.assistants import ASSISTANTS, Assistant, LogisticAssistant, Outcome
+from lightning_autoassist.assistants import ASSISTANTS, Assistant, LogisticAssistant, MemoryAssistant, Outcome
 from lightning_autoassist.callback import AutoAssistCallback
 from lightning_autoassist.datamodule import AutoAssistDataModule
 from lightning_autoassist.diagnosis import Diagnosis, diagnose
 from lightning_autoassist.features import Instances
 from lightning_autoassist.loss_capture import InstanceLossCapture, Observation
-from lightning_autoassist.policies import POLICIES, AutoAssistPolicy, Policy, RandomPolicy, UniformPolicy
+from lightning_autoassist.policies import (
+    POLICIES,
+    AutoAssistPolicy,
+    InfoBatchPolicy,
+    Policy,
+    ProportionalPolicy,
+    RandomPolicy,
+    SelectiveBackpropPolicy,
+    UniformPolicy,
+)
 from lightning_autoassist.sampler import ShrinkingBatchSampler
 
 __version__ = "0.1.0"
@@ -19,13 +28,17 @@ __all__ = [
     "AutoAssistDataModule",
     "AutoAssistPolicy",
     "Diagnosis",
+    "InfoBatchPolicy",
     "InstanceLossCapture",
     "Instances",
     "LogisticAssistant",
+    "MemoryAssistant",
     "Observation",
     "Outcome",
     "Policy",
+    "ProportionalPolicy",
     "RandomPolicy",
+    "SelectiveBackpropPolicy",
     "ShrinkingBatchSampler",
     "UniformPolicy",
     "diagnose",

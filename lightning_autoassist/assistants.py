@@ -65,6 +65,30 @@ class Assistant:
         raise NotImplementedError
 
 
+class RunningMean:
+    """Mean of scores over the last batches, each counting less than the next.
+
+    Args:
+        decay: What a batch's weight falls by from one batch to the next, in [0, 1).
+
+    Raises:
+        ValueError: If ``decay`` lies outside [0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"mean_decay must be in [0, 1), got {decay}; the paper uses 0.75")
+        self.decay = decay
+        self.value: float | None = None
+
+    def update(self, scores: Tensor) -> float:
+        """The mean with a batch's scores in it."""
+        batch_mean = float(scores.mean())
+        previous = batch_mean if self.value is None else self.value
+        self.value = self.decay * previous + (1 - self.decay) * batch_mean
+        return self.value
+
+
 class LogisticAssistant(Assistant):
     r"""The paper's Assistant for images, :math:`a_i = \sigma(W \cdot x_i + U_{y_i})`.
 
@@ -98,14 +122,11 @@ class LogisticAssistant(Assistant):
             raise ValueError(f"lr must be positive, got {lr}; the paper uses 0.01")
         if weight_decay < 0:
             raise ValueError(f"weight_decay must not be negative, got {weight_decay}; the paper uses 1e-3")
-        if not 0 <= mean_decay < 1:
-            raise ValueError(f"mean_decay must be in [0, 1), got {mean_decay}; the paper uses 0.75")
         self.lr = lr
         self.weight_decay = weight_decay
-        self.mean_decay = mean_decay
+        self.mean_score = RunningMean(mean_decay)
         self.weight = torch.zeros(0)  # W, (F,); takes its size from the first batch
         self.bias = torch.zeros(1)  # U, (C,); grows as classes turn up
-        self.mean_score: float | None = None
 
     def predict(self, instances: Instances) -> Tensor:
         return torch.sigmoid(self._logits(instances))
@@ -113,10 +134,7 @@ class LogisticAssistant(Assistant):
     def update(self, instances: Instances, scores: Tensor) -> Outcome:
         features, classes = self._inputs(instances)
         self._fit_sizes(features, classes)
-        batch_mean = float(scores.mean())
-        previous = batch_mean if self.mean_score is None else self.mean_score
-        self.mean_score = self.mean_decay * previous + (1 - self.mean_decay) * batch_mean
-        targets = scores > self.mean_score
+        targets = scores > self.mean_score.update(scores)
 
         logits = features @ self.weight + self._class_bias(classes)
         loss = F.binary_cross_entropy_with_logits(logits, targets.float())
@@ -131,12 +149,12 @@ class LogisticAssistant(Assistant):
         return Outcome(float(loss), predictions, targets)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weight": self.weight.clone(), "bias": self.bias.clone(), "mean_score": self.mean_score}
+        return {"weight": self.weight.clone(), "bias": self.bias.clone(), "mean_score": self.mean_score.value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.weight = state["weight"].clone()
         self.bias = state["bias"].clone()
-        self.mean_score = state["mean_score"]
+        self.mean_score.value = state["mean_score"]
 
     def _logits(self, instances: Instances) -> Tensor:
         features, classes = self._inputs(instances)
@@ -166,4 +184,41 @@ class LogisticAssistant(Assistant):
             self.bias = F.pad(self.bias, (0, num_classes - len(self.bias)))
 
 
-ASSISTANTS: dict[str, type[Assistant]] = {"logistic": LogisticAssistant}
+class MemoryAssistant(Assistant):
+    """No model: predicts the last score that was observed of an instance.
+
+    Args:
+        mean_decay: Decay of the running mean of the scores, per batch, in [0, 1); above it an instance counts as
+            informative in the reports.
+
+    Raises:
+        ValueError: If ``mean_decay`` lies outside [0, 1).
+
+    Example:
+        >>> MemoryAssistant().predict(Instances(scores=torch.tensor([0.5, 2.0])))
+        tensor([0.5000, 2.0000])
+    """
+
+    reads = ("scores",)
+
+    def __init__(self, mean_decay: float = 0.75) -> None:
+        self.mean_score = RunningMean(mean_decay)
+
+    def predict(self, instances: Instances) -> Tensor:
+        if instances.scores is None:
+            raise ValueError("MemoryAssistant needs remembered scores, got instances without any")
+        return instances.scores
+
+    def update(self, instances: Instances, scores: Tensor) -> Outcome:
+        remembered = self.predict(instances)
+        targets = scores > self.mean_score.update(scores)
+        return Outcome(float((remembered - scores).abs().mean()), remembered, targets)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean_score": self.mean_score.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.mean_score.value = state["mean_score"]
+
+
+ASSISTANTS: dict[str, type[Assistant]] = {"logistic": LogisticAssistant, "memory": MemoryAssistant}

@@ -53,7 +53,8 @@ class AutoAssistCallback(CallbackBase):
     Source: Zhang, Yu & Dhillon, AutoAssist, NeurIPS 2019, arXiv:1905.03381.
 
     Args:
-        assistant: What predicts scores: a name in ``ASSISTANTS`` or an :class:`~lightning_autoassist.Assistant`.
+        assistant: What predicts scores: a name in ``ASSISTANTS``, an :class:`~lightning_autoassist.Assistant`, or
+            ``"auto"``: the policy's own (``"logistic"`` for the paper's).
         policy: What turns predicted scores into keep probabilities: a name in ``POLICIES`` or a
             :class:`~lightning_autoassist.Policy`.
         score: What the Assistant predicts: ``"gradient_norm"`` of the instance's loss at the loss's input,
@@ -62,6 +63,7 @@ class AutoAssistCallback(CallbackBase):
             :class:`~lightning_autoassist.ShrinkingBatchSampler`), or ``"auto"``: the policy's own.
         features: Gets a batch and returns ``(B, F)`` features for the Assistant; None takes them from the batch, see
             :class:`~lightning_autoassist.features.BatchFeatures`.
+        tail: Share of training at whose end every candidate is kept, in [0, 1); None: the policy's own.
         max_features: Most numbers that are remembered of an instance.
         lag: Steps between a batch and the Assistant's learning from it; 0 learns at once. None: 0 on CPU, 4 on other
             devices, so that the device never waits.
@@ -76,21 +78,27 @@ class AutoAssistCallback(CallbackBase):
 
     def __init__(
         self,
-        assistant: str | Assistant = "logistic",
+        assistant: str | Assistant = "auto",
         policy: str | Policy = "autoassist",
         *,
         score: str = "auto",
         weights: str = "auto",
         features: FeatureFunction | None = None,
+        tail: float | None = None,
         max_features: int = 256,
         lag: int | None = None,
     ) -> None:
         self.policy: Policy = _named(policy, POLICIES, "policy")
-        self.assistant: Assistant = _named(assistant, ASSISTANTS, "assistant")
+        self.assistant: Assistant = _named(
+            self.policy.default_assistant if assistant == "auto" else assistant, ASSISTANTS, "assistant"
+        )
         self.score = _choice(score, SCORES, "score", auto=self.policy.default_score)
         self.weights = _choice(weights, ("auto", *WEIGHT_MODES), "weights", auto=self.policy.default_weights)
         if lag is not None and lag < 0:
             raise ValueError(f"lag must not be negative, got {lag}; None suits every device")
+        self.tail = self.policy.default_tail if tail is None else tail
+        if not 0 <= self.tail < 1:
+            raise ValueError(f"tail must be in [0, 1), got {tail}; 0.125 leaves the last eighth unfiltered")
         self.lag = lag
         self.report = FilterReport()
         self._features = BatchFeatures(features, max_features)
@@ -98,6 +106,7 @@ class AutoAssistCallback(CallbackBase):
         self._store: InstanceStore | None = None
         self._restored: dict[str, Any] | None = None
         self._has_begun = False
+        self._progress = 0.0
         self._rng_before_validation: dict[str, Any] | None = None
         self._is_filtering = self.policy.needs_scores
         self._data: AutoAssistDataModule | None = None
@@ -144,6 +153,10 @@ class AutoAssistCallback(CallbackBase):
         assert self.lag is not None
         draw = self._data.confirm_draw()
         self.report.count_batch(0 if draw is None else len(draw.indices), trainer.global_step)
+        if trainer.max_epochs > 0:
+            self._progress = (
+                trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
+            ) / trainer.max_epochs
         step, self._step = self._step, None
         with self.report.timed(), self._unfiltered_on_error():
             if step is not None:
@@ -208,6 +221,7 @@ class AutoAssistCallback(CallbackBase):
             "pending": [_on_host(observed)._asdict() for observed in self._pending],
             "report": self.report.state_dict(),
             "is_filtering": self._is_filtering,
+            "progress": self._progress,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -216,6 +230,7 @@ class AutoAssistCallback(CallbackBase):
         self.report.load_state_dict(state_dict["report"])
         self._pending = deque(_Observed(**parts) for parts in state_dict["pending"])
         self._is_filtering = state_dict["is_filtering"]
+        self._progress = state_dict["progress"]
         self._restored = state_dict["store"]
         self._store = None
         self._has_begun = True
@@ -243,7 +258,7 @@ class AutoAssistCallback(CallbackBase):
     def _keep_probability(self, indices: IndexArray, pass_index: int) -> npt.NDArray[np.floating[Any]]:
         """Chances of candidates, shape ``(n,)``: 1 in the first pass, for unseen instances, when not filtering."""
         everything = np.ones(len(indices), np.float32)
-        if pass_index == 0:
+        if pass_index == 0 or self._progress > 1 - self.tail:
             return everything
         if not self.policy.needs_scores:
             return self.policy.keep_probability(torch.from_numpy(everything)).numpy()
@@ -342,8 +357,9 @@ class AutoAssistCallback(CallbackBase):
             return
         if observed.labels is not None:
             self._store.put_labels(indices, observed.labels[finite])
+        instances = self._store.rows(indices, self.assistant.reads)  # as remembered, before this batch
         self._store.put_scores(indices, scores)
-        outcome = self.assistant.update(self._store.rows(indices, self.assistant.reads), scores)
+        outcome = self.assistant.update(instances, scores)
         self.policy.observe(outcome.predictions, outcome.targets)
         self.report.count_outcome(outcome)
 

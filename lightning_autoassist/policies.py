@@ -21,15 +21,19 @@ class Policy:
         needs_scores: Whether the rule reads predicted scores. Where it does not, neither losses are captured nor an
             Assistant is trained.
         keeps_everything: Whether p is 1 for every candidate, always.
+        default_assistant: What predicts the scores when the user does not say: a name in ``ASSISTANTS``.
         default_score: What the Assistant learns to predict when the user does not say:
             ``"loss"`` or ``"gradient_norm"``.
         default_weights: ``"none"``, ``"sum"`` or ``"mean"``, see :class:`~lightning_autoassist.ShrinkingBatchSampler`.
+        default_tail: Share of training at whose end everything is kept.
     """
 
     needs_scores: bool = True
     keeps_everything: bool = False
+    default_assistant: str = "memory"
     default_score: str = "gradient_norm"
     default_weights: str = "none"
+    default_tail: float = 0.0
 
     def keep_probability(self, scores: Tensor) -> Tensor:
         """Chance that each candidate enters a batch.
@@ -79,6 +83,7 @@ class AutoAssistPolicy(Policy):
         tensor([0.3000, 1.0000])
     """
 
+    default_assistant = "logistic"
     default_score = "loss"
 
     def __init__(self, gamma: float = 0.3, confidence_gate: bool = False, accuracy_decay: float = 0.95) -> None:
@@ -156,8 +161,217 @@ class RandomPolicy(Policy):
         return torch.full_like(scores, self.keep_rate)
 
 
+class RecentScores:
+    """The scores of the last candidates, as a sample of all there are.
+
+    Args:
+        size: How many are kept.
+    """
+
+    def __init__(self, size: int = 8192) -> None:
+        self.size = size
+        self.values = torch.zeros(0)
+
+    def add(self, scores: Tensor) -> None:
+        """Take note of candidates' scores, shape ``(n,)``."""
+        self.values = torch.cat([self.values, scores])[-self.size :]
+
+
+class _RelativePolicy(Policy):
+    """Base of rules that compare a score with those of other candidates.
+
+    The comparison is renewed each time that as many candidates as :attr:`refresh` have come by.
+    """
+
+    refresh = 1024
+
+    def __init__(self) -> None:
+        self.recent = RecentScores()
+        self._num_new = 0
+
+    def keep_probability(self, scores: Tensor) -> Tensor:
+        is_first = not len(self.recent.values)
+        self.recent.add(scores)
+        self._num_new += len(scores)
+        if is_first or self._num_new >= self.refresh:
+            self._num_new = 0
+            self.compare(self.recent.values)
+        return self.chances(scores)
+
+    def compare(self, recent: Tensor) -> None:
+        """Learn from the scores of recent candidates, shape ``(m,)``."""
+        raise NotImplementedError
+
+    def chances(self, scores: Tensor) -> Tensor:
+        """Keep probabilities, shape ``(n,)``."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"recent": self.recent.values.clone(), "num_new": self._num_new}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.recent.values = state["recent"].clone()
+        self._num_new = int(state["num_new"])
+
+
+class ProportionalPolicy(_RelativePolicy):
+    r"""Keep in proportion to the score, :math:`p_i = \mathrm{clip}(s_i / \lambda, \gamma, 1)`.
+
+    :math:`\lambda` is solved for a mean keep rate over the recent candidates. With the norm of the gradient for score
+    and weights 1/p this is importance sampling with little variance (Katharopoulos & Fleuret, ICML 2018,
+    arXiv:1803.00942).
+
+    Args:
+        keep_rate: Mean of p, in [floor, 1).
+        floor: :math:`\gamma`, in (0, 1].
+        cap_quantile: Scores above this quantile count as the quantile, in (0, 1]: wrong labels have the highest scores.
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Example:
+        >>> ProportionalPolicy(keep_rate=0.5, floor=0.2).keep_probability(torch.tensor([0.0, 1.0, 2.0, 6.0]))
+        tensor([0.2000, 0.2667, 0.5333, 1.0000])
+    """
+
+    default_weights = "sum"
+    default_tail = 0.125
+
+    def __init__(self, keep_rate: float = 0.5, floor: float = 0.2, cap_quantile: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < floor <= 1:
+            raise ValueError(
+                f"floor must be in (0, 1], got {floor}; with none an instance can vanish for good, try 0.2"
+            )
+        if not floor <= keep_rate < 1:
+            raise ValueError(f"keep_rate must be in [floor, 1) = [{floor}, 1), got {keep_rate}; try 0.5")
+        if not 0 < cap_quantile <= 1:
+            raise ValueError(f"cap_quantile must be in (0, 1], got {cap_quantile}; 0.95 caps the highest twentieth")
+        self.keep_rate = keep_rate
+        self.floor = floor
+        self.cap_quantile = cap_quantile
+        self.scale = 1.0  # lambda
+        self.cap = float("inf")
+
+    def compare(self, recent: Tensor) -> None:
+        if self.cap_quantile < 1:
+            self.cap = float(torch.quantile(recent, self.cap_quantile))
+        recent = recent.clamp(max=self.cap)
+        # The mean of p falls from 1 to the floor as lambda grows from 0 to the largest score over the floor.
+        low, high = 0.0, float(recent.max()) / self.floor
+        for _ in range(40):
+            middle = (low + high) / 2
+            mean = float((recent / max(middle, 1e-30)).clamp(self.floor, 1).mean())
+            low, high = (middle, high) if mean > self.keep_rate else (low, middle)
+        self.scale = max(high, 1e-30)
+
+    def chances(self, scores: Tensor) -> Tensor:
+        return (scores.clamp(max=self.cap) / self.scale).clamp(self.floor, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "scale": self.scale, "cap": self.cap}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.scale, self.cap = float(state["scale"]), float(state["cap"])
+
+
+class InfoBatchPolicy(_RelativePolicy):
+    """InfoBatch's rule: of the instances below the mean loss a fixed share is dropped; the others are kept.
+
+    Goes with weights ``"sum"``, which scale those that stay up by 1 / (1 - prune_ratio), and an unfiltered tail of one
+    eighth (delta = 0.875), as the source has it. The mean is of recent candidates instead of a whole pass.
+
+    Source: Qin et al., InfoBatch, ICLR 2024, arXiv:2303.04947.
+
+    Args:
+        prune_ratio: Share dropped below the mean, in [0, 1).
+
+    Raises:
+        ValueError: If ``prune_ratio`` lies outside [0, 1).
+
+    Example:
+        >>> InfoBatchPolicy().keep_probability(torch.tensor([0.0, 1.0, 2.0]))
+        tensor([0.5000, 1.0000, 1.0000])
+    """
+
+    default_score = "loss"
+    default_weights = "sum"
+    default_tail = 0.125
+
+    def __init__(self, prune_ratio: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= prune_ratio < 1:
+            raise ValueError(f"prune_ratio must be in [0, 1), got {prune_ratio}; the source uses 0.5")
+        self.prune_ratio = prune_ratio
+        self.mean = 0.0
+
+    def compare(self, recent: Tensor) -> None:
+        self.mean = float(recent.mean())
+
+    def chances(self, scores: Tensor) -> Tensor:
+        return torch.where(scores < self.mean, 1 - self.prune_ratio, 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "mean": self.mean}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.mean = float(state["mean"])
+
+
+class SelectiveBackpropPolicy(_RelativePolicy):
+    r"""Selective-Backprop's rule, :math:`p_i = \mathrm{CDF}(l_i)^\beta` over recent losses.
+
+    The source runs a forward pass on every candidate; here the loss is the last one observed, and a floor keeps
+    instances with low losses from vanishing.
+
+    Source: Jiang et al., Accelerating Deep Learning by Focusing on the Biggest Losers, arXiv:1910.00762.
+
+    Args:
+        beta: Selectivity, positive: 1 keeps about one half, 2 about one third.
+        floor: Least chance, in (0, 1].
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Example:
+        >>> SelectiveBackpropPolicy(beta=1).keep_probability(torch.tensor([3.0, 1.0, 2.0, 4.0]))
+        tensor([0.7500, 0.2500, 0.5000, 1.0000])
+    """
+
+    default_score = "loss"
+
+    def __init__(self, beta: float = 1.0, floor: float = 0.05) -> None:
+        super().__init__()
+        if beta <= 0:
+            raise ValueError(f"beta must be positive, got {beta}; 1 keeps about one half")
+        if not 0 < floor <= 1:
+            raise ValueError(f"floor must be in (0, 1], got {floor}; with none an instance can vanish for good")
+        self.beta = beta
+        self.floor = floor
+        self._sorted = torch.zeros(0)
+
+    def compare(self, recent: Tensor) -> None:
+        self._sorted = recent.sort().values
+
+    def chances(self, scores: Tensor) -> Tensor:
+        ranks = torch.searchsorted(self._sorted, scores, right=True)
+        return (ranks / len(self._sorted)).pow(self.beta).clamp(self.floor, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "sorted": self._sorted.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._sorted = state["sorted"].clone()
+
+
 POLICIES: dict[str, type[Policy]] = {
     "autoassist": AutoAssistPolicy,
+    "proportional": ProportionalPolicy,
+    "infobatch": InfoBatchPolicy,
+    "selective_backprop": SelectiveBackpropPolicy,
     "uniform": UniformPolicy,
     "random": RandomPolicy,
 }

@@ -102,10 +102,11 @@ def test_loaders_beside_a_data_module():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"policy": "best"}, "policy must be one of autoassist, uniform, random or an object, got 'best'"),
-        ({"assistant": "big"}, "assistant must be one of logistic or an object, got 'big'"),
+        ({"policy": "best"}, "policy must be one of autoassist, .*uniform, random or an object, got 'best'"),
+        ({"assistant": "big"}, "assistant must be one of logistic, memory or an object, got 'big'"),
         ({"score": "margin"}, "score must be one of auto, gradient_norm, loss, got 'margin'"),
         ({"weights": "all"}, "weights must be one of auto, none, sum, mean, got 'all'"),
+        ({"tail": 1.0}, r"tail must be in \[0, 1\), got 1.0"),
         ({"lag": -1}, "lag must not be negative, got -1"),
         ({"max_features": 0}, "max_features must be at least 1, got 0"),
     ],

@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_autoassist.policies import POLICIES, AutoAssistPolicy, RandomPolicy
+from lightning_autoassist.policies import (
+    POLICIES,
+    AutoAssistPolicy,
+    InfoBatchPolicy,
+    ProportionalPolicy,
+    RandomPolicy,
+    SelectiveBackpropPolicy,
+)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -19,8 +26,13 @@ def test_every_policy_gives_probabilities_that_do_not_fall_with_the_score(name):
 def test_every_policy_restores_its_state(name):
     policy, restored = POLICIES[name](), POLICIES[name]()
     policy.observe(torch.tensor([0.9, 0.2]), torch.tensor([True, True]))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        policy.keep_probability(torch.rand(300, generator=generator))
     restored.load_state_dict(policy.state_dict())
-    assert restored.state_dict() == policy.state_dict()
+    for _ in range(5):
+        scores = torch.rand(300, generator=generator)
+        assert torch.equal(policy.keep_probability(scores), restored.keep_probability(scores))
 
 
 def test_autoassist_equals_the_papers_formula():
@@ -49,8 +61,68 @@ def test_gamma_outside_its_range_is_refused(gamma):
         AutoAssistPolicy(gamma=gamma)
 
 
-def test_other_arguments_outside_their_range_are_refused():
-    with pytest.raises(ValueError, match="accuracy_decay must be in"):
-        AutoAssistPolicy(accuracy_decay=1.0)
-    with pytest.raises(ValueError, match="keep_rate must be in"):
-        RandomPolicy(keep_rate=0)
+@pytest.mark.parametrize(("keep_rate", "floor"), [(0.5, 0.2), (0.35, 0.1), (0.9, 0.3)])
+def test_proportional_equals_its_formula_at_the_keep_rate_asked_for(keep_rate, floor):
+    scores = torch.rand(2000, generator=torch.Generator().manual_seed(0)).pow(3)
+    policy = ProportionalPolicy(keep_rate=keep_rate, floor=floor)
+    probs = policy.keep_probability(scores)
+    expected = [min(max(float(score) / policy.scale, floor), 1.0) for score in scores]
+    assert probs.tolist() == pytest.approx(expected, rel=1e-5)
+    assert probs.mean().item() == pytest.approx(keep_rate, abs=1e-3)
+
+
+def test_proportional_keeps_its_rate_while_scores_fall():
+    policy, generator = ProportionalPolicy(keep_rate=0.5, floor=0.2), torch.Generator().manual_seed(0)
+    rates = [
+        policy.keep_probability(torch.rand(128, generator=generator) * 0.9995**step).mean().item()
+        for step in range(600)
+    ]
+    assert sum(rates[100:]) / len(rates[100:]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_proportional_with_nothing_to_tell_apart_keeps_its_rate():
+    assert ProportionalPolicy(keep_rate=0.5).keep_probability(torch.full((10,), 2.0)).tolist() == pytest.approx(
+        [0.5] * 10
+    )
+
+
+def test_a_capped_score_is_no_better_than_the_cap():
+    scores = torch.cat([torch.linspace(0, 1, 95), torch.full((5,), 100.0)])
+    plain = ProportionalPolicy(keep_rate=0.25, floor=0.1).keep_probability(scores)
+    capped = ProportionalPolicy(keep_rate=0.25, floor=0.1, cap_quantile=0.9).keep_probability(scores)
+    assert plain[95:].tolist() == [1.0] * 5
+    assert capped[95:].tolist() == pytest.approx([capped[94].item()] * 5, abs=0.1)
+    assert capped[95:].max() < 0.6
+
+
+def test_infobatch_equals_the_per_instance_reference():
+    scores = torch.rand(500, generator=torch.Generator().manual_seed(0))
+    mean = sum(scores.tolist()) / 500
+    expected = [0.7 if score < mean else 1.0 for score in scores.tolist()]
+    assert InfoBatchPolicy(prune_ratio=0.3).keep_probability(scores).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_selective_backprop_equals_the_per_instance_reference(beta):
+    scores = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    values = scores.tolist()
+    expected = [max((sum(other <= value for other in values) / 200) ** beta, 0.05) for value in values]
+    assert SelectiveBackpropPolicy(beta=beta).keep_probability(scores).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AutoAssistPolicy(accuracy_decay=1.0), "accuracy_decay must be in"),
+        (lambda: RandomPolicy(keep_rate=0), "keep_rate must be in"),
+        (lambda: ProportionalPolicy(floor=0), r"floor must be in \(0, 1\], got 0"),
+        (lambda: ProportionalPolicy(keep_rate=0.1), r"keep_rate must be in \[floor, 1\) = \[0.2, 1\), got 0.1"),
+        (lambda: ProportionalPolicy(cap_quantile=0), "cap_quantile must be in"),
+        (lambda: InfoBatchPolicy(prune_ratio=1), "prune_ratio must be in"),
+        (lambda: SelectiveBackpropPolicy(beta=0), "beta must be positive"),
+        (lambda: SelectiveBackpropPolicy(floor=0), "floor must be in"),
+    ],
+)
+def test_other_arguments_outside_their_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

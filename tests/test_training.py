@@ -9,7 +9,13 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, AutoAssistPolicy, LogisticAssistant
+from lightning_autoassist import (
+    POLICIES,
+    AutoAssistCallback,
+    AutoAssistDataModule,
+    AutoAssistPolicy,
+    LogisticAssistant,
+)
 from tests.ordinary import Classifier, ClustersData, CountingDataset, ModuleLossClassifier, index_of, trainer
 
 pytestmark = [
@@ -258,6 +264,31 @@ def test_indices_are_those_of_the_batch_when_an_epoch_is_cut_short(num_workers):
     data = AutoAssistDataModule(ClustersData(200, 10, num_workers=num_workers), budget=0.6)
     trainer(max_epochs=4, callbacks=[AutoAssistCallback()]).fit(module, datamodule=data)
     assert module.batches == 4 * 4
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_trains(policy):
+    callback = AutoAssistCallback(policy=policy)
+    data = AutoAssistDataModule(ClustersData(300, 10), budget=0.6)
+    _, run = parameters_after(lambda: Classifier(lr=0.01), data, callback, max_epochs=8)
+    assert run.global_step == 8 * 18
+    assert run.callback_metrics["val_loss"] < 0.7
+    considered, kept = data.candidate_stream.num_considered, data.candidate_stream.num_kept
+    assert considered == kept if policy == "uniform" else considered > 1.1 * kept
+
+
+def test_the_tail_keeps_everything():
+    source = ClustersData(300, 10)
+    data = AutoAssistDataModule(source, budget=0.6)
+    rates = []
+
+    class Watching(pl.Callback):
+        def on_train_epoch_end(self, run, module):
+            rates.append(run.callback_metrics["autoassist/keep_rate"].item())
+
+    parameters_after(Classifier, data, AutoAssistCallback(policy="infobatch", tail=0.25), Watching(), max_epochs=8)
+    assert max(rates[3:5]) < 0.9
+    assert rates[-1] == 1.0
 
 
 def test_filtered_instances_are_never_loaded():
