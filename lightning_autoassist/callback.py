@@ -292,7 +292,7 @@ class AutoAssistCallback(CallbackBase):
             with captured:
                 output = training_step(*args, **kwargs)
             with self.report.timed():
-                self._observe(captured, output, draw, features)
+                self._observe(captured, output, pl_module.automatic_optimization, draw, features)
             return output
 
         # On the instance: the class, and every other Trainer, stay as they are.
@@ -307,8 +307,12 @@ class AutoAssistCallback(CallbackBase):
 
         self._unwrap = unwrap
 
-    def _observe(self, captured: CapturedStep, output: Any, draw: Draw, features: Tensor | None) -> None:
+    def _observe(
+        self, captured: CapturedStep, output: Any, is_automatic: bool, draw: Draw, features: Tensor | None
+    ) -> None:
         observation = captured.observe(output)
+        if output is None and is_automatic:
+            return  # Lightning skips the batch, and so do we
         if observation is None:
             self._stop_filtering(captured.reason or "no per-instance loss was found in training_step")
             return
