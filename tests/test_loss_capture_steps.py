@@ -298,7 +298,7 @@ def test_hand_written_losses_are_taken_with_a_warning(by_hand, weighted):
     net, features = nn.Linear(3, C), torch.randn(B, 3)
     target = torch.randint(0, C, (B,))
     weights = torch.rand(B) if weighted else None
-    with pytest.warns(UserWarning, match="hand-written loss at test_loss_capture.py:"):
+    with pytest.warns(UserWarning, match="hand-written loss at test_loss_capture_steps.py:"):
         loss, observation, _ = observed(lambda: BY_HAND[by_hand](net(features), target), weights=weights)
     output = net(features)
     if by_hand == "squares":
