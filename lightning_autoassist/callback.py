@@ -184,7 +184,7 @@ class AutoAssistCallback(CallbackBase):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
-        pl_module.log_dict(self.report.end_epoch(self._data.candidate_stream))
+        pl_module.log_dict(self.report.end_epoch(self._data.candidate_stream), sync_dist=True)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":

@@ -153,14 +153,31 @@ def keeping_all(**options):
     return Recording(policy=AutoAssistPolicy(gamma=1.0), score="loss", **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.1}, {"precision": "bf16-mixed"}],
+    ids=str,
+)
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 @pytest.mark.filterwarnings("ignore:AutoAssist stopped filtering")
 def test_nothing_filtered_nothing_changed(case, options):
-    if options and case.module in (zoo.Gan, zoo.Manual):
+    if options and "precision" not in options and case.module in (zoo.Gan, zoo.Manual):
         pytest.skip("the Trainer refuses these options for manual optimization")
     expected = fit(case, **options).state_dict()
     found = fit(case, keeping_all(), **options).state_dict()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=name_of)
+def test_a_module_wrapped_for_distributed_training_is_captured_and_unchanged(case, monkeypatch):
+    """One process, whose module Lightning wraps in DistributedDataParallel."""
+    monkeypatch.setenv("MASTER_PORT", "0")
+    options = {"strategy": "ddp", "use_distributed_sampler": False}  # else plain Lightning draws in an order of its own
+    expected = fit(case, **options).state_dict()
+    callback = keeping_all()
+    found = fit(case, callback, **options).state_dict()
+    assert len(callback.observations) == 3
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
 
