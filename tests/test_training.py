@@ -334,7 +334,7 @@ def test_metrics_are_logged_each_epoch(tmp_path):
         assert row["mean_keep_prob"] == pytest.approx(row["keep_rate"], abs=0.15)
         assert 0 <= row["assistant_auroc"] <= 1
         assert 0 < row["assistant_loss"] < 2
-        assert 0 < row["overhead_ms"] < 50
+        assert 0 < row["overhead_ms"] < 500
         assert row["candidates_seen"] > row["instances_seen"]
     assert (
         numbers[-1]["candidates_seen"] == callback.summary()["candidates_seen"] == data.candidate_stream.num_considered
