@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, AutoAssistPolicy
+from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, AutoAssistPolicy, InstanceLossCapture
 from tests import zoo
 from tests.ordinary import trainer
 
@@ -67,67 +70,184 @@ def random_columns():
     }
 
 
+# ---- the same losses by hand, one an instance
+
+
+def nll(logits, labels):
+    return logits.logsumexp(1) - logits.gather(1, labels[:, None])[:, 0]
+
+
+def of_labels(module, batch):
+    return nll(module.net(batch[0]), batch[1])
+
+
+def of_tokens(logits, target, counts):
+    """Mean over the tokens or pixels that count; logits of shape (B, T, V), all else (B, T)."""
+    rows = nll(logits.flatten(0, 1), target.flatten()).reshape(target.shape)
+    return (rows * counts).sum(1) / (counts > 0).sum(1)
+
+
+def of_dict(module, batch):
+    return nll(module.net(module.embedding(batch["input_ids"])), batch["labels"])
+
+
+def of_next_tokens(module, batch):
+    tokens = batch[0]
+    hidden, _ = module.lstm(module.embedding(tokens[:, :-1]))
+    return of_tokens(module.net(hidden), tokens[:, 1:], torch.ones(BATCH_SIZE, zoo.LENGTH - 1))
+
+
+def of_next_tokens_time_major(module, batch):
+    hidden, _ = module.lstm(module.embedding(batch[0].t()[:-1]))
+    return of_tokens(module.net(hidden).transpose(0, 1), batch[0][:, 1:], torch.ones(BATCH_SIZE, zoo.LENGTH - 1))
+
+
+def of_padded_tokens(module, batch):
+    _, state = module.encoder(module.embedding(batch["source"]))
+    hidden, _ = module.decoder(module.embedding(batch["target"][:, :-1]), state)
+    target = batch["target"][:, 1:]
+    return of_tokens(module.net(hidden), target, (target != zoo.PAD).float())
+
+
+def of_pixels(module, batch):
+    """Pixels count by the weight of their class, in the loss; in its mean over an instance all count alike."""
+    logits, masks = module.net(batch[0]).flatten(2).transpose(1, 2), batch[1].flatten(1)
+    is_known = masks != 255
+    classes = masks.where(is_known, 0)
+    return of_tokens(logits, classes, torch.tensor([0.5, 1.0, 2.0])[classes] * is_known)
+
+
+def of_values(module, batch):
+    return (module.net(batch[0]) - batch[-1]).square().mean(1)
+
+
+def of_two_tasks(module, batch):
+    outputs = module.net(batch[0])
+    return nll(outputs[:, : zoo.CLASSES], batch[1]) + 0.3 * (outputs[:, zoo.CLASSES] - batch[2][:, 0]).square()
+
+
+def of_tags(module, batch):
+    logits, tags = module.net(batch[0]), batch[1]
+    return -(2 * tags * F.logsigmoid(logits) + (1 - tags) * F.logsigmoid(-logits)).mean(1)
+
+
+def of_reconstruction(module, batch):
+    mean, log_variance = module.net(batch[0]).chunk(2, dim=1)
+    sample = mean + torch.randn_like(mean) * (log_variance / 2).exp()
+    return (module.decoder(sample) - batch[0]).square().mean(1)
+
+
+def of_triplets(module, batch):
+    anchor, positive, negative = (module.net(part) for part in batch)
+    return (1 + (anchor - positive + 1e-6).norm(dim=1) - (anchor - negative + 1e-6).norm(dim=1)).relu()
+
+
+def of_itself(module, batch):
+    return (module.net(batch[0]) - batch[0]).square().mean(1)
+
+
+def of_teacher_and_labels(module, batch):
+    """In units of the larger coefficient, 2 of 2 and 0.5."""
+    logits, soft = module.net(batch[0]), module.teacher(batch[0]).softmax(1)
+    return (soft * (soft.log() - (logits / 2).log_softmax(1))).sum(1) + 0.25 * nll(logits, batch[1])
+
+
+def of_smoothed_labels(module, batch):
+    logits = module.net(batch[0])
+    return 0.9 * nll(logits, batch[1]) - 0.1 * logits.log_softmax(1).mean(1)
+
+
+def of_method(module, batch):
+    return of_labels(module, batch).square()
+
+
 class Case(NamedTuple):
     """A module, and what is to be found in its step.
 
     Attributes:
         losses: Names of the losses captured; empty where training is to be unfiltered.
-        coefficients: Theirs.
+        by_hand: Gets module and batch, returns what each instance's loss is to be, shape (B,).
+        coefficients: Of the losses.
         has_labels: Whether class labels are found.
         adds_up: Whether the instances' losses have the returned loss for their mean.
+        calls_from: Whose source the losses are called in, if not the module's own.
     """
 
     module: type
     data: str
     losses: tuple[str, ...]
+    by_hand: Callable | None = None
     coefficients: tuple[float, ...] = (1.0,)
     has_labels: bool = False
     adds_up: bool = True
+    calls_from: type | None = None
 
 
+CE = ("cross_entropy",)
+knows_compiled_capture = torch.__version__ >= "2.7"
 CASES = [
-    Case(zoo.ImageClassifier, "images", ("cross_entropy",), has_labels=True),
-    Case(zoo.Transformer, "dict", ("cross_entropy",), has_labels=True),
-    Case(zoo.LanguageModel, "tokens", ("cross_entropy",)),
-    Case(zoo.TimeMajorLanguageModel, "tokens", ("cross_entropy",)),
-    Case(zoo.EncoderDecoder, "pairs", ("cross_entropy",), adds_up=False),  # a mean over tokens, not over instances
-    Case(zoo.Segmentation, "masks", ("cross_entropy",), adds_up=False),  # a mean over weighted classes
-    Case(zoo.Regression, "values", ("mse_loss",)),
-    Case(zoo.MultiTask, "two targets", ("cross_entropy", "mse_loss"), (1.0, 0.3), has_labels=True),
-    Case(zoo.MultiLabel, "tags", ("binary_cross_entropy_with_logits",)),
+    Case(zoo.ImageClassifier, "images", CE, of_labels, has_labels=True),
+    Case(zoo.Transformer, "dict", CE, of_dict, has_labels=True),
+    Case(zoo.LanguageModel, "tokens", CE, of_next_tokens),
+    Case(zoo.TimeMajorLanguageModel, "tokens", CE, of_next_tokens_time_major),
+    Case(zoo.EncoderDecoder, "pairs", CE, of_padded_tokens, adds_up=False),  # a mean over tokens, not over instances
+    Case(zoo.Segmentation, "masks", CE, of_pixels, adds_up=False),  # a mean over weighted classes
+    Case(zoo.Regression, "values", ("mse_loss",), of_values),
+    Case(zoo.MultiTask, "two targets", (*CE, "mse_loss"), of_two_tasks, (1.0, 0.3), has_labels=True),
+    Case(zoo.MultiLabel, "tags", ("binary_cross_entropy_with_logits",), of_tags),
     Case(zoo.Gan, "features", ()),
-    Case(zoo.Vae, "features", ("mse_loss",), adds_up=False),  # the divergence is no named loss
+    Case(zoo.Vae, "features", ("mse_loss",), of_reconstruction, adds_up=False),  # the divergence is no named loss
     Case(zoo.TwoViews, "features", ()),
-    Case(zoo.Triplet, "triplets", ("triplet_margin_loss",)),
-    Case(zoo.Autoencoder, "features", ("mse_loss",)),
-    Case(zoo.Distillation, "features", ("kl_div", "cross_entropy"), (2.0, 0.5), has_labels=True, adds_up=False),
-    Case(zoo.HandWritten, "features", ("hand-written loss",), (-1.0,)),
-    Case(zoo.HandWrittenSquare, "values", ("hand-written loss",)),
-    Case(zoo.EarlyBound, "features", ("cross_entropy",), has_labels=True),
-    Case(zoo.OwnCriterion, "features", ("cross_entropy",), has_labels=True),
-    Case(zoo.Manual, "features", ("cross_entropy",), has_labels=True, adds_up=False),  # returns nothing
-    Case(zoo.GivesLosses, "features", ("instance_loss",)),
-    Case(zoo.HasLossMethod, "features", ("instance_loss",), adds_up=False),
+    Case(zoo.Triplet, "triplets", ("triplet_margin_loss",), of_triplets),
+    Case(zoo.Autoencoder, "features", ("mse_loss",), of_itself),
+    Case(zoo.Distillation, "features", ("kl_div", *CE), of_teacher_and_labels, (2.0, 0.5), True, adds_up=False),
+    Case(zoo.EarlyBound, "features", CE, of_smoothed_labels, has_labels=True),
+    Case(zoo.OwnCriterion, "features", CE, of_labels, has_labels=True, calls_from=zoo.Criterion),
+    Case(zoo.Manual, "features", CE, of_labels, has_labels=True, adds_up=False),  # returns nothing
+    Case(zoo.GivesLosses, "features", ("instance_loss",), of_labels),
+    Case(zoo.HasLossMethod, "features", ("instance_loss",), of_method, adds_up=False),
     Case(zoo.Opaque, "features", ()),
 ]
-if torch.__version__ >= "2.7":
-    CASES.append(Case(zoo.Compiled, "features", ("cross_entropy",), has_labels=True))
+if hasattr(torch.zeros(1, requires_grad=True).sum().grad_fn, "_input_metadata"):  # torch 2.4 tells no shapes
+    CASES += [
+        Case(zoo.HandWritten, "features", ("hand-written loss",), of_labels, (-1.0,)),
+        Case(zoo.HandWrittenSquare, "values", ("hand-written loss",), of_values),
+    ]
+if knows_compiled_capture:
+    CASES.append(Case(zoo.Compiled, "features", CE, of_labels, has_labels=True))
+CAPTURED = [case for case in CASES if case.losses]
+UNFILTERED = [case for case in CASES if not case.losses]
 
 
 class Recording(AutoAssistCallback):
-    """The callback, with a note of each step's observation."""
+    """The callback, with notes of each step: what was observed, and what by hand was to be.
 
-    def __init__(self, **options):
+    Args:
+        by_hand: See :class:`Case`; None: nothing is compared.
+    """
+
+    def __init__(self, by_hand=None, **options):
         super().__init__(**options)
+        self.by_hand = by_hand
         self.observations = []
         self.explanations = []
+        self.weights_drawn = []
+        self.batches = []
+        self.expected = []
         self._capture.explain = self.explanations.append
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append(batch)
+        if self.by_hand is not None:
+            with torch.no_grad(), torch.random.fork_rng():  # dropout draws the same again in the step
+                self.expected.append(self.by_hand(pl_module, batch))
 
     def _observe(self, captured, output, *details):
         super()._observe(captured, output, *details)
         if self._step is not None:
             loss = output["loss"] if isinstance(output, dict) else output
             self.observations.append((self._step[1], None if loss is None else loss.detach().clone()))
+            self.weights_drawn.append(self._step[0].weights)
 
 
 def loader_of(case):
@@ -147,6 +267,14 @@ def fit(case, callback=None, budget=1.0, epochs=1, **options):
 
 def name_of(case):
     return case.module.__name__
+
+
+@pytest.fixture
+def own_process_group():
+    """Leaves no process group to the tests after this one."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def keeping_all(**options):
@@ -169,10 +297,46 @@ def test_nothing_filtered_nothing_changed(case, options):
         assert torch.equal(found[name], value), name
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=name_of)
-def test_a_module_wrapped_for_distributed_training_is_captured_and_unchanged(case, monkeypatch):
-    """One process, whose module Lightning wraps in DistributedDataParallel."""
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.filterwarnings("ignore:AutoAssist stopped filtering")
+def test_weights_of_one_change_nothing(case):
+    """In the first pass everything is kept; its weights go all the way through."""
+    expected = fit(case).state_dict()
+    callback = Recording(weights="sum")
+    found = fit(case, callback).state_dict()
+    assert len(callback.weights_drawn) == (3 if case.losses else 0)
+    assert all((drawn == 1).all() for drawn in callback.weights_drawn)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("case", [case for case in CAPTURED if case.adds_up], ids=name_of)
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_weights_weigh_the_gradients_of_instances(case):
+    pl.seed_everything(0, verbose=False)
+    module, batch, weights = case.module(), next(iter(loader_of(case))), torch.rand(BATCH_SIZE) + 0.5
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    rng = torch.get_rng_state()
+    with InstanceLossCapture().step(batch, BATCH_SIZE, weights=weights, module=module) as step:
+        output = module.training_step(batch, 0)
+    assert step.observe(output).losses.shape == (BATCH_SIZE,)
+    found = torch.autograd.grad(output["loss"] if isinstance(output, dict) else output, parameters)
+    torch.set_rng_state(rng)
+    expected = torch.autograd.grad((case.by_hand(module, batch) * weights).mean(), parameters)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def _process_group(monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "0")
+    yield
+    torch.distributed.destroy_process_group()  # Lightning leaves it, and later Trainers would think they are many
+
+
+@pytest.mark.usefixtures("_process_group")
+@pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=name_of)
+def test_a_module_wrapped_for_distributed_training_is_captured_and_unchanged(case):
+    """One process, whose module Lightning wraps in DistributedDataParallel."""
     options = {"strategy": "ddp", "use_distributed_sampler": False}  # else plain Lightning draws in an order of its own
     expected = fit(case, **options).state_dict()
     callback = keeping_all()
@@ -182,29 +346,40 @@ def test_a_module_wrapped_for_distributed_training_is_captured_and_unchanged(cas
         assert torch.equal(found[name], value), name
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.losses], ids=name_of)
+@pytest.mark.parametrize("case", CAPTURED, ids=name_of)
 def test_what_is_captured(case):
-    callback = keeping_all()
+    callback = keeping_all(by_hand=case.by_hand)
     fit(case, callback)
-    assert len(callback.observations) == NUM_INSTANCES // BATCH_SIZE
-    for observation, loss in callback.observations:
-        assert observation.losses.shape == observation.scores.shape == (BATCH_SIZE,)
-        assert observation.losses.isfinite().all()
-        assert [part.split(" ")[0] for part in observation.source.split(" + ")] == [
-            name.split(" ")[0] for name in case.losses
-        ]
-        assert (observation.labels is not None) == case.has_labels
+    assert len(callback.observations) == len(callback.expected) == NUM_INSTANCES // BATCH_SIZE
+    for (observation, loss), expected, batch in zip(
+        callback.observations, callback.expected, callback.batches, strict=True
+    ):
+        torch.testing.assert_close(observation.losses, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(observation.scores, observation.losses)  # as asked for: score="loss"
         if case.adds_up:
             torch.testing.assert_close(observation.losses.mean(), loss, rtol=1e-5, atol=1e-6)
-    if "instance_loss" not in case.losses:
-        for parts in callback.explanations:
-            reduced = [part.coefficient for part in parts]
-            assert reduced == pytest.approx(list(case.coefficients))
-            if not case.losses[0].startswith("hand"):
-                assert all("zoo.py:" in part.source for part in parts)
+        if case.has_labels:
+            assert torch.equal(observation.labels, batch["labels"] if isinstance(batch, dict) else batch[1])
+        else:
+            assert observation.labels is None
+        assert_is_source(observation.source, case)
+    for parts in callback.explanations:
+        assert [part.coefficient for part in parts] == pytest.approx(list(case.coefficients))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.losses], ids=name_of)
+def assert_is_source(source, case):
+    """Whether it names the losses, and lines of the class that calls them."""
+    if case.losses == ("instance_loss",):
+        assert re.fullmatch(rf"instance_loss of {case.module.__name__}\.(training_step|instance_loss)", source)
+        return
+    lines, first = inspect.getsourcelines(case.calls_from or case.module)
+    for part, name in zip(source.split(" + "), case.losses, strict=True):
+        found, line = re.fullmatch(r"(.+) at zoo\.py:(\d+)", part).groups()
+        assert found == name
+        assert first <= int(line) < first + len(lines)
+
+
+@pytest.mark.parametrize("case", UNFILTERED, ids=name_of)
 def test_what_cannot_be_told_apart_trains_unfiltered_with_one_warning(case):
     callback = Recording(score="loss")
     with pytest.warns(UserWarning, match="AutoAssist stopped filtering") as caught:
@@ -216,8 +391,8 @@ def test_what_cannot_be_told_apart_trains_unfiltered_with_one_warning(case):
     assert callback.summary()["keep_rate"] == 1
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.losses], ids=name_of)
-@pytest.mark.parametrize("weights", ["none", "sum", "mean"])
+@pytest.mark.parametrize("case", CAPTURED, ids=name_of)
+@pytest.mark.parametrize("weights", ["none", "sum"])
 def test_every_module_trains_filtered(case, weights):
     callback = Recording(weights=weights, score="loss")
     module = fit(case, callback, budget=1.0, epochs=6)
@@ -226,32 +401,12 @@ def test_every_module_trains_filtered(case, weights):
 
 
 def test_two_views_are_told_apart_on_request():
-    from lightning_autoassist import InstanceLossCapture
-
     callback = Recording(score="loss")
     callback._capture = InstanceLossCapture(score="loss", row_order="time_major")
     fit(Case(zoo.TwoViews, "features", ("cross_entropy",)), callback)
     assert len(callback.observations) == 3
     for observation, loss in callback.observations:
         torch.testing.assert_close(observation.losses.mean(), loss)
-
-
-@pytest.mark.parametrize("module_type", [zoo.LanguageModel, zoo.TimeMajorLanguageModel])
-def test_losses_of_a_language_model_are_its_instances(module_type):
-    """Against the loss of each instance alone, with the parameters that the batch met."""
-    alone = []
-
-    class Watched(module_type):
-        def training_step(self, batch, batch_idx):
-            self.eval()  # the same with and without the others
-            with torch.no_grad():
-                alone.append(torch.stack([super(Watched, self).training_step([row[None]], 0) for row in batch[0]]))
-            return super().training_step(batch, batch_idx)
-
-    callback = keeping_all()
-    fit(Case(Watched, "tokens", ("cross_entropy",)), callback)
-    for (observation, _), losses in zip(callback.observations, alone, strict=True):
-        torch.testing.assert_close(observation.losses, losses)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
@@ -283,30 +438,146 @@ def test_a_step_that_returns_nothing_now_and_then_costs_no_filtering():
     assert len(callback.observations) == 4
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_nothing_of_ours_is_left(fails):
-    class Failing(zoo.ImageClassifier):
-        def training_step(self, batch, batch_idx):
-            loss = super().training_step(batch, batch_idx)
-            if fails:
-                raise ArithmeticError("the user's own")
-            return loss
+@pytest.mark.skipif(not knows_compiled_capture, reason="torch.compile below 2.7 knows no function modes")
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch.compile itself
+@pytest.mark.parametrize("weights", ["none", "sum"])
+def test_a_module_compiled_as_a_whole_is_captured(weights):
+    """``trainer.fit(torch.compile(module))``: the step runs in compiled code, loss and all."""
 
-    pl.seed_everything(0, verbose=False)
-    module, callback = Failing(), AutoAssistCallback(weights="sum")
-    run = trainer(max_epochs=3, callbacks=[callback])
-    data = AutoAssistDataModule(loader_of(Case(Failing, "images", ())), budget=1.0)
-    plain = Failing()
-    if fails:
-        with pytest.raises(ArithmeticError, match="the user's own"):
-            run.fit(module, datamodule=data)
-        with pytest.raises(ArithmeticError, match="the user's own"):
-            trainer(max_epochs=3).fit(plain, train_dataloaders=loader_of(Case(Failing, "images", ())))
-    else:
-        run.fit(module, datamodule=data)
-        trainer(max_epochs=3).fit(plain, train_dataloaders=loader_of(Case(Failing, "images", ())))
-    assert module.__dict__.keys() == plain.__dict__.keys()
-    assert all(not each._forward_hooks and not each._backward_hooks for each in module.modules())
-    assert all(not parameter._backward_hooks for parameter in module.parameters())
-    assert "training_step" not in run.strategy.__dict__
+    def fit_compiled(*callbacks):
+        torch.compiler.reset()
+        pl.seed_everything(0, verbose=False)
+        module = zoo.EarlyBound()
+        run = trainer(max_epochs=1, callbacks=list(callbacks))
+        loader = loader_of(Case(zoo.EarlyBound, "features", CE))
+        data = AutoAssistDataModule(loader, budget=1.0) if callbacks else loader
+        run.fit(torch.compile(module, backend="aot_eager"), data)
+        return module.state_dict()
+
+    callback = Recording(weights=weights, score="loss")
+    expected, found = fit_compiled(), fit_compiled(callback)
+    assert [observation.source for observation, _ in callback.observations] == ["cross_entropy in compiled code"] * 3
+    for observation, loss in callback.observations:
+        torch.testing.assert_close(observation.losses.mean(), loss)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+# ---- models of transformers
+
+
+def sequence_classifier(transformers, sizes):
+    return transformers.BertForSequenceClassification(
+        transformers.BertConfig(num_labels=zoo.CLASSES, intermediate_size=8, problem_type=None, **sizes)
+    )
+
+
+def causal_language_model(transformers, sizes):
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(intermediate_size=8, pad_token_id=zoo.PAD, **sizes))
+
+
+@pytest.mark.parametrize("make_model", [sequence_classifier, causal_language_model])
+def test_models_of_transformers_are_captured(make_model):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": zoo.VOCABULARY, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    is_classifier = make_model is sequence_classifier
+    columns = random_columns()["dict"]
+    if not is_classifier:
+        tokens = random_columns()["pairs"]["target"]
+        mask = (tokens != zoo.PAD).long()
+        columns = {"input_ids": tokens, "attention_mask": mask, "labels": tokens.where(mask > 0, -100)}
+
+    class Wrapped(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = make_model(transformers, sizes).train()
+
+        def training_step(self, batch, batch_idx):
+            return self.model(**batch).loss
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    def by_hand(module, batch):
+        logits = module.model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        if is_classifier:
+            return nll(logits, batch["labels"])
+        counts = (batch["labels"][:, 1:] != -100).float()
+        return of_tokens(logits[:, :-1], batch["input_ids"][:, 1:], counts)
+
+    def run(*callbacks):
+        pl.seed_everything(0, verbose=False)
+        module, loader = Wrapped(), DataLoader(Columns(columns), batch_size=BATCH_SIZE, shuffle=True)
+        data = AutoAssistDataModule(loader, budget=1.0) if callbacks else loader
+        trainer(max_epochs=1, callbacks=list(callbacks)).fit(module, data)
+        return module.state_dict()
+
+    for options in ({"policy": AutoAssistPolicy(gamma=1.0)}, {"weights": "sum"}):
+        callback = Recording(by_hand, score="loss", **options)
+        expected, found = run(), run(callback)
+        assert len(callback.observations) == 3
+        for (observation, _), losses, batch in zip(
+            callback.observations, callback.expected, callback.batches, strict=True
+        ):
+            assert observation.source.startswith("cross_entropy at ")
+            torch.testing.assert_close(observation.losses, losses, rtol=1e-5, atol=1e-6)
+            if is_classifier:
+                assert torch.equal(observation.labels, batch["labels"])
+            else:
+                assert observation.labels is None
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), name
+
+
+# ---- what is left behind
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.filterwarnings("ignore:AutoAssist stopped filtering")
+def test_nothing_of_ours_is_left(case, fails):
+    class Failing(case.module):
+        def training_step(self, batch, batch_idx):
+            output = super().training_step(batch, batch_idx)
+            if fails and batch_idx == 1:
+                raise ArithmeticError("the user's own")
+            return output
+
+    def run(*callbacks):
+        pl.seed_everything(0, verbose=False)
+        module, fitted = Failing(), trainer(max_epochs=1, callbacks=list(callbacks))
+        loader = loader_of(case)
+        data = AutoAssistDataModule(loader, budget=1.0) if callbacks else loader
+        if fails:
+            with pytest.raises(ArithmeticError, match="the user's own"):
+                fitted.fit(module, data)
+        else:
+            fitted.fit(module, data)
+        return module, fitted
+
+    (plain, plain_run), (module, fitted) = run(), run(AutoAssistCallback(weights="sum"))
+    for found, expected in zip(module.modules(), plain.modules(), strict=True):
+        assert found.__dict__.keys() == expected.__dict__.keys()
+        assert found._buffers.keys() == expected._buffers.keys()
+        for hooks in (name for name in found.__dict__ if name.endswith("_hooks")):
+            assert len(getattr(found, hooks)) == len(getattr(expected, hooks)), hooks
+    for parameter in module.parameters():
+        assert not parameter._backward_hooks
+        assert not parameter._post_accumulate_grad_hooks
+    assert fitted.strategy.__dict__.keys() == plain_run.strategy.__dict__.keys()
     assert not torch.overrides._get_current_function_mode_stack()
+
+
+@pytest.mark.parametrize("weights", ["none", "sum"])
+def test_an_error_in_the_users_loss_is_the_users(weights):
+    class Wrong(zoo.Base):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.net(batch[0]), batch[1] + 7 * batch_idx)
+
+    case, messages = Case(Wrong, "features", ()), []
+    for callback in (None, AutoAssistCallback(weights=weights)):
+        with pytest.raises(IndexError) as raised:
+            fit(case, callback)
+        messages.append(str(raised.value))
+        assert not torch.overrides._get_current_function_mode_stack()
+    assert messages[0] == messages[1]
