@@ -38,6 +38,7 @@ from lightning_autoassist.loss_graph import (
     has_other_leaves,
     is_parameters_own,
     joined_by_scalars,
+    knows_shapes,
     losses_in_graph,
 )
 from lightning_autoassist.loss_layout import ROW_ORDERS, Layout, RowOrders
@@ -395,6 +396,8 @@ class CapturedStep(TorchFunctionMode):
 
     def _hand_written(self, root: Tensor) -> list[Found]:
         """Reductions from which only arithmetic on single numbers leads to ``root``: others are not its losses."""
+        if not knows_shapes(root):
+            return []
         joined = joined_by_scalars(root, {reduction.node for reduction in self._reduced})
         layout = Layout((self._batch_size,), 0, 1)
         return [

@@ -86,6 +86,11 @@ def is_parameters_own(values: Tensor) -> bool:
     return True
 
 
+def knows_shapes(root: Tensor) -> bool:
+    """Whether this torch tells the shapes of its nodes' results; 2.4 does not."""
+    return hasattr(root.grad_fn, "_input_metadata")
+
+
 def _shape(node: Any) -> tuple[int, ...]:
     return tuple(node._input_metadata[0].shape)
 

@@ -10,9 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_autoassist.loss_capture import InstanceLossCapture
+from lightning_autoassist.loss_graph import knows_shapes
 from tests.test_loss_capture import _seeded, by_instance, early_bound, observed  # noqa: F401, the fixture
 from tests.test_losses import B, C, cases_and_reductions
 
+TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
+needs_compiled_capture = pytest.mark.skipif(TORCH < (2, 7), reason="torch.compile below 2.7 knows no function modes")
+needs_shapes = pytest.mark.skipif(
+    not knows_shapes(torch.zeros(1, requires_grad=True).sum()), reason="this torch's graph tells no shapes"
+)
 pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss:UserWarning")
 
 
@@ -144,6 +150,7 @@ def test_on_a_gpu_nothing_changes_and_nothing_waits(autocast):
         assert observation.scores.shape == (48,)
 
 
+@needs_compiled_capture
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch.compile itself
 @pytest.mark.parametrize("compiled", ["model", "loss", "step"])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -168,6 +175,7 @@ def test_compiled_code_is_captured(compiled, weighted):
     torch.testing.assert_close(torch.autograd.grad(loss, net.weight), torch.autograd.grad(expected, net.weight))
 
 
+@needs_compiled_capture
 def test_compiled_code_with_several_losses_is_not_guessed():
     torch.compiler.reset()
     net, features, target = nn.Linear(3, C), torch.randn(B, 3), torch.randint(0, C, (B,))
@@ -292,6 +300,7 @@ BY_HAND = {
 }
 
 
+@needs_shapes
 @pytest.mark.parametrize("by_hand", BY_HAND)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_hand_written_losses_are_taken_with_a_warning(by_hand, weighted):
@@ -311,6 +320,7 @@ def test_hand_written_losses_are_taken_with_a_warning(by_hand, weighted):
     torch.testing.assert_close(torch.autograd.grad(loss, net.weight), torch.autograd.grad(expected, net.weight))
 
 
+@needs_shapes
 def test_the_warning_of_a_hand_written_loss_comes_once():
     net, features, capture = nn.Linear(3, C), torch.randn(B, 3), InstanceLossCapture()
     with warnings.catch_warnings(record=True) as caught:

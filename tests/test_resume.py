@@ -17,6 +17,7 @@ from tests.ordinary import Classifier, ClustersData, trainer
 EPOCHS, EPOCH_LENGTH = 5, 12  # 200 instances, batches of 10, budget 0.6: passes begin near steps 0, 20, 33, 46
 
 pytestmark = [
+    pytest.mark.skipif(pl.__version__ < "2.5", reason="Lightning 2.4 trains on one batch too many after a resume"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
