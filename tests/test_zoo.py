@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
-from typing import NamedTuple
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, AutoAssistPolicy, InstanceLossCapture
 from tests import zoo
 from tests.ordinary import trainer
-
-NUM_INSTANCES, BATCH_SIZE = 24, 8
+from tests.zoo_cases import (
+    BATCH_SIZE,
+    CAPTURED,
+    CASES,
+    CE,
+    KNOWS_COMPILED_CAPTURE,
+    NUM_INSTANCES,
+    UNFILTERED,
+    Case,
+    Columns,
+    loader_of,
+    name_of,
+    nll,
+    of_tokens,
+    random_columns,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:this run trains on"),
@@ -26,197 +38,13 @@ pytestmark = [
 ]
 
 
-class Columns(Dataset):
-    """Instances from columns, in the structure of the first."""
-
-    def __init__(self, columns):
-        self.columns = columns
-
-    def __len__(self):
-        return NUM_INSTANCES
-
-    def __getitem__(self, index):
-        if isinstance(self.columns, dict):
-            return {name: column[index] for name, column in self.columns.items()}
-        return tuple(column[index] for column in self.columns)
-
-
-def random_columns():
-    generator = torch.Generator().manual_seed(0)
-
-    def tokens(low=1):
-        return torch.randint(low, zoo.VOCABULARY, (NUM_INSTANCES, zoo.LENGTH), generator=generator)
-
-    def normal(*shape):
-        return torch.randn(NUM_INSTANCES, *shape, generator=generator)
-
-    labels = torch.randint(0, zoo.CLASSES, (NUM_INSTANCES,), generator=generator)
-    padded = tokens()
-    for row, length in enumerate(torch.randint(2, zoo.LENGTH, (NUM_INSTANCES,), generator=generator).tolist()):
-        padded[row, length:] = zoo.PAD
-    masks = torch.randint(0, zoo.CLASSES, (NUM_INSTANCES, 8, 8), generator=generator)
-    masks[:, 0] = 255
-    return {
-        "features": (normal(zoo.WIDTH), labels),
-        "images": (normal(1, 8, 8), labels),
-        "masks": (normal(1, 8, 8), masks),
-        "values": (normal(zoo.WIDTH), normal(1)),
-        "two targets": (normal(zoo.WIDTH), labels, normal(1)),
-        "tags": (normal(zoo.WIDTH), torch.randint(0, 2, (NUM_INSTANCES, zoo.CLASSES), generator=generator).float()),
-        "triplets": (normal(zoo.WIDTH), normal(zoo.WIDTH), normal(zoo.WIDTH)),
-        "tokens": (tokens(),),
-        "dict": {"input_ids": tokens(), "labels": labels},
-        "pairs": {"source": tokens(), "target": padded},
-    }
-
-
-# ---- the same losses by hand, one an instance
-
-
-def nll(logits, labels):
-    return logits.logsumexp(1) - logits.gather(1, labels[:, None])[:, 0]
-
-
-def of_labels(module, batch):
-    return nll(module.net(batch[0]), batch[1])
-
-
-def of_tokens(logits, target, counts):
-    """Mean over the tokens or pixels that count; logits of shape (B, T, V), all else (B, T)."""
-    rows = nll(logits.flatten(0, 1), target.flatten()).reshape(target.shape)
-    return (rows * counts).sum(1) / (counts > 0).sum(1)
-
-
-def of_dict(module, batch):
-    return nll(module.net(module.embedding(batch["input_ids"])), batch["labels"])
-
-
-def of_next_tokens(module, batch):
-    tokens = batch[0]
-    hidden, _ = module.lstm(module.embedding(tokens[:, :-1]))
-    return of_tokens(module.net(hidden), tokens[:, 1:], torch.ones(BATCH_SIZE, zoo.LENGTH - 1))
-
-
-def of_next_tokens_time_major(module, batch):
-    hidden, _ = module.lstm(module.embedding(batch[0].t()[:-1]))
-    return of_tokens(module.net(hidden).transpose(0, 1), batch[0][:, 1:], torch.ones(BATCH_SIZE, zoo.LENGTH - 1))
-
-
-def of_padded_tokens(module, batch):
-    _, state = module.encoder(module.embedding(batch["source"]))
-    hidden, _ = module.decoder(module.embedding(batch["target"][:, :-1]), state)
-    target = batch["target"][:, 1:]
-    return of_tokens(module.net(hidden), target, (target != zoo.PAD).float())
-
-
-def of_pixels(module, batch):
-    """Pixels count by the weight of their class, in the loss; in its mean over an instance all count alike."""
-    logits, masks = module.net(batch[0]).flatten(2).transpose(1, 2), batch[1].flatten(1)
-    is_known = masks != 255
-    classes = masks.where(is_known, 0)
-    return of_tokens(logits, classes, torch.tensor([0.5, 1.0, 2.0])[classes] * is_known)
-
-
-def of_values(module, batch):
-    return (module.net(batch[0]) - batch[-1]).square().mean(1)
-
-
-def of_two_tasks(module, batch):
-    outputs = module.net(batch[0])
-    return nll(outputs[:, : zoo.CLASSES], batch[1]) + 0.3 * (outputs[:, zoo.CLASSES] - batch[2][:, 0]).square()
-
-
-def of_tags(module, batch):
-    logits, tags = module.net(batch[0]), batch[1]
-    return -(2 * tags * F.logsigmoid(logits) + (1 - tags) * F.logsigmoid(-logits)).mean(1)
-
-
-def of_reconstruction(module, batch):
-    mean, log_variance = module.net(batch[0]).chunk(2, dim=1)
-    sample = mean + torch.randn_like(mean) * (log_variance / 2).exp()
-    return (module.decoder(sample) - batch[0]).square().mean(1)
-
-
-def of_triplets(module, batch):
-    anchor, positive, negative = (module.net(part) for part in batch)
-    return (1 + (anchor - positive + 1e-6).norm(dim=1) - (anchor - negative + 1e-6).norm(dim=1)).relu()
-
-
-def of_itself(module, batch):
-    return (module.net(batch[0]) - batch[0]).square().mean(1)
-
-
-def of_teacher_and_labels(module, batch):
-    """In units of the larger coefficient, 2 of 2 and 0.5."""
-    logits, soft = module.net(batch[0]), module.teacher(batch[0]).softmax(1)
-    return (soft * (soft.log() - (logits / 2).log_softmax(1))).sum(1) + 0.25 * nll(logits, batch[1])
-
-
-def of_smoothed_labels(module, batch):
-    logits = module.net(batch[0])
-    return 0.9 * nll(logits, batch[1]) - 0.1 * logits.log_softmax(1).mean(1)
-
-
-def of_method(module, batch):
-    return of_labels(module, batch).square()
-
-
-class Case(NamedTuple):
-    """A module, and what is to be found in its step.
-
-    Attributes:
-        losses: Names of the losses captured; empty where training is to be unfiltered.
-        by_hand: Gets module and batch, returns what each instance's loss is to be, shape (B,).
-        coefficients: Of the losses.
-        has_labels: Whether class labels are found.
-        adds_up: Whether the instances' losses have the returned loss for their mean.
-        calls_from: Whose source the losses are called in, if not the module's own.
-    """
-
-    module: type
-    data: str
-    losses: tuple[str, ...]
-    by_hand: Callable | None = None
-    coefficients: tuple[float, ...] = (1.0,)
-    has_labels: bool = False
-    adds_up: bool = True
-    calls_from: type | None = None
-
-
-CE = ("cross_entropy",)
-knows_compiled_capture = torch.__version__ >= "2.7"
-CASES = [
-    Case(zoo.ImageClassifier, "images", CE, of_labels, has_labels=True),
-    Case(zoo.Transformer, "dict", CE, of_dict, has_labels=True),
-    Case(zoo.LanguageModel, "tokens", CE, of_next_tokens),
-    Case(zoo.TimeMajorLanguageModel, "tokens", CE, of_next_tokens_time_major),
-    Case(zoo.EncoderDecoder, "pairs", CE, of_padded_tokens, adds_up=False),  # a mean over tokens, not over instances
-    Case(zoo.Segmentation, "masks", CE, of_pixels, adds_up=False),  # a mean over weighted classes
-    Case(zoo.Regression, "values", ("mse_loss",), of_values),
-    Case(zoo.MultiTask, "two targets", (*CE, "mse_loss"), of_two_tasks, (1.0, 0.3), has_labels=True),
-    Case(zoo.MultiLabel, "tags", ("binary_cross_entropy_with_logits",), of_tags),
-    Case(zoo.Gan, "features", ()),
-    Case(zoo.Vae, "features", ("mse_loss",), of_reconstruction, adds_up=False),  # the divergence is no named loss
-    Case(zoo.TwoViews, "features", ()),
-    Case(zoo.Triplet, "triplets", ("triplet_margin_loss",), of_triplets),
-    Case(zoo.Autoencoder, "features", ("mse_loss",), of_itself),
-    Case(zoo.Distillation, "features", ("kl_div", *CE), of_teacher_and_labels, (2.0, 0.5), True, adds_up=False),
-    Case(zoo.EarlyBound, "features", CE, of_smoothed_labels, has_labels=True),
-    Case(zoo.OwnCriterion, "features", CE, of_labels, has_labels=True, calls_from=zoo.Criterion),
-    Case(zoo.Manual, "features", CE, of_labels, has_labels=True, adds_up=False),  # returns nothing
-    Case(zoo.GivesLosses, "features", ("instance_loss",), of_labels),
-    Case(zoo.HasLossMethod, "features", ("instance_loss",), of_method, adds_up=False),
-    Case(zoo.Opaque, "features", ()),
-]
-if hasattr(torch.zeros(1, requires_grad=True).sum().grad_fn, "_input_metadata"):  # torch 2.4 tells no shapes
-    CASES += [
-        Case(zoo.HandWritten, "features", ("hand-written loss",), of_labels, (-1.0,)),
-        Case(zoo.HandWrittenSquare, "values", ("hand-written loss",), of_values),
-    ]
-if knows_compiled_capture:
-    CASES.append(Case(zoo.Compiled, "features", CE, of_labels, has_labels=True))
-CAPTURED = [case for case in CASES if case.losses]
-UNFILTERED = [case for case in CASES if not case.losses]
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """So small networks only wait for further threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Recording(AutoAssistCallback):
@@ -250,10 +78,6 @@ class Recording(AutoAssistCallback):
             self.weights_drawn.append(self._step[0].weights)
 
 
-def loader_of(case):
-    return DataLoader(Columns(random_columns()[case.data]), batch_size=BATCH_SIZE, shuffle=True)
-
-
 def fit(case, callback=None, budget=1.0, epochs=1, **options):
     pl.seed_everything(0, verbose=False)
     module = case.module()
@@ -265,20 +89,8 @@ def fit(case, callback=None, budget=1.0, epochs=1, **options):
     return module
 
 
-def name_of(case):
-    return case.module.__name__
-
-
-@pytest.fixture
-def own_process_group():
-    """Leaves no process group to the tests after this one."""
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def keeping_all(**options):
-    return Recording(policy=AutoAssistPolicy(gamma=1.0), score="loss", **options)
+def keeping_all(score="gradient_norm", **options):
+    return Recording(policy=AutoAssistPolicy(gamma=1.0), score=score, **options)
 
 
 @pytest.mark.parametrize(
@@ -302,10 +114,12 @@ def test_nothing_filtered_nothing_changed(case, options):
 def test_weights_of_one_change_nothing(case):
     """In the first pass everything is kept; its weights go all the way through."""
     expected = fit(case).state_dict()
-    callback = Recording(weights="sum")
+    callback = Recording(weights="sum", score="gradient_norm")
     found = fit(case, callback).state_dict()
     assert len(callback.weights_drawn) == (3 if case.losses else 0)
     assert all((drawn == 1).all() for drawn in callback.weights_drawn)
+    # Its divergence is no instance's: the weights do not enter there.
+    assert callback.weights == ("mean" if case.module is zoo.Vae else "sum")
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
 
@@ -348,7 +162,7 @@ def test_a_module_wrapped_for_distributed_training_is_captured_and_unchanged(cas
 
 @pytest.mark.parametrize("case", CAPTURED, ids=name_of)
 def test_what_is_captured(case):
-    callback = keeping_all(by_hand=case.by_hand)
+    callback = keeping_all(score="loss", by_hand=case.by_hand)
     fit(case, callback)
     assert len(callback.observations) == len(callback.expected) == NUM_INSTANCES // BATCH_SIZE
     for (observation, loss), expected, batch in zip(
@@ -438,7 +252,7 @@ def test_a_step_that_returns_nothing_now_and_then_costs_no_filtering():
     assert len(callback.observations) == 4
 
 
-@pytest.mark.skipif(not knows_compiled_capture, reason="torch.compile below 2.7 knows no function modes")
+@pytest.mark.skipif(not KNOWS_COMPILED_CAPTURE, reason="torch.compile below 2.7 knows no function modes")
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch.compile itself
 @pytest.mark.parametrize("weights", ["none", "sum"])
 def test_a_module_compiled_as_a_whole_is_captured(weights):
