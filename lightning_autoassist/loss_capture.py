@@ -186,7 +186,7 @@ class CapturedStep(TorchFunctionMode):
             output: What the step returned: the loss, a mapping with it under "loss", or None.
 
         Returns:
-            The observation, or None with :attr:`reason` set. Its values may be read at any later time.
+            The observation, or None with :attr:`reason` set. Its values are complete when backward has run.
         """
         try:
             observation = self._observe(output)

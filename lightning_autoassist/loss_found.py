@@ -167,14 +167,17 @@ def explained(part: Contribution) -> Explanation:
 def scored_in_backward(part: Contribution) -> tuple[Tensor, Tensor]:
     """Losses of the instances now, and scores that are NaN until backward has run."""
     found, coefficient = part
-    assert found.softmax is not None
-    losses, _ = combine([part._replace(found=found._replace(softmax=None))])
+    softmax = found.softmax
+    assert softmax is not None
+    # What the hook below holds must know nothing of the graph that holds the hook: such a ring is never collected.
+    bare = found._replace(softmax=None, edge=found.elements.losses)
+    losses, _ = combine([Contribution(bare, coefficient)])
     scores = torch.full_like(losses, float("nan"))
 
     def fill(norms: Tensor) -> None:
-        scores.copy_(combine([Contribution(found.with_norms(norms), coefficient)])[1])
+        scores.copy_(combine([Contribution(bare.with_norms(norms), coefficient)])[1])
 
-    found.softmax.in_backward(fill)
+    softmax.in_backward(fill)
     return losses, scores
 
 

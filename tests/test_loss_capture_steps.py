@@ -92,12 +92,17 @@ def test_the_users_errors_stay_theirs():
         observed(lambda: F.cross_entropy(logits, wrong=1))
 
 
-def test_nothing_of_a_step_is_kept_after_it_was_observed():
-    logits = torch.randn(B, C, requires_grad=True)
+@pytest.mark.parametrize("num_classes", [C, 2**19 // B + 1])  # the second is scored in backward
+@pytest.mark.parametrize("runs_backward", [False, True])
+def test_nothing_of_a_step_is_kept_after_it_was_observed(num_classes, runs_backward):
+    logits = torch.randn(B, num_classes, requires_grad=True)
     step = InstanceLossCapture().step((logits,), B)
     with step:
         loss = F.cross_entropy(logits, torch.zeros(B, dtype=torch.long))
     observation = step.observe(loss)
+    if runs_backward:
+        loss.backward()
+        assert observation.scores.isfinite().all()
     alive = weakref.ref(logits)
     del logits, loss
     gc.collect()
