@@ -129,14 +129,14 @@ class LogisticAssistant(Assistant):
         self.bias = torch.zeros(1)  # U, (C,); grows as classes turn up
 
     def predict(self, instances: Instances) -> Tensor:
-        return torch.sigmoid(self._logits(instances))
+        return torch.sigmoid(self._logits(*self._inputs(instances)))
 
     def update(self, instances: Instances, scores: Tensor) -> Outcome:
         features, classes = self._inputs(instances)
         self._fit_sizes(features, classes)
         targets = scores > self.mean_score.update(scores)
 
-        logits = features @ self.weight + self._class_bias(classes)
+        logits = self._logits(features, classes)
         loss = F.binary_cross_entropy_with_logits(logits, targets.float())
         predictions = torch.sigmoid(logits)
         residual = (predictions - targets.float()) / len(scores)
@@ -156,8 +156,7 @@ class LogisticAssistant(Assistant):
         self.bias = state["bias"].clone()
         self.mean_score.value = state["mean_score"]
 
-    def _logits(self, instances: Instances) -> Tensor:
-        features, classes = self._inputs(instances)
+    def _logits(self, features: Tensor, classes: Tensor) -> Tensor:
         if not len(self.weight):
             return torch.zeros(len(features))
         return torch.mv(features, self.weight) + self._class_bias(classes)

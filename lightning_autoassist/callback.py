@@ -21,15 +21,13 @@ from torch import Tensor
 
 from lightning_autoassist.assistants import ASSISTANTS, Assistant
 from lightning_autoassist.datamodule import HOW_TO_USE, AutoAssistDataModule, Selection
-from lightning_autoassist.features import BatchFeatures, FeatureFunction, InstanceStore
+from lightning_autoassist.features import MAX_FEATURES, BatchFeatures, FeatureFunction, InstanceStore
 from lightning_autoassist.flavours import CallbackBase, overrides
-from lightning_autoassist.loss_capture import CapturedStep, InstanceLossCapture, Observation
+from lightning_autoassist.loss_capture import SCORES, CapturedStep, InstanceLossCapture, Observation
 from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, warn_about_limits
 from lightning_autoassist.rng import restore_rng_state, rng_state
 from lightning_autoassist.sampler import WEIGHT_MODES, Draw, IndexArray
-
-SCORES = ("auto", "gradient_norm", "loss")
 
 
 class _Observed(NamedTuple):
@@ -85,14 +83,14 @@ class AutoAssistCallback(CallbackBase):
         weights: str = "auto",
         features: FeatureFunction | None = None,
         tail: float | None = None,
-        max_features: int = 256,
+        max_features: int = MAX_FEATURES,
         lag: int | None = None,
     ) -> None:
         self.policy: Policy = _named(policy, POLICIES, "policy")
         self.assistant: Assistant = _named(
             self.policy.default_assistant if assistant == "auto" else assistant, ASSISTANTS, "assistant"
         )
-        self.score = _choice(score, SCORES, "score", auto=self.policy.default_score)
+        self.score = _choice(score, ("auto", *SCORES), "score", auto=self.policy.default_score)
         self.weights = _choice(weights, ("auto", *WEIGHT_MODES), "weights", auto=self.policy.default_weights)
         if lag is not None and lag < 0:
             raise ValueError(f"lag must not be negative, got {lag}; None suits every device")

@@ -17,7 +17,7 @@ from lightning_fabric.utilities.seed import pl_worker_init_function
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
-from lightning_autoassist.sampler import Draw, index_array
+from lightning_autoassist.sampler import Draw, announce_epoch, index_array
 
 
 class Carried(NamedTuple):
@@ -66,9 +66,7 @@ class PlainBatches:
 
     def draws(self, limit: int | None = None) -> Iterator[Draw]:
         # Lightning would have called set_epoch on the user's loader; it does not see that one.
-        set_epoch = getattr(getattr(self.batch_sampler, "sampler", None), "set_epoch", None)
-        if callable(set_epoch):
-            set_epoch(self.num_epochs)
+        announce_epoch(getattr(self.batch_sampler, "sampler", None), self.num_epochs)
         self.num_epochs += 1
         for batch in islice(self.batch_sampler, limit):
             yield Draw(index_array(batch), None)

@@ -239,9 +239,7 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
         return chunk
 
     def _new_pass(self) -> IndexArray:
-        set_epoch = getattr(self.sampler, "set_epoch", None)
-        if callable(set_epoch):
-            set_epoch(self.pass_index)
+        announce_epoch(self.sampler, self.pass_index)
         return index_array(islice(iter(self.sampler), self.num_instances))
 
     def _consider(self, candidates: IndexArray) -> None:
@@ -300,6 +298,13 @@ def num_candidates(sampler: Iterable[int]) -> int:
             "define __len__ as the number of indices it yields"
         )
     return len(sampler)
+
+
+def announce_epoch(sampler: object, epoch: int) -> None:
+    """Call ``set_epoch`` where a sampler has it: some shuffle anew only then."""
+    set_epoch = getattr(sampler, "set_epoch", None)
+    if callable(set_epoch):
+        set_epoch(epoch)
 
 
 def index_array(indices: Iterable[int]) -> IndexArray:
