@@ -21,7 +21,14 @@ from torch import Tensor
 
 from lightning_autoassist.assistants import ASSISTANTS, Assistant
 from lightning_autoassist.datamodule import HOW_TO_USE, AutoAssistDataModule, Selection
-from lightning_autoassist.features import MAX_FEATURES, BatchFeatures, FeatureFunction, InstanceStore
+from lightning_autoassist.feature_file import FeaturePlace
+from lightning_autoassist.features import (
+    FEATURE_MEMORY,
+    MAX_FEATURES,
+    BatchFeatures,
+    FeatureFunction,
+    InstanceStore,
+)
 from lightning_autoassist.flavours import CallbackBase, overrides
 from lightning_autoassist.loss_capture import SCORES, CapturedStep, InstanceLossCapture, Observation
 from lightning_autoassist.policies import POLICIES, Policy
@@ -63,6 +70,8 @@ class AutoAssistCallback(CallbackBase):
             :class:`~lightning_autoassist.features.BatchFeatures`.
         tail: Share of training at whose end every candidate is kept, in [0, 1); None: the policy's own.
         max_features: Most numbers that are remembered of an instance.
+        feature_memory: Most bytes that the remembered features may take in memory and in each checkpoint; more of them
+            go to a file beside the checkpoints (named ``autoassist-features-...``), which a resumed run needs.
         lag: Steps between a batch and the Assistant's learning from it; 0 learns at once. None: 0 on CPU, 4 on other
             devices, so that the device never waits.
 
@@ -84,6 +93,7 @@ class AutoAssistCallback(CallbackBase):
         features: FeatureFunction | None = None,
         tail: float | None = None,
         max_features: int = MAX_FEATURES,
+        feature_memory: int = FEATURE_MEMORY,
         lag: int | None = None,
     ) -> None:
         self.policy: Policy = _named(policy, POLICIES, "policy")
@@ -97,7 +107,10 @@ class AutoAssistCallback(CallbackBase):
         self.tail = self.policy.default_tail if tail is None else tail
         if not 0 <= self.tail < 1:
             raise ValueError(f"tail must be in [0, 1), got {tail}; 0.125 leaves the last eighth unfiltered")
+        if feature_memory < 0:
+            raise ValueError(f"feature_memory must not be negative, got {feature_memory}; 0 keeps features in a file")
         self.lag = lag
+        self._feature_memory = feature_memory
         self.report = FilterReport()
         self._features = BatchFeatures(features, max_features)
         self._capture = InstanceLossCapture(score=self.score)
@@ -247,7 +260,8 @@ class AutoAssistCallback(CallbackBase):
             )
             self._pending.clear()
             restored = None
-        self._store = InstanceStore(num_instances)
+        assert self._data is not None
+        self._store = InstanceStore(num_instances, self._feature_memory, _feature_place(self._data.trainer))
         if restored is not None:
             self._store.load_state_dict(restored)
 
@@ -264,12 +278,12 @@ class AutoAssistCallback(CallbackBase):
             return everything
         with self._unfiltered_on_error():
             rows = torch.from_numpy(indices)
-            seen = self._store.seen[rows]
-            if not seen.any():
+            known = self._store.knows(rows, self.assistant.reads)
+            if not known.any():
                 return everything
             probs = self.policy.keep_probability(self.assistant.predict(self._store.rows(rows, self.assistant.reads)))
             # A prediction that is not a number says nothing against the instance.
-            return probs.where(seen & ~probs.isnan(), 1.0).numpy()
+            return probs.where(known & ~probs.isnan(), 1.0).numpy()
         return everything
 
     # ---- the Boss answers
@@ -332,7 +346,7 @@ class AutoAssistCallback(CallbackBase):
         """Features of the batch, where the Assistant reads them and some instance has none yet."""
         if "features" not in self.assistant.reads or self._store is None:
             return None
-        if self._store.seen[torch.from_numpy(draw.indices)].all():
+        if self._store.knows(torch.from_numpy(draw.indices), self.assistant.reads).all():
             return None
         with self._unfiltered_on_error():
             features = self._features(batch, len(draw.indices))
@@ -352,13 +366,14 @@ class AutoAssistCallback(CallbackBase):
             self._store.forget(indices[~finite])
             self.report.count_nonfinite(int((~finite).sum()))
         if observed.features is not None:
-            unseen = ~self._store.seen[indices] & finite
-            self._store.put_features(indices[unseen], observed.features[unseen])
-        indices, scores = indices[finite], scores[finite]
+            self._store.put_features(indices[finite], observed.features[finite])
+        # A resumed run may have lost features of instances that the interrupted one was about to learn from.
+        learnt = finite & self._store.holds(indices, self.assistant.reads)
+        indices, scores = indices[learnt], scores[learnt]
         if not len(indices):
             return
         if observed.labels is not None:
-            self._store.put_labels(indices, observed.labels[finite])
+            self._store.put_labels(indices, observed.labels[learnt])
         instances = self._store.rows(indices, self.assistant.reads)  # as remembered, before this batch
         self._store.put_scores(indices, scores)
         outcome = self.assistant.update(instances, scores)
@@ -432,6 +447,13 @@ def _check_devices(trainer: Any) -> None:
         raise MisconfigurationException(
             f"AutoAssist filters on one device only so far, this Trainer has {trainer.world_size}; use devices=1"
         )
+
+
+def _feature_place(trainer: Any) -> FeaturePlace:
+    """Beside the checkpoints, or else where the run logs; on every rank at once, as ``log_dir`` asks for."""
+    folders = (getattr(trainer.checkpoint_callback, "dirpath", None), trainer.log_dir, trainer.default_root_dir)
+    local = (str(folder) for folder in folders if folder and "://" not in str(folder))
+    return FeaturePlace(next(local, None), trainer.global_rank, trainer.ckpt_path)
 
 
 def _data_module_of(trainer: Any) -> AutoAssistDataModule:

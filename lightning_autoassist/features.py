@@ -6,6 +6,7 @@ Shapes: N data set, B batch, n candidates, F features, C channels.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
@@ -14,7 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_autoassist.feature_file import FeatureFile, FeaturePlace
+
 MAX_FEATURES = 256
+FEATURE_MEMORY = 256 * 2**20
 # Half precision ends at 65,504. Features beyond this bound would swamp the rest anyhow.
 FEATURE_BOUND = 1e4
 
@@ -38,17 +42,27 @@ class Instances(NamedTuple):
 class InstanceStore:
     """One row for each of the N instances, on the CPU.
 
-    Features are allocated when the first ones arrive: N·F·2 bytes; label, score and flag take 9 bytes an instance.
+    Label, score and flags take 10 bytes an instance, features F·2 bytes. Features are allocated when the first ones
+    arrive: in memory, and then in every checkpoint, or in a file (see :class:`FeatureFile`) where they would take more
+    than ``feature_memory``.
 
     Args:
         num_instances: N.
+        feature_memory: Most bytes that features may take in memory.
+        place: Where a feature file lies.
     """
 
-    def __init__(self, num_instances: int) -> None:
+    def __init__(
+        self, num_instances: int, feature_memory: int = FEATURE_MEMORY, place: FeaturePlace | None = None
+    ) -> None:
         self.features: Tensor | None = None
+        self.has_features = torch.zeros(num_instances, dtype=torch.bool)
         self.labels: Tensor | None = None
         self.scores = torch.zeros(num_instances)
         self.seen = torch.zeros(num_instances, dtype=torch.bool)
+        self._feature_memory = feature_memory
+        self._place = FeaturePlace() if place is None else place
+        self._file: FeatureFile | None = None
 
     def __len__(self) -> int:
         return len(self.seen)
@@ -68,21 +82,36 @@ class InstanceStore:
 
         return Instances(column("features"), column("labels"), column("scores"))
 
+    def holds(self, indices: Tensor, columns: Sequence[str]) -> Tensor:
+        """Whether features are remembered of each instance, where ``columns`` name them; shape ``(n,)``, bool."""
+        if "features" in columns:
+            return self.has_features.index_select(0, indices)
+        return torch.ones(len(indices), dtype=torch.bool)
+
+    def knows(self, indices: Tensor, columns: Sequence[str]) -> Tensor:
+        """Whether each instance was seen and :meth:`holds` what ``columns`` name; shape ``(n,)``, bool."""
+        return self.seen.index_select(0, indices) & self.holds(indices, columns)
+
     def put_features(self, indices: Tensor, features: Tensor) -> None:
         """Remember features, shape ``(n, F)``, any floating dtype; values that half precision cannot hold are bounded.
+
+        An instance keeps the first features it was given: so a file holds the right rows for every checkpoint of its
+        run, however old.
 
         Raises:
             ValueError: If F differs from that of earlier features.
         """
-        features = torch.nan_to_num(features, nan=0.0).clamp(-FEATURE_BOUND, FEATURE_BOUND).half()
         if self.features is None:
-            self.features = torch.zeros(len(self), features.shape[1], dtype=torch.half)
+            self.features = self._room_for(features.shape[1])
         if features.shape[1] != self.features.shape[1]:
             raise ValueError(
                 f"an instance has {features.shape[1]} features where earlier ones had {self.features.shape[1]}; "
                 "pass features= to give every batch the same number"
             )
-        self.features[indices] = features
+        new = ~self.has_features[indices]
+        indices, features = indices[new], features[new]
+        self.features[indices] = torch.nan_to_num(features, nan=0.0).clamp(-FEATURE_BOUND, FEATURE_BOUND).half()
+        self.has_features[indices] = True
 
     def put_labels(self, indices: Tensor, labels: Tensor) -> None:
         """Remember integer labels, shape ``(n,)``."""
@@ -100,11 +129,15 @@ class InstanceStore:
         self.seen[indices] = False
 
     def state_dict(self) -> dict[str, Any]:
-        """All columns, as tensors or None."""
-        return {name: getattr(self, name) for name in ("features", "labels", "scores", "seen")}
+        """All columns, as tensors or None; of features in a file, which file it is."""
+        return {
+            "features": self.features if self._file is None else None,
+            "feature_file": None if self._file is None else self._file.state_dict(),
+            **{name: getattr(self, name) for name in ("has_features", "labels", "scores", "seen")},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`.
+        """Restore :meth:`state_dict`. Where a feature file is gone, features have to be gathered again.
 
         Raises:
             ValueError: If the state is of another number of instances.
@@ -114,8 +147,53 @@ class InstanceStore:
                 f"the state remembers {len(state['seen'])} instances, the data set has {len(self)}; "
                 "resume with the data set of the interrupted run"
             )
-        for name, values in state.items():
-            setattr(self, name, None if values is None else values.clone())
+        for name in ("has_features", "labels", "scores", "seen"):
+            setattr(self, name, None if state[name] is None else state[name].clone())
+        self.features, self._file = None, None
+        if state["feature_file"] is not None:
+            self._load_features_of(state["feature_file"])
+        elif state["features"] is not None:
+            self._copy_features(state["features"])
+
+    def _load_features_of(self, file_state: dict[str, Any]) -> None:
+        try:
+            file = FeatureFile.find(file_state, self._place)
+        except OSError as error:
+            self.has_features.zero_()
+            # Not on rank zero alone: every process has a file of its own.
+            warnings.warn(
+                f"the checkpoint's features are not to be had: {error}. They are gathered again as instances come up, "
+                "each of which is kept until then; put the file beside the checkpoint to resume exactly",
+                stacklevel=2,
+            )
+            return
+        if file.is_ours and self._is_large(file.values.shape[1]):
+            self.features, self._file = file.values, file
+        else:
+            self._copy_features(file.values)
+
+    def _copy_features(self, features: Tensor) -> None:
+        self.features = self._room_for(features.shape[1])
+        self.features.copy_(features)
+
+    def _is_large(self, num_features: int) -> bool:
+        return 2 * len(self) * num_features > self._feature_memory
+
+    def _room_for(self, num_features: int) -> Tensor:
+        """Zeros, shape ``(N, F)``, half precision, in memory or in a file."""
+        shape = len(self), num_features
+        if self._is_large(num_features):
+            try:
+                self._file = FeatureFile.create(self._place, shape)
+            except OSError as error:
+                warnings.warn(
+                    f"no file for {2 * shape[0] * shape[1]:,} bytes of features ({error}): they stay in memory, and go "
+                    "into every checkpoint",
+                    stacklevel=2,
+                )
+            else:
+                return self._file.values
+        return torch.zeros(shape, dtype=torch.half)
 
 
 class BatchFeatures:

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
+from lightning_autoassist.features import FEATURE_MEMORY
 from tests.ordinary import Classifier, ClustersData, trainer
 
 EPOCHS, EPOCH_LENGTH = 5, 12  # 200 instances, batches of 10, budget 0.6: passes begin near steps 0, 20, 33, 46
@@ -54,12 +55,18 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
     module = module_type()
     weights = options.pop("weights", "none")
     lag = options.pop("lag", None)
+    memory = options.pop("feature_memory", FEATURE_MEMORY)
     data = AutoAssistDataModule(ClustersData(200, 10, **options), budget=0.6, seed=3)
-    callback = AutoAssistCallback(weights=weights, lag=lag)
+    callback = AutoAssistCallback(weights=weights, lag=lag, feature_memory=memory)
     saving = pl.callbacks.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     if saved_steps is not None:
         saving = Saving(folder, saved_steps)
-    run = trainer(max_epochs=EPOCHS, callbacks=[callback, saving, *callbacks], enable_checkpointing=saved_steps is None)
+    run = trainer(
+        max_epochs=EPOCHS,
+        callbacks=[callback, saving, *callbacks],
+        enable_checkpointing=saved_steps is None,
+        default_root_dir=folder,
+    )
     run.fit(module, datamodule=data, ckpt_path=ckpt_path)
     assert run.global_step == EPOCHS * EPOCH_LENGTH
     return {
@@ -88,6 +95,7 @@ LOADERS = {
     "schedule": (STEPS, {"module_type": Scheduled}),
     "weights": (STEPS, {"weights": "mean"}),
     "lag": (STEPS, {"lag": 3}),
+    "features in a file": (STEPS, {"feature_memory": 0}),
 }
 
 
@@ -133,19 +141,28 @@ class Dying(pl.Callback):
 def uninterrupted(tmp_path_factory):
     """What a run gives that nobody interrupts, in a process of its own: the number of threads tells in the last bit."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    finished = run_in_a_process("whole", folder, "")
+    finished = run_in_a_process("whole", folder, "", FEATURE_MEMORY)
     assert finished.returncode == 0, finished.stderr
     return torch.load(folder / "found.pt", weights_only=True)
 
 
-@pytest.mark.parametrize(("way", "last_step"), [("SIGKILL", 30), ("SIGTERM", 31), ("exception", 30)])
-def test_a_killed_process_is_resumed_in_a_new_one(way, last_step, uninterrupted, tmp_path):
+@pytest.mark.parametrize(
+    ("way", "last_step", "feature_memory"),
+    [
+        ("SIGKILL", 30, FEATURE_MEMORY),
+        ("SIGKILL", 30, 0),
+        ("SIGTERM", 31, FEATURE_MEMORY),
+        ("exception", 30, FEATURE_MEMORY),
+    ],
+)
+def test_a_killed_process_is_resumed_in_a_new_one(way, last_step, feature_memory, uninterrupted, tmp_path):
     """Dies in the step after the 30th, which Lightning ends after a SIGTERM."""
-    killed = run_in_a_process("die", tmp_path, way)
+    killed = run_in_a_process("die", tmp_path, way, feature_memory)
     assert killed.returncode == {"SIGKILL": -9, "SIGTERM": 0, "exception": 1}[way], killed.stderr
     checkpoint = max((tmp_path / "killed").glob("*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]))
     assert checkpoint.stem == f"step={last_step}"
-    resumed = run_in_a_process("resume", tmp_path, checkpoint)
+    assert len(list((tmp_path / "killed").glob("autoassist-features-*"))) == (feature_memory == 0)
+    resumed = run_in_a_process("resume", tmp_path, checkpoint, feature_memory)
     assert resumed.returncode == 0, resumed.stderr
     assert_equal(uninterrupted, torch.load(tmp_path / "found.pt", weights_only=True))
 
@@ -162,10 +179,10 @@ def run_in_a_process(*arguments):
 
 
 if __name__ == "__main__":
-    job, folder, argument = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    job, folder, argument, memory = sys.argv[1], Path(sys.argv[2]), sys.argv[3], {"feature_memory": int(sys.argv[4])}
     if job == "die":
-        fit(folder / "killed", Dying(argument, 30))
+        fit(folder / "killed", Dying(argument, 30), **memory)
     elif job == "resume":
-        torch.save(fit(folder / "resumed", ckpt_path=argument, seed=99), folder / "found.pt")
+        torch.save(fit(folder / "resumed", ckpt_path=argument, seed=99, **memory), folder / "found.pt")
     else:
-        torch.save(fit(folder, saved_steps=()), folder / "found.pt")
+        torch.save(fit(folder, saved_steps=(), **memory), folder / "found.pt")
