@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import RandomSampler, Sampler, SequentialSampler, SubsetRandomSampler
 
 IndexArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 KeepProbability = Callable[[IndexArray, int], npt.NDArray[np.floating[Any]]]
 
 WEIGHT_MODES = ("none", "sum", "mean")
+# The last N candidates are counted in entries of at most this share of N.
+MIN_RECENT = 4096
 
 
 class Draw(NamedTuple):
@@ -128,7 +130,7 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
         self._order: IndexArray = np.empty(0, np.int64)
         self._position = 0
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        # For weights="mean": (candidates, sum of their p) of the chunks that make up the last N candidates.
+        # For weights="mean": (candidates, sum of their p) of the runs of chunks that make up the last N candidates.
         self._recent: deque[tuple[int, float]] = deque()
         self._recent_count, self._recent_sum = 0, 0.0
         # Kept instances that wait for their batch to fill, and batches handed out but not confirmed.
@@ -222,8 +224,8 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
                     "floor, 0.1 or more is usual"
                 )
             self._consider(self._next_candidates())
-        taken, self._kept_indices = np.split(self._kept_indices, [self.batch_size])
-        probs, self._kept_probs = np.split(self._kept_probs, [self.batch_size])
+        taken, self._kept_indices = self._kept_indices[: self.batch_size], self._kept_indices[self.batch_size :]
+        probs, self._kept_probs = self._kept_probs[: self.batch_size], self._kept_probs[self.batch_size :]
         draw = Draw(taken, self._weights_of(probs))
         self.seconds += time.perf_counter() - started
         return draw
@@ -232,6 +234,7 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
         """The next chunk of the stream; it never spans two passes."""
         if self._position >= len(self._order):
             self.pass_index += 1
+            self._order = np.empty(0, np.int64)  # so that two orders are never in memory
             self._order = self._new_pass()
             self._position = 0
         chunk = self._order[self._position : self._position + self.chunk_size]
@@ -240,7 +243,7 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
 
     def _new_pass(self) -> IndexArray:
         announce_epoch(self.sampler, self.pass_index)
-        return index_array(islice(iter(self.sampler), self.num_instances))
+        return pass_order(self.sampler, self.num_instances)
 
     def _consider(self, candidates: IndexArray) -> None:
         if self.keep_probability is None:
@@ -257,7 +260,12 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
         self._remember(len(candidates), prob_sum)
 
     def _remember(self, count: int, prob_sum: float) -> None:
-        self._recent.append((count, prob_sum))
+        # Chunks that are small beside N share an entry, so that neither memory nor a checkpoint grows with N / B.
+        if self._recent and self._recent[-1][0] + count <= self.num_instances // MIN_RECENT:
+            last_count, last_sum = self._recent.pop()
+            self._recent.append((last_count + count, last_sum + prob_sum))
+        else:
+            self._recent.append((count, prob_sum))
         self._recent_count += count
         self._recent_sum += prob_sum
         while self._recent_count - self._recent[0][0] >= self.num_instances:
@@ -305,6 +313,41 @@ def announce_epoch(sampler: object, epoch: int) -> None:
     set_epoch = getattr(sampler, "set_epoch", None)
     if callable(set_epoch):
         set_epoch(epoch)
+
+
+def pass_order(sampler: Iterable[int], num_instances: int) -> IndexArray:
+    """One pass: the first N indices of an iteration of ``sampler``.
+
+    The order of torch's own samplers is taken as a whole, with the very draws from the very generator that iterating
+    them would make: ten million indices one by one, as Python's integers, take seconds and 400 MB.
+
+    Args:
+        sampler: Any; subclasses of torch's samplers are iterated, as they may differ.
+        num_instances: N.
+
+    Returns:
+        Shape ``(N,)``; fewer where the sampler gives fewer.
+
+    Raises:
+        TypeError: If the sampler's indices are not integers.
+    """
+    if type(sampler) is SequentialSampler:
+        return np.arange(min(num_instances, len(sampler)), dtype=np.int64)
+    if type(sampler) is RandomSampler and not sampler.replacement and num_instances <= len(sampler.data_source):
+        generator = sampler.generator
+        if generator is None:
+            generator = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
+        return _permutation(len(sampler.data_source), num_instances, generator)
+    if type(sampler) is SubsetRandomSampler:
+        indices: Any = sampler.indices
+        subset = index_array(indices.numpy(force=True) if isinstance(indices, torch.Tensor) else indices)
+        return subset[_permutation(len(subset), num_instances, sampler.generator)]
+    return index_array(islice(iter(sampler), num_instances))
+
+
+def _permutation(length: int, count: int, generator: torch.Generator | None) -> IndexArray:
+    order: IndexArray = torch.randperm(length, generator=generator).numpy()
+    return order if count >= length else order[:count].copy()
 
 
 def index_array(indices: Iterable[int]) -> IndexArray:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ from torch.utils.data import (
     DataLoader,
     RandomSampler,
     SequentialSampler,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
 
 from lightning_autoassist.rng import rng_state
-from lightning_autoassist.sampler import ShrinkingBatchSampler, batches_per_epoch
+from lightning_autoassist.sampler import MIN_RECENT, ShrinkingBatchSampler, batches_per_epoch, pass_order
 
 
 def thirds(indices, pass_index):
@@ -170,6 +172,64 @@ def test_an_interrupted_stream_continues_exactly(interrupted_after, weights):
     generator.set_state(generator_state)
     resumed.load_state_dict(state)
     assert before + take(resumed, 30 - interrupted_after) == expected
+
+
+class Backwards(SequentialSampler):
+    """A user's subclass of a sampler whose order is taken as a whole."""
+
+    def __iter__(self):
+        return reversed(range(len(self.data_source)))
+
+
+SAMPLERS = {
+    "random": lambda generator: RandomSampler(range(1000), generator=generator),
+    "fewer": lambda generator: RandomSampler(range(1000), num_samples=300, generator=generator),
+    "more": lambda generator: RandomSampler(range(1000), num_samples=2300, generator=generator),
+    "replacement": lambda generator: RandomSampler(range(1000), replacement=True, generator=generator),
+    "sequential": lambda generator: SequentialSampler(range(1000)),
+    "subset": lambda generator: SubsetRandomSampler(list(range(5, 995, 2)), generator=generator),
+    "tensor": lambda generator: SubsetRandomSampler(torch.arange(5, 995, 2), generator=generator),
+    "weighted": lambda generator: WeightedRandomSampler(torch.rand(50), 1000, generator=generator),
+    "subclass": lambda generator: Backwards(range(1000)),
+}
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["global generator", "own generator"])
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_a_pass_is_what_iterating_the_sampler_gives(sampler, own):
+    """The same indices from the same draws, so that every later draw is the same too."""
+    found, expected = [], []
+    for orders, order in ((found, pass_order), (expected, lambda sampler, count: [*islice(iter(sampler), count)])):
+        torch.manual_seed(3)
+        generator = torch.Generator().manual_seed(4) if own else None
+        candidates = sampler(generator)
+        orders += [list(map(int, order(candidates, len(candidates)))) for _ in range(3)]
+        orders.append(torch.get_rng_state().tolist())
+        orders.append(own and generator.get_state().tolist())
+    assert found == expected
+
+
+def test_orders_are_arrays_of_int64():
+    for sampler in SAMPLERS.values():
+        assert pass_order(sampler(None), 300).dtype == np.int64
+        assert len(pass_order(sampler(None), 300)) == 300
+
+
+def test_the_memory_of_the_mean_does_not_grow_with_the_number_of_chunks():
+    """Weights stay those of the last N candidates."""
+    n = 20 * MIN_RECENT
+    probs = np.random.default_rng(1).uniform(0.1, 1, 3 * n)
+    place = iter(range(3 * n))
+    sampler = ShrinkingBatchSampler(
+        range(n), 1, budget=1.0, weights="mean", keep_probability=lambda i, k: probs[[next(place) for _ in i]]
+    )
+    for draw in sampler.draws():
+        sampler.confirm(draw)
+    assert sampler.num_considered > n
+    assert len(sampler.state_dict()["recent"]) < 2 * MIN_RECENT
+    expected = probs[sampler.num_considered - n : sampler.num_considered].mean()
+    p = probs[sampler.num_considered - 1]
+    assert draw.weights[0] == pytest.approx(expected / p, rel=1e-3)
 
 
 def test_state_of_another_data_set_is_refused():
