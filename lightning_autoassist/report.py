@@ -21,6 +21,8 @@ from lightning_autoassist.sampler import ShrinkingBatchSampler
 PREFIX = "autoassist/"
 # More predictions than this an epoch are ranked by their first million: 1e6 sorts in 0.2 s, 1e7 would take seconds.
 MAX_RANKED = 1_000_000
+# Batches whose predictions are kept apart; a tensor takes hundreds of bytes, however few numbers it holds.
+MAX_PARTS = 1024
 
 
 class FilterReport:
@@ -33,7 +35,10 @@ class FilterReport:
         self.num_batches = 0
         self.seconds = 0.0
         self.last_epoch: dict[str, float] = {}
-        self._outcomes: list[Outcome] = []
+        self._num_outcomes = 0
+        self._loss_sum = 0.0
+        self._ranked: list[tuple[Tensor, Tensor]] = []
+        self._num_ranked = 0
         self._epoch_start = self._totals(None)
 
     @contextmanager
@@ -57,12 +62,19 @@ class FilterReport:
 
     def count_outcome(self, outcome: Outcome) -> None:
         """One more update of the Assistant."""
-        self._outcomes.append(outcome)
+        self._num_outcomes += 1
+        self._loss_sum += outcome.loss
+        if self._num_ranked < MAX_RANKED:
+            self._num_ranked += len(outcome.predictions)
+            self._ranked.append((outcome.predictions, outcome.targets))
+        if len(self._ranked) > MAX_PARTS:
+            self._ranked = [_joined(self._ranked)]
 
     def start_epoch(self, sampler: ShrinkingBatchSampler | None) -> None:
         """Count what follows as a new epoch."""
         self._epoch_start = self._totals(sampler)
-        self._outcomes.clear()
+        self._num_outcomes, self._loss_sum = 0, 0.0
+        self._ranked, self._num_ranked = [], 0
 
     def end_epoch(self, sampler: ShrinkingBatchSampler | None) -> dict[str, float]:
         """The epoch's metrics under ``autoassist/``; instances and candidates are counted from the run's start."""
@@ -70,9 +82,9 @@ class FilterReport:
         metrics["instances_seen"] = float(self.instances_seen)
         metrics["candidates_seen"] = self._candidates_seen(sampler)
         metrics["nonfinite_instances"] = float(self.nonfinite_instances)
-        if self._outcomes:
-            metrics["assistant_loss"] = sum(outcome.loss for outcome in self._outcomes) / len(self._outcomes)
-            metrics.update(_auroc(self._outcomes))
+        if self._num_outcomes:
+            metrics["assistant_loss"] = self._loss_sum / self._num_outcomes
+            metrics.update(_auroc(*_joined(self._ranked)))
         self.last_epoch = metrics
         self.start_epoch(sampler)
         return {PREFIX + name: value for name, value in metrics.items()}
@@ -132,10 +144,14 @@ class FilterReport:
         return float(self.instances_seen if sampler is None else sampler.num_considered)
 
 
-def _auroc(outcomes: list[Outcome]) -> dict[str, float]:
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    predictions, targets = zip(*parts, strict=True)
+    return torch.cat(predictions), torch.cat(targets)
+
+
+def _auroc(predictions: Tensor, targets: Tensor) -> dict[str, float]:
     """How well the Assistant ranked informative instances first; nothing where all or none were."""
-    predictions: Tensor = torch.cat([outcome.predictions for outcome in outcomes])[:MAX_RANKED]
-    targets: Tensor = torch.cat([outcome.targets for outcome in outcomes])[:MAX_RANKED]
+    predictions, targets = predictions[:MAX_RANKED], targets[:MAX_RANKED]
     if targets.all() or not targets.any():
         return {}
     return {"assistant_auroc": float(binary_auroc(predictions, targets.long()))}

@@ -341,15 +341,16 @@ def test_metrics_are_logged_each_epoch(tmp_path):
     )
 
 
-def test_auroc_is_torchmetrics_over_the_epochs_predictions():
+@pytest.mark.parametrize("batch_size", [1, 30])
+def test_auroc_is_torchmetrics_over_the_epochs_predictions(batch_size):
     from sklearn.metrics import roc_auc_score
 
     from lightning_autoassist.assistants import Outcome
     from lightning_autoassist.report import FilterReport
 
     report = FilterReport()
-    predictions, targets = torch.rand(90), torch.rand(90) > 0.5
-    for rows in torch.arange(90).split(30):
+    predictions, targets = torch.rand(2400), torch.rand(2400) > 0.5
+    for rows in torch.arange(2400).split(batch_size):
         report.count_outcome(Outcome(0.5, predictions[rows], targets[rows]))
     metrics = report.end_epoch(None)
     assert metrics["autoassist/assistant_auroc"] == pytest.approx(roc_auc_score(targets, predictions), abs=1e-6)
