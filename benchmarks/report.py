@@ -42,7 +42,30 @@ def overhead_table() -> str:
     return "\n".join([*lines, "", f"Measured on {', '.join(measured)}. Medians of runs in turns with plain ones."])
 
 
-TABLES = {"overhead": overhead_table}
+def scale_table() -> str:
+    """Memory, start-up, steps and the batch generator against the number of instances."""
+    rows = last_rows("scale")
+    lines = [
+        "| | bytes an instance | resident | start-up, s | added to a step, ms "
+        "| candidates a second, batches of 128 | of 1024 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        resident = row["resident_bytes_per_instance"] if row["case"].endswith("N=10000000") else None
+        figures = [
+            f"{row['bytes_per_instance']:.0f}",
+            "" if resident is None else f"{resident:.0f}",
+            f"{row['startup_s']:.2f}",
+            f"{row['added_ms']:.2f}",
+            f"{row['candidates_per_s_128']:,}",
+            f"{row['candidates_per_s_1024']:,}",
+        ]
+        lines.append(f"| {row['case']} | {' | '.join(figures)} |")
+    measured = sorted({f"{row['hardware']}; torch {row['versions']['torch']}" for row in rows})
+    return "\n".join([*lines, "", f"Measured on {', '.join(measured)}, which others used meanwhile."])
+
+
+TABLES = {"overhead": overhead_table, "scale": scale_table}
 
 
 def rewritten(text: str) -> str:
