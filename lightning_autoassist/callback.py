@@ -20,6 +20,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_autoassist.assistants import ASSISTANTS, Assistant
+from lightning_autoassist.candidates import WEIGHT_MODES, Draw, IndexArray
 from lightning_autoassist.datamodule import HOW_TO_USE, AutoAssistDataModule, Selection
 from lightning_autoassist.features import MAX_FEATURES, BatchFeatures, FeatureFunction, InstanceStore
 from lightning_autoassist.flavours import CallbackBase, overrides
@@ -27,7 +28,6 @@ from lightning_autoassist.loss_capture import SCORES, CapturedStep, InstanceLoss
 from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, warn_about_limits
 from lightning_autoassist.rng import restore_rng_state, rng_state
-from lightning_autoassist.sampler import WEIGHT_MODES, Draw, IndexArray
 
 
 class _Observed(NamedTuple):

@@ -13,11 +13,11 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
+from lightning_autoassist.candidates import Draw
 from lightning_autoassist.flavours import DATA_MODULE_TYPES, MODULE_TYPES, DataModuleBase, overrides
 from lightning_autoassist.loader import BatchIterator, Carried, CarryingLoader, DrawSource, PlainBatches
 from lightning_autoassist.rng import restore_rng_state, rng_state
 from lightning_autoassist.sampler import (
-    Draw,
     KeepProbability,
     ShrinkingBatchSampler,
     check_budget,

@@ -17,7 +17,8 @@ from lightning_fabric.utilities.seed import pl_worker_init_function
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
-from lightning_autoassist.sampler import Draw, announce_epoch, index_array
+from lightning_autoassist.candidates import Draw
+from lightning_autoassist.sampler import announce_epoch, index_array
 
 
 class Carried(NamedTuple):
