@@ -24,11 +24,13 @@ class Rows(NamedTuple):
 
     Attributes:
         batch: The user's batch that holds them.
+        size: n.
         features: Shape ``(n, F)``, or None.
         integers: What may be their labels: the batch's integer tensors of shape ``(n,)``, by their place in it.
     """
 
     batch: Any
+    size: int
     features: Tensor | None
     integers: dict[str, Tensor]
 

@@ -74,7 +74,7 @@ class InstanceStore:
         Raises:
             ValueError: If F differs from that of earlier features.
         """
-        features = torch.nan_to_num(features, nan=0.0).clamp(-FEATURE_BOUND, FEATURE_BOUND).half()
+        features = bounded(features)
         if self.features is None:
             self.features = torch.zeros(len(self), features.shape[1], dtype=torch.half)
         if features.shape[1] != self.features.shape[1]:
@@ -199,6 +199,11 @@ class BatchFeatures:
         buckets = ((tokens.long() * 2654435761) >> 16) % self.max_features
         counts = torch.zeros(len(tokens), self.max_features, device=tokens.device)
         return counts.scatter_add_(1, buckets, torch.ones_like(buckets, dtype=counts.dtype))
+
+
+def bounded(features: Tensor) -> Tensor:
+    """Features in half precision; NaN becomes 0, and what half precision cannot hold is bounded."""
+    return torch.nan_to_num(features, nan=0.0).clamp(-FEATURE_BOUND, FEATURE_BOUND).half()
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -256,3 +256,17 @@ def index_array(indices: Iterable[int]) -> IndexArray:
         return np.fromiter(indices, np.int64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"filtering needs a sampler that yields integer indices: {error}") from error
+
+
+class FlattenedBatches:
+    """The instances of a batch sampler's batches, one by one, N a pass."""
+
+    def __init__(self, batches: Iterable[Iterable[int]], num_instances: int) -> None:
+        self.batches = batches
+        self.num_instances = num_instances
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self.batches)
+
+    def __len__(self) -> int:
+        return self.num_instances

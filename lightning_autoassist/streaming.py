@@ -5,9 +5,11 @@ Shapes: B batch, K batches an epoch, n rows of a fetched batch, F features.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from types import GeneratorType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +18,10 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_autoassist.candidates import CandidateStream, Draw, FloatArray, IndexArray, Rows
+from lightning_autoassist.loader import seed_workers
 from lightning_autoassist.rows import Column, Form, PadValues, RowSplitter, concatenate, packed, select, unpacked
 
 KeepRows = Callable[[Rows, int], npt.NDArray[np.floating[Any]]]
@@ -118,7 +122,7 @@ class RowStream(CandidateStream):
         self.features = features
         self.pass_whole = pass_whole
         self.pass_index = 0
-        self._loader = loader
+        self._given, self._loader = loader, _own_copy(loader)
         self._batches: Iterator[Any] | None = None
         self._num_fetched = 0  # batches of this pass
         self._num_rows = 0  # and their rows
@@ -138,11 +142,6 @@ class RowStream(CandidateStream):
     def __len__(self) -> int:
         return self.num_batches
 
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """K and B: where they change, a stream cannot be continued."""
-        return self.num_batches, self.batch_size
-
     def _set_sizes(self, batch_size: int | None, num_instances: int | None) -> None:
         self.batch_size = batch_size or 0  # 0 while no batch has told it
         self.num_instances = num_instances or self.num_batches * self.batch_size
@@ -151,11 +150,17 @@ class RowStream(CandidateStream):
 
     def start(self) -> None:
         """Iterate the loader, if that has not begun: its workers start, and it may draw from the global RNG."""
-        if self._batches is None:
-            if self._loader_state is not None and _is_stateful(self._loader):
-                self._loader.load_state_dict(self._loader_state)  # type: ignore[attr-defined]
-            self._loader_state = None
-            self._batches = iter(self._loader)
+        if self._batches is not None:
+            return
+        state, self._loader_state = self._loader_state, None
+        is_restored = state is not None and _is_stateful(self._loader)
+        if is_restored:
+            self._loader.load_state_dict(state)  # type: ignore[attr-defined]
+        self._batches = iter(self._loader)
+        if is_restored and isinstance(self._batches, GeneratorType):
+            # It begins at its first batch, with the seed that a DataLoader draws from the global RNG: to be drawn
+            # before that RNG is restored, since the interrupted run had begun.
+            self._ahead.append((next(self._batches, _PASS_END), state))
 
     def close(self) -> None:
         """End the iteration, and the loader's workers; what comes next goes on where it was, if the loader can."""
@@ -163,16 +168,20 @@ class RowStream(CandidateStream):
             return
         self._loader_state = self._state_of_loader()
         self._is_continued = True
+        self._ahead.clear()
         shut_down = getattr(self._batches, "_shutdown_workers", None)  # not only when it is collected
         if callable(shut_down):
             shut_down()
+        if isinstance(self._loader, DataLoader):
+            self._loader.__dict__["_iterator"] = None  # persistent workers are not begun anew once they were ended
         self._batches = None
 
     def read_from(self, loader: Iterable[Any]) -> None:
         """Take candidates from another loader, from a new pass on."""
-        if loader is not self._loader:
+        if loader is not self._given:
             self.close()
-            self._loader, self._loader_state = loader, None
+            self._ahead.clear()
+            self._given, self._loader, self._loader_state = loader, _own_copy(loader), None
             self._begin_pass()
 
     def draws(self, limit: int | None = None) -> Iterator[Draw]:
@@ -228,18 +237,22 @@ class RowStream(CandidateStream):
             self._warn_once(f"rows that wait for their batch are not in the checkpoint, and lost on a resume: {error}")
         return state
 
+    def can_continue(self, state: dict[str, Any]) -> bool:
+        """Whether ``state`` is of a stream in batches of this one's size."""
+        return "sizes" in state and (state["sizes"][0] == self.batch_size or 0 in (state["sizes"][0], self.batch_size))
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; where the loader has no state of its own, its current pass begins anew.
 
         Raises:
-            ValueError: If the state is of batches of another size.
+            ValueError: If the state is none of a stream in batches of this size.
         """
-        batch_size, num_instances = state["sizes"]
-        if 0 not in (self.batch_size, batch_size) and batch_size != self.batch_size:
+        if not self.can_continue(state):
             raise ValueError(
-                f"the state is of batches of {batch_size}, this stream has batches of {self.batch_size}; resume with "
-                "the batch size of the interrupted run"
+                f"the state is of batches of {state.get('sizes', ['indices'])[0]}, this stream has batches of "
+                f"{self.batch_size}; resume with the data of the interrupted run"
             )
+        batch_size, num_instances = state["sizes"]
         self._set_sizes(batch_size or self.batch_size, num_instances or self.num_instances)
         self._restore_counts(state)
         self._num_fetched, self._num_rows = state["fetched"]
@@ -296,6 +309,7 @@ class RowStream(CandidateStream):
         """Keep rows of a fetched batch; returns it where it is passed on whole."""
         columns, self._form = self._splitter.take_apart(batch)
         num_rows = len(columns[0]) if columns else 0
+        self._num_fetched += 1
         self._num_rows += num_rows
         if not num_rows:
             return None
@@ -305,10 +319,11 @@ class RowStream(CandidateStream):
         passes = self.pass_whole or (kind not in self._waiting and self._is_one_too_many())
         rows = Rows(
             batch,
+            num_rows,
             None if self.features is None else self.features(batch, num_rows),
             _integers(columns, self._form),
         )
-        probs = np.ones(num_rows) if passes else self._probs_of(rows, num_rows)
+        probs = np.ones(num_rows) if passes else self._probs_of(rows)
         kept = self._rng.random(num_rows) < probs
         numbers = np.arange(self.num_considered, self.num_considered + num_rows)
         piece = _Piece(columns, numbers, probs, rows.features)
@@ -319,10 +334,10 @@ class RowStream(CandidateStream):
             self._waiting.setdefault(kind, deque()).append(piece.rows(np.flatnonzero(kept)))
         return None
 
-    def _probs_of(self, rows: Rows, num_rows: int) -> npt.NDArray[np.float64]:
+    def _probs_of(self, rows: Rows) -> npt.NDArray[np.float64]:
         is_first = self.pass_index == 0 and self.num_considered < self.num_instances
         if self.keep_probability is None or is_first:
-            return np.ones(num_rows)
+            return np.ones(rows.size)
         return np.asarray(self.keep_probability(rows, max(self.pass_index, 1)), np.float64)
 
     def _num_waiting(self, kind: str) -> int:
@@ -362,7 +377,7 @@ class RowStream(CandidateStream):
 
     def _out(self, batch: Any, piece: _Piece, weights: FloatArray | None) -> _Out:
         assert self._form is not None
-        rows = Rows(batch, piece.features, _integers(piece.columns, self._form))
+        rows = Rows(batch, len(piece.numbers), piece.features, _integers(piece.columns, self._form))
         return _Out(Draw(piece.numbers, weights, rows), self._form.kind, piece)
 
     def _is_one_too_many(self) -> bool:
@@ -383,15 +398,14 @@ class RowStream(CandidateStream):
     # ---- the loader
 
     def _next_batch(self) -> Any:
-        if self._ahead:
-            return self._ahead.popleft()[0]
         self.start()
         assert self._batches is not None
         started = time.perf_counter()
-        while (batch := next(self._batches, _PASS_END)) is _PASS_END:
+        batch = self._ahead.popleft()[0] if self._ahead else next(self._batches, _PASS_END)
+        while batch is _PASS_END:
             self._next_pass()
+            batch = next(self._batches, _PASS_END)
         self._waited += time.perf_counter() - started  # for the data, as any training does
-        self._num_fetched += 1
         return batch
 
     def _next_pass(self) -> None:
@@ -413,8 +427,8 @@ class RowStream(CandidateStream):
 
     def _look_ahead(self) -> None:
         """Fetch one batch for its form, to be considered later."""
+        self.start()
         state = self._state_of_loader()
-        self._waited = 0.0
         batch = self._next_batch()
         self._ahead.append((batch, state))
         _, self._form = self._splitter.take_apart(batch)
@@ -429,6 +443,16 @@ def _integers(columns: list[Column], form: Form) -> dict[str, Tensor]:
         and column.ndim == 1
         and not (column.is_floating_point() or column.is_complex() or column.dtype == torch.bool)
     }
+
+
+def _own_copy(loader: Iterable[Any]) -> Iterable[Any]:
+    """What is iterated for training: others may iterate the user's loader meanwhile."""
+    if not isinstance(loader, DataLoader):
+        return loader
+    own = copy.copy(loader)
+    own.__dict__["_iterator"] = None
+    seed_workers(own)
+    return own
 
 
 def _is_stateful(loader: object) -> bool:
