@@ -20,7 +20,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_autoassist.assistants import ASSISTANTS, Assistant
-from lightning_autoassist.datamodule import HOW_TO_USE, AutoAssistDataModule, Selection
+from lightning_autoassist.candidates import WEIGHT_MODES, Draw, IndexArray, Rows
+from lightning_autoassist.datamodule import HOW_TO_USE, AutoAssistDataModule
 from lightning_autoassist.feature_file import FeaturePlace
 from lightning_autoassist.features import (
     FEATURE_MEMORY,
@@ -34,7 +35,8 @@ from lightning_autoassist.loss_capture import SCORES, CapturedStep, InstanceLoss
 from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, warn_about_limits
 from lightning_autoassist.rng import restore_rng_state, rng_state
-from lightning_autoassist.sampler import WEIGHT_MODES, Draw, IndexArray
+from lightning_autoassist.row_learner import RowLearner
+from lightning_autoassist.selection import Selection
 
 
 class _Observed(NamedTuple):
@@ -45,6 +47,7 @@ class _Observed(NamedTuple):
     scores: Tensor
     labels: Tensor | None
     features: Tensor | None
+    integers: dict[str, Tensor] | None  # of a stream's batch, whose indices name no instances
     arrived: torch.cuda.Event | None  # None: the tensors are on the CPU
 
 
@@ -115,6 +118,7 @@ class AutoAssistCallback(CallbackBase):
         self._features = BatchFeatures(features, max_features)
         self._capture = InstanceLossCapture(score=self.score)
         self._store: InstanceStore | None = None
+        self._rows = RowLearner(self.assistant, self.policy, self._features)
         self._restored: dict[str, Any] | None = None
         self._has_begun = False
         self._progress = 0.0
@@ -135,7 +139,15 @@ class AutoAssistCallback(CallbackBase):
         if overrides(pl_module, "on_before_batch_transfer"):
             # Lightning would say that the module's hook is ignored; the data module calls it.
             warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in both")
-        selection = Selection(self._keep_probability, self.policy.keeps_everything, self.weights, self._prepare_store)
+        selection = Selection(
+            self._keep_probability,
+            self.policy.keeps_everything,
+            self.weights,
+            self._prepare_store,
+            self._keep_rows,
+            self._row_features if self._rows.reads_features else None,
+            self._rows.refusal,
+        )
         self._data.select_by(selection, restart=not self._has_begun)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -231,6 +243,7 @@ class AutoAssistCallback(CallbackBase):
             "store": None if self._store is None else self._store.state_dict(),
             "pending": [_on_host(observed)._asdict() for observed in self._pending],
             "report": self.report.state_dict(),
+            "label_column": self._rows.label_column.paths,
             "is_filtering": self._is_filtering,
             "progress": self._progress,
         }
@@ -242,6 +255,7 @@ class AutoAssistCallback(CallbackBase):
         self._pending = deque(_Observed(**parts) for parts in state_dict["pending"])
         self._is_filtering = state_dict["is_filtering"]
         self._progress = state_dict["progress"]
+        self._rows.label_column.paths = state_dict["label_column"]
         self._restored = state_dict["store"]
         self._store = None
         self._has_begun = True
@@ -285,6 +299,19 @@ class AutoAssistCallback(CallbackBase):
             # A prediction that is not a number says nothing against the instance.
             return probs.where(known & ~probs.isnan(), 1.0).numpy()
         return everything
+
+    def _keep_rows(self, rows: Rows, pass_index: int) -> npt.NDArray[np.floating[Any]]:
+        """Chances of a stream's rows, shape ``(n,)``; there is no unseen one to be kept."""
+        if self._progress <= 1 - self.tail and (self._is_filtering or not self.policy.needs_scores):
+            with self._unfiltered_on_error():
+                return self._rows.keep_probability(rows)
+        return np.ones(rows.size, np.float32)
+
+    def _row_features(self, batch: Any, num_rows: int) -> Tensor | None:
+        if self._is_filtering:
+            with self._unfiltered_on_error():
+                return self._rows.features(batch, num_rows)
+        return None
 
     # ---- the Boss answers
 
@@ -344,6 +371,8 @@ class AutoAssistCallback(CallbackBase):
 
     def _new_features(self, draw: Draw, batch: Any) -> Tensor | None:
         """Features of the batch, where the Assistant reads them and some instance has none yet."""
+        if draw.rows is not None:
+            return draw.rows.features
         if "features" not in self.assistant.reads or self._store is None:
             return None
         if self._store.knows(torch.from_numpy(draw.indices), self.assistant.reads).all():
@@ -357,8 +386,11 @@ class AutoAssistCallback(CallbackBase):
 
     def _learn(self, observed: _Observed) -> None:
         """Let the Assistant learn from one batch of the Boss."""
-        assert self._store is not None
         observed = _on_host(observed)
+        if observed.integers is not None:
+            self._learn_from_rows(observed, observed.integers)
+            return
+        assert self._store is not None
         indices, losses, scores = observed.indices, observed.losses, observed.scores
         finite = losses.isfinite() & scores.isfinite()
         if not finite.all():
@@ -379,6 +411,14 @@ class AutoAssistCallback(CallbackBase):
         outcome = self.assistant.update(instances, scores)
         self.policy.observe(outcome.predictions, outcome.targets)
         self.report.count_outcome(outcome)
+
+    def _learn_from_rows(self, observed: _Observed, integers: dict[str, Tensor]) -> None:
+        """The same for a stream's batch."""
+        scores = observed.scores.where(observed.losses.isfinite(), torch.nan)
+        self.report.count_nonfinite(int((~scores.isfinite()).sum()))
+        outcome = self._rows.learn(observed.features, integers, observed.labels, scores)
+        if outcome is not None:
+            self.report.count_outcome(outcome)
 
     # ---- when something goes wrong
 
@@ -417,6 +457,7 @@ def _to_host(draw: Draw, observation: Observation, features: Tensor | None) -> _
         scores=started(observation.scores),
         labels=None if observation.labels is None else started(observation.labels),
         features=None if features is None else started(features),
+        integers=None if draw.rows is None else draw.rows.integers,
         arrived=torch.cuda.current_stream(observation.losses.device).record_event() if on_cuda else None,
     )
 

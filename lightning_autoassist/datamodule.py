@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
+from lightning_autoassist.candidates import Draw
 from lightning_autoassist.flavours import DATA_MODULE_TYPES, MODULE_TYPES, DataModuleBase, overrides
-from lightning_autoassist.loader import BatchIterator, Carried, CarryingLoader, DrawSource, PlainBatches
+from lightning_autoassist.loader import (
+    BatchIterator,
+    Carried,
+    CarryingLoader,
+    DrawSource,
+    FetchedLoader,
+    PlainBatches,
+)
 from lightning_autoassist.rng import restore_rng_state, rng_state
+from lightning_autoassist.rows import PadValues
 from lightning_autoassist.sampler import (
-    Draw,
-    KeepProbability,
+    FlattenedBatches,
     ShrinkingBatchSampler,
     check_budget,
 )
+from lightning_autoassist.selection import Selection
+from lightning_autoassist.stream_loader import StreamedLoader, check_stream, continued_stream, is_stream, stream_sizes
+from lightning_autoassist.streaming import RowStream
 
 HOW_TO_USE = """
     trainer = Trainer(callbacks=[AutoAssistCallback()], ...)
@@ -45,23 +55,6 @@ _FORWARDED_SETTINGS = (
 )
 
 
-@dataclass(frozen=True)
-class Selection:
-    """How the callback wants candidates to be selected.
-
-    Attributes:
-        keep_probability: Gets candidates and the number of the pass, returns p; see ``ShrinkingBatchSampler``.
-        keeps_everything: Whether p is always 1.
-        weights: ``"none"``, ``"sum"`` or ``"mean"``.
-        on_data: Called with the size of the data set before its first batch is drawn.
-    """
-
-    keep_probability: KeepProbability
-    keeps_everything: bool
-    weights: str
-    on_data: Callable[[int], None]
-
-
 class AutoAssistDataModule(DataModuleBase):
     """Wraps the user's data so that the Trainer gets the instances that are worth training on.
 
@@ -72,17 +65,22 @@ class AutoAssistDataModule(DataModuleBase):
     ``train_dataloader()`` yields the user's plain batches.
 
     Args:
-        data: A ``LightningDataModule``, a train ``DataLoader``, or a ``LightningModule`` with loaders of its own.
+        data: A ``LightningDataModule``, a train ``DataLoader`` or another iterable of batches, or a
+            ``LightningModule`` with loaders of its own.
         budget: Boss updates to spend, as a share of an unfiltered run's, in (0, 1].
         seed: Decides, with the scores, which instances are kept; where None, torch's initial seed (which
             ``seed_everything`` sets) is used.
         flatten: Take candidates one by one, in its order, from a batch sampler of the user's own.
+        steps_per_epoch: K, for a stream (an ``IterableDataset``, or any iterable of batches); needed where it has no
+            length to take the budget of.
+        pad_values: What rows of a stream are padded with where their widths differ, see
+            :class:`~lightning_autoassist.rows.RowSplitter`; without, only rows of the same widths share a batch.
         val_dataloaders: Loaders beside a train ``DataLoader``.
         test_dataloaders: Likewise.
         predict_dataloaders: Likewise.
 
     Raises:
-        ValueError: If ``budget`` lies outside (0, 1].
+        ValueError: If ``budget`` lies outside (0, 1], or ``steps_per_epoch`` is not positive.
         TypeError: If ``data`` is something else, or loaders are given beside a module.
 
     Example:
@@ -99,11 +97,15 @@ class AutoAssistDataModule(DataModuleBase):
         budget: float = 0.6,
         seed: int | None = None,
         flatten: bool = False,
+        steps_per_epoch: int | None = None,
+        pad_values: PadValues = None,
         val_dataloaders: Any = None,
         test_dataloaders: Any = None,
         predict_dataloaders: Any = None,
     ) -> None:
         check_budget(budget)
+        if steps_per_epoch is not None and steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}")
         # Set first: the attributes below are looked up on it while Lightning's own initialisers run.
         self.__dict__["wrapped"] = data
         self.__dict__["_trainer"] = None
@@ -111,9 +113,11 @@ class AutoAssistDataModule(DataModuleBase):
         self.budget = budget
         self._seed = seed
         self._flatten = flatten
+        self._steps_per_epoch = steps_per_epoch
+        self._pad_values = pad_values
         self.current_draw: Draw | None = None
         self._selection: Selection | None = None
-        self._sampler: ShrinkingBatchSampler | None = None
+        self._sampler: ShrinkingBatchSampler | RowStream | None = None
         self._source: DrawSource | None = None
         self._restored: dict[str, Any] | None = None
         self._restored_rng: dict[str, Any] | None = None
@@ -126,12 +130,12 @@ class AutoAssistDataModule(DataModuleBase):
                 setattr(self, setting, getattr(data, setting))
         elif isinstance(data, MODULE_TYPES):
             self._forward(_FORWARDED_LOADERS)
-        elif not isinstance(data, DataLoader):
+        elif not isinstance(data, DataLoader) and not is_stream(data):
             raise TypeError(
                 "data must be a LightningDataModule, a train DataLoader or a LightningModule with a train_dataloader, "
                 f"got {_describe(data)}; several train loaders cannot be filtered, pass one"
             )
-        if loaders and not isinstance(data, DataLoader):
+        if loaders and isinstance(data, (*DATA_MODULE_TYPES, *MODULE_TYPES)):
             raise TypeError(
                 f"{'_dataloaders=, '.join(loaders)}_dataloaders= go beside a train DataLoader; "
                 f"{type(data).__name__} brings its own"
@@ -181,6 +185,8 @@ class AutoAssistDataModule(DataModuleBase):
         """
         self._selection = selection
         self._source = None
+        if selection is None and isinstance(self._sampler, RowStream):
+            self._sampler.close()
         if restart:
             self._sampler = self._restored = self._restored_rng = None
 
@@ -192,7 +198,7 @@ class AutoAssistDataModule(DataModuleBase):
             self._sampler.weights = weights
 
     @property
-    def candidate_stream(self) -> ShrinkingBatchSampler | None:
+    def candidate_stream(self) -> ShrinkingBatchSampler | RowStream | None:
         """The candidate stream; None before the first filtered batch, and where the user's own batches pass."""
         return self._sampler
 
@@ -216,8 +222,8 @@ class AutoAssistDataModule(DataModuleBase):
     def is_fetching(self, iterator: object) -> bool:
         return any(iterator is own for own in self._fetching_iterators())
 
-    def begin(self, loader: CarryingLoader) -> Iterator[Draw]:
-        if self._selection is not None:
+    def begin(self, loader: FetchedLoader) -> Iterator[Draw]:
+        if self._selection is not None and isinstance(loader, CarryingLoader):
             self._selection.on_data(len(loader.dataset))
         self._source = loader.source()
         # Where Lightning resumes in the middle of an epoch, it counts the epoch's earlier batches as ready.
@@ -230,7 +236,7 @@ class AutoAssistDataModule(DataModuleBase):
         # Where the interrupted run had its iterator already, making ours has drawn a seed from the global RNG.
         self._restore_rng()
 
-    def train_dataloader(self) -> CarryingLoader:
+    def train_dataloader(self) -> Iterable[Any]:
         """The loader of K batches an epoch.
 
         Raises:
@@ -240,7 +246,15 @@ class AutoAssistDataModule(DataModuleBase):
             raise MisconfigurationException(
                 f"AutoAssistDataModule needs an AutoAssistCallback in the Trainer. Write:{HOW_TO_USE}"
             )
-        loader = self.wrapped if isinstance(self.wrapped, DataLoader) else self.wrapped.train_dataloader()
+        brings_loader = isinstance(self.wrapped, (*DATA_MODULE_TYPES, *MODULE_TYPES))
+        loader = self.wrapped.train_dataloader() if brings_loader else self.wrapped
+        if is_stream(loader):
+            return self._streamed(loader)
+        if self._steps_per_epoch is not None:
+            raise MisconfigurationException(
+                f"steps_per_epoch={self._steps_per_epoch} is for streams; this data set has a length, of which budget= "
+                "is the share"
+            )
         candidates, batch_size, drop_last = self._candidates_of(loader)
         if self._passes_plain_batches():
             batches: Any = loader.batch_sampler
@@ -251,9 +265,9 @@ class AutoAssistDataModule(DataModuleBase):
             return CarryingLoader(loader, len(batches), lambda: plain, self)
 
         def stream() -> ShrinkingBatchSampler:
-            # torch.initial_seed() reads the global seed and leaves the global RNG where it is.
-            seed = torch.initial_seed() if self._seed is None else self._seed
-            return ShrinkingBatchSampler(candidates, batch_size, budget=self.budget, drop_last=drop_last, seed=seed)
+            return ShrinkingBatchSampler(
+                candidates, batch_size, budget=self.budget, drop_last=drop_last, seed=self._seed_in_force()
+            )
 
         try:
             num_batches = len(stream())
@@ -314,11 +328,6 @@ class AutoAssistDataModule(DataModuleBase):
                 f"filtering needs one torch DataLoader to train on, got {_describe(loader)}; return a single "
                 "DataLoader from train_dataloader, or train without AutoAssist"
             )
-        if isinstance(loader.dataset, IterableDataset):
-            raise MisconfigurationException(
-                "an IterableDataset is not supported yet: its instances have no index to remember them by; "
-                "use a map-style data set, or train without AutoAssist"
-            )
         batches = loader.batch_sampler
         if batches is None:
             raise MisconfigurationException(
@@ -343,10 +352,10 @@ class AutoAssistDataModule(DataModuleBase):
         """``stream``, or the one that it continues: of the last epoch, of a loader before this one, of a checkpoint."""
         earlier, restored = self._sampler, self._restored
         self._restored = None
-        if earlier is not None and earlier.sizes == stream.sizes:
+        if isinstance(earlier, ShrinkingBatchSampler) and earlier.sizes == stream.sizes:
             earlier.sampler = stream.sampler
             stream = earlier
-        elif restored is not None and restored["num_instances"] == stream.num_instances:
+        elif restored is not None and restored.get("num_instances") == stream.num_instances:
             stream.load_state_dict(restored)
         elif earlier is not None or restored is not None:
             rank_zero_warn(
@@ -354,10 +363,33 @@ class AutoAssistDataModule(DataModuleBase):
                 f"{stream.batch_size}: filtering begins anew with a first pass that keeps everything"
             )
         if self._selection is not None:
-            stream.keep_probability = None if self._selection.keeps_everything else self._selection.keep_probability
-            stream.weights = self._selection.weights
+            self._selection.apply_to(stream)
         self._sampler = stream
         return stream
+
+    def _streamed(self, loader: Any) -> Iterable[Any]:
+        """A loader of a stream's kept rows; the user's own where its batches are repeated."""
+        if self._is_overfitting():
+            return cast("Iterable[Any]", loader)
+        check_stream(self._selection, 1 if self.trainer is None else self.trainer.world_size)
+        sizes = stream_sizes(loader, self._steps_per_epoch, self.budget)
+        self._check_validation_interval(sizes.num_batches)
+
+        def stream() -> RowStream:
+            opened = continued_stream(
+                loader, sizes, self._sampler, self._restored, self._pad_values, self._seed_in_force()
+            )
+            self._restored = None
+            if self._selection is not None:
+                self._selection.apply_to(opened, pass_whole=self._passes_plain_batches())
+            self._sampler = opened
+            return opened
+
+        return StreamedLoader(loader, sizes.num_batches, stream, self)
+
+    def _seed_in_force(self) -> int:
+        # torch.initial_seed() reads the global seed and leaves the global RNG where it is.
+        return torch.initial_seed() if self._seed is None else self._seed
 
     def _passes_plain_batches(self) -> bool:
         selection = self._selection
@@ -385,20 +417,6 @@ class AutoAssistDataModule(DataModuleBase):
                 f"val_check_interval={trainer.val_check_interval} is more than the {num_batches} batches an epoch has "
                 f"at budget={self.budget}; use val_check_interval={num_batches} or less, or 1.0 for the epoch's end"
             )
-
-
-class FlattenedBatches:
-    """The instances of a batch sampler's batches, one by one, N a pass."""
-
-    def __init__(self, batches: Iterable[Iterable[int]], num_instances: int) -> None:
-        self.batches = batches
-        self.num_instances = num_instances
-
-    def __iter__(self) -> Iterator[int]:
-        return chain.from_iterable(self.batches)
-
-    def __len__(self) -> int:
-        return self.num_instances
 
 
 def _returning(value: Any) -> Callable[[], Any]:

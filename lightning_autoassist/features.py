@@ -110,7 +110,7 @@ class InstanceStore:
             )
         new = ~self.has_features[indices]
         indices, features = indices[new], features[new]
-        self.features[indices] = torch.nan_to_num(features, nan=0.0).clamp(-FEATURE_BOUND, FEATURE_BOUND).half()
+        self.features[indices] = bounded(features)
         self.has_features[indices] = True
 
     def put_labels(self, indices: Tensor, labels: Tensor) -> None:
@@ -277,6 +277,11 @@ class BatchFeatures:
         buckets = ((tokens.long() * 2654435761) >> 16) % self.max_features
         counts = torch.zeros(len(tokens), self.max_features, device=tokens.device)
         return counts.scatter_add_(1, buckets, torch.ones_like(buckets, dtype=counts.dtype))
+
+
+def bounded(features: Tensor) -> Tensor:
+    """Features in half precision; NaN becomes 0, and what half precision cannot hold is bounded."""
+    return torch.nan_to_num(features, nan=0.0).clamp(-FEATURE_BOUND, FEATURE_BOUND).half()
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:

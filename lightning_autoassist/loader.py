@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +17,8 @@ from lightning_fabric.utilities.seed import pl_worker_init_function
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
-from lightning_autoassist.sampler import Draw, announce_epoch, index_array
+from lightning_autoassist.candidates import Draw
+from lightning_autoassist.sampler import announce_epoch, index_array
 
 
 class Carried(NamedTuple):
@@ -46,7 +47,7 @@ class Fetching(Protocol):
     def is_fetching(self, iterator: object) -> bool:
         """Whether ``iterator`` is the one that the Trainer takes its batches from."""
 
-    def begin(self, loader: CarryingLoader) -> Iterator[Draw]:
+    def begin(self, loader: FetchedLoader) -> Iterator[Draw]:
         """The Trainer's iteration over ``loader`` begins: its draws."""
 
     def has_begun(self) -> None:
@@ -75,7 +76,7 @@ class PlainBatches:
         pass
 
 
-class CarryingLoader:
+class FetchedLoader:
     """Iterable over ``Carried`` batches for the Trainer's fetching, over the user's plain batches for anyone else.
 
     Args:
@@ -83,17 +84,20 @@ class CarryingLoader:
         num_batches: K.
         source: What the Trainer's batches are drawn from; asked for at the start of each of its epochs.
         fetching: The Trainer's side.
+
+    Attributes:
+        keeps_iterator: Whether one iterator, with its workers, serves all epochs.
     """
 
+    keeps_iterator: bool
+
     def __init__(
-        self, loader: DataLoader[Any], num_batches: int, source: Callable[[], DrawSource], fetching: Fetching
+        self, loader: Iterable[Any], num_batches: int, source: Callable[[], DrawSource], fetching: Fetching
     ) -> None:
         self.source = source
         self._plain = loader
         self._num_batches = num_batches
         self._fetching = fetching
-        self._feed = _Feed()
-        self._loader = _fed_by(loader, self._feed)
 
     def __len__(self) -> int:
         return self._num_batches
@@ -101,14 +105,26 @@ class CarryingLoader:
     def __iter__(self) -> Iterator[Any]:
         return BatchIterator(self)
 
-    @property
-    def dataset(self) -> Any:
-        """The user's data set."""
-        return self._plain.dataset
+    def _carried_batches(self) -> Iterator[Carried]:
+        raise NotImplementedError
+
+    def _plain_batches(self) -> Iterator[Any]:
+        return islice(self._plain, self._num_batches)
+
+
+class CarryingLoader(FetchedLoader):
+    """Batches of a map-style data set, loaded by a copy of the user's DataLoader."""
+
+    def __init__(
+        self, loader: DataLoader[Any], num_batches: int, source: Callable[[], DrawSource], fetching: Fetching
+    ) -> None:
+        super().__init__(loader, num_batches, source, fetching)
+        self.dataset: Any = loader.dataset
+        self._feed = _Feed()
+        self._loader = _fed_by(loader, self._feed)
 
     @property
-    def keeps_iterator(self) -> bool:
-        """Whether one iterator, with its workers, serves all epochs."""
+    def keeps_iterator(self) -> bool:  # type: ignore[override]
         return self._loader.persistent_workers
 
     # Lightning shuts workers down through this attribute of a DataLoader.
@@ -126,14 +142,11 @@ class CarryingLoader:
         batches = iter(self._loader)
         return (Carried(batch, self._feed.next_fed()) for batch in batches)
 
-    def _plain_batches(self) -> Iterator[Any]:
-        return islice(self._plain, self._num_batches)
-
 
 class BatchIterator:
     """Does nothing before the first batch is asked for, since Lightning iterates to check that it can."""
 
-    def __init__(self, loader: CarryingLoader) -> None:
+    def __init__(self, loader: FetchedLoader) -> None:
         self._loader = loader
         self._batches: Iterator[Any] | None = None
 
@@ -192,7 +205,11 @@ def _fed_by(loader: DataLoader[Any], feed: _Feed) -> DataLoader[Any]:
     if not getattr(fed, "in_order", True):
         rank_zero_warn("in_order=False was set back to True: batches must arrive in the order they were drawn")
         fed.in_order = True
-    if fed.worker_init_fn is None and int(os.environ.get("PL_SEED_WORKERS", 0)):
-        # What Lightning does for DataLoaders after seed_everything(..., workers=True).
-        fed.worker_init_fn = pl_worker_init_function
+    seed_workers(fed)
     return fed
+
+
+def seed_workers(loader: DataLoader[Any]) -> None:
+    """What Lightning does for DataLoaders after ``seed_everything(..., workers=True)``."""
+    if loader.worker_init_fn is None and int(os.environ.get("PL_SEED_WORKERS", 0)):
+        loader.worker_init_fn = pl_worker_init_function

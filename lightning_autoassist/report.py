@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from lightning_autoassist.assistants import Outcome
-from lightning_autoassist.sampler import ShrinkingBatchSampler
+from lightning_autoassist.candidates import CandidateStream
 
 PREFIX = "autoassist/"
 # More predictions than this an epoch are ranked by their first million: 1e6 sorts in 0.2 s, 1e7 would take seconds.
@@ -70,13 +70,13 @@ class FilterReport:
         if len(self._ranked) > MAX_PARTS:
             self._ranked = [_joined(self._ranked)]
 
-    def start_epoch(self, sampler: ShrinkingBatchSampler | None) -> None:
+    def start_epoch(self, sampler: CandidateStream | None) -> None:
         """Count what follows as a new epoch."""
         self._epoch_start = self._totals(sampler)
         self._num_outcomes, self._loss_sum = 0, 0.0
         self._ranked, self._num_ranked = [], 0
 
-    def end_epoch(self, sampler: ShrinkingBatchSampler | None) -> dict[str, float]:
+    def end_epoch(self, sampler: CandidateStream | None) -> dict[str, float]:
         """The epoch's metrics under ``autoassist/``; instances and candidates are counted from the run's start."""
         metrics = self._rates(self._epoch_start, self._totals(sampler))
         metrics["instances_seen"] = float(self.instances_seen)
@@ -89,7 +89,7 @@ class FilterReport:
         self.start_epoch(sampler)
         return {PREFIX + name: value for name, value in metrics.items()}
 
-    def summary(self, sampler: ShrinkingBatchSampler | None) -> dict[str, float]:
+    def summary(self, sampler: CandidateStream | None) -> dict[str, float]:
         """Totals of the run, and the last epoch's figures of the Assistant."""
         zero = dict.fromkeys(self._totals(None), 0.0)
         assistant = {name: value for name, value in self.last_epoch.items() if name.startswith("assistant_")}
@@ -119,7 +119,7 @@ class FilterReport:
         for name, value in state.items():
             setattr(self, name, value)
 
-    def _totals(self, sampler: ShrinkingBatchSampler | None) -> dict[str, float]:
+    def _totals(self, sampler: CandidateStream | None) -> dict[str, float]:
         drawing = {
             "considered": 0 if sampler is None else sampler.num_considered,
             "kept": 0 if sampler is None else sampler.num_kept,
@@ -140,7 +140,7 @@ class FilterReport:
             "overhead_ms": 1e3 * (spent["seconds"] + spent["drawing"]) / batches,
         }
 
-    def _candidates_seen(self, sampler: ShrinkingBatchSampler | None) -> float:
+    def _candidates_seen(self, sampler: CandidateStream | None) -> float:
         return float(self.instances_seen if sampler is None else sampler.num_considered)
 
 
@@ -157,7 +157,7 @@ def _auroc(predictions: Tensor, targets: Tensor) -> dict[str, float]:
     return {"assistant_auroc": float(binary_auroc(predictions, targets.long()))}
 
 
-def warn_about_limits(trainer: Any, stream: ShrinkingBatchSampler) -> None:
+def warn_about_limits(trainer: Any, stream: CandidateStream) -> None:
     """Warn of Trainer settings with which filtering saves nothing, or a schedule ends wrongly.
 
     Args:

@@ -9,33 +9,17 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
-from itertools import islice
-from typing import Any, NamedTuple
+from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler, SubsetRandomSampler
 
-IndexArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float32]
+from lightning_autoassist.candidates import CandidateStream, Draw, IndexArray
+
 KeepProbability = Callable[[IndexArray, int], npt.NDArray[np.floating[Any]]]
-
-WEIGHT_MODES = ("none", "sum", "mean")
-# The last N candidates are counted in entries of at most this share of N.
-MIN_RECENT = 4096
-
-
-class Draw(NamedTuple):
-    """One batch of kept instances.
-
-    Attributes:
-        indices: Shape ``(B,)``, int64.
-        weights: Shape ``(B,)``, float32; None where instances are not weighted.
-    """
-
-    indices: IndexArray
-    weights: FloatArray | None
 
 
 def batches_per_epoch(num_instances: int, batch_size: int, budget: float, drop_last: bool = False) -> int:
@@ -50,7 +34,7 @@ def batches_per_epoch(num_instances: int, batch_size: int, budget: float, drop_l
     return max(1, math.floor(exact + 1e-9) if drop_last else math.ceil(exact - 1e-9))
 
 
-class ShrinkingBatchSampler(Sampler[list[int]]):
+class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
     r"""Full batches of the candidates that are kept, K batches an epoch.
 
     Candidates come from ``sampler``, pass after pass; the stream runs on across epochs. Each candidate is kept with
@@ -99,8 +83,8 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         chunk_size: int | None = None,
     ) -> None:
+        super().__init__(weights, seed)
         check_budget(budget)
-        check_weights(weights)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if chunk_size is not None and chunk_size < 1:
@@ -117,22 +101,11 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
         self.batch_size = batch_size
         self.budget = budget
         self.keep_probability = keep_probability
-        self.weights = weights
         self.drop_last = drop_last
         self.chunk_size = chunk_size or batch_size
-        # Totals since the start, for reports.
-        self.num_considered = 0
-        self.num_kept = 0
-        self.prob_sum = 0.0
-        self.seconds = 0.0
         # The candidate stream.
-        self.pass_index = -1
         self._order: IndexArray = np.empty(0, np.int64)
         self._position = 0
-        self._rng = np.random.Generator(np.random.PCG64(seed))
-        # For weights="mean": (candidates, sum of their p) of the runs of chunks that make up the last N candidates.
-        self._recent: deque[tuple[int, float]] = deque()
-        self._recent_count, self._recent_sum = 0, 0.0
         # Kept instances that wait for their batch to fill, and batches handed out but not confirmed.
         self._kept_indices: IndexArray = np.empty(0, np.int64)
         self._kept_probs = np.empty(0, np.float64)
@@ -174,19 +147,16 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
     def state_dict(self) -> dict[str, Any]:
         """Position and order of the stream, RNG, kept and unconfirmed instances, totals: tensors and builtins."""
         return {
+            **self._counts(),
             "num_instances": self.num_instances,
-            "pass_index": self.pass_index,
             "order": torch.from_numpy(self._order),
             "position": self._position,
-            "rng": self._rng.bit_generator.state,
-            "recent": [list(entry) for entry in self._recent],
-            "recent_sum": self._recent_sum,
             "kept_indices": torch.from_numpy(self._kept_indices),
             "kept_probs": torch.from_numpy(self._kept_probs),
             "in_flight": [
-                [torch.from_numpy(part) if part is not None else None for part in draw] for draw in self._in_flight
+                [torch.from_numpy(part) if part is not None else None for part in (draw.indices, draw.weights)]
+                for draw in self._in_flight
             ],
-            "totals": [self.num_considered, self.num_kept, self.prob_sum],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -200,29 +170,21 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
                 f"the state is of {state['num_instances']} candidates a pass, this stream has {self.num_instances}; "
                 "resume with the data set of the interrupted run"
             )
-        self.pass_index = state["pass_index"]
+        self._restore_counts(state)
         self._order = state["order"].numpy().copy()
         self._position = state["position"]
-        self._rng.bit_generator.state = state["rng"]
-        self._recent = deque((int(count), float(total)) for count, total in state["recent"])
-        self._recent_count, self._recent_sum = sum(count for count, _ in self._recent), state["recent_sum"]
         self._kept_indices = state["kept_indices"].numpy().copy()
         self._kept_probs = state["kept_probs"].numpy().copy()
         self._in_flight = deque(
             Draw(indices.numpy().copy(), None if weights is None else weights.numpy().copy())
             for indices, weights in state["in_flight"]
         )
-        self.num_considered, self.num_kept, self.prob_sum = state["totals"]
 
     def _draw(self) -> Draw:
         started = time.perf_counter()
         considered = self.num_considered
         while len(self._kept_indices) < self.batch_size:
-            if self.num_considered - considered > 100 * (self.num_instances + self.batch_size):
-                raise RuntimeError(
-                    "keep_probability kept next to nothing of the last 100 passes; it must return p in (0, 1] with a "
-                    "floor, 0.1 or more is usual"
-                )
+            self._check_progress(considered)
             self._consider(self._next_candidates())
         taken, self._kept_indices = self._kept_indices[: self.batch_size], self._kept_indices[self.batch_size :]
         probs, self._kept_probs = self._kept_probs[: self.batch_size], self._kept_probs[self.batch_size :]
@@ -253,31 +215,7 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
         kept = self._rng.random(len(candidates)) < probs
         self._kept_indices = np.concatenate([self._kept_indices, candidates[kept]])
         self._kept_probs = np.concatenate([self._kept_probs, probs[kept]])
-        self.num_considered += len(candidates)
-        self.num_kept += int(kept.sum())
-        prob_sum = float(probs.sum())
-        self.prob_sum += prob_sum
-        self._remember(len(candidates), prob_sum)
-
-    def _remember(self, count: int, prob_sum: float) -> None:
-        # Chunks that are small beside N share an entry, so that neither memory nor a checkpoint grows with N / B.
-        if self._recent and self._recent[-1][0] + count <= self.num_instances // MIN_RECENT:
-            last_count, last_sum = self._recent.pop()
-            self._recent.append((last_count + count, last_sum + prob_sum))
-        else:
-            self._recent.append((count, prob_sum))
-        self._recent_count += count
-        self._recent_sum += prob_sum
-        while self._recent_count - self._recent[0][0] >= self.num_instances:
-            oldest_count, oldest_sum = self._recent.popleft()
-            self._recent_count -= oldest_count
-            self._recent_sum -= oldest_sum
-
-    def _weights_of(self, probs: npt.NDArray[np.float64]) -> FloatArray | None:
-        if self.weights == "none":
-            return None
-        scale = self._recent_sum / self._recent_count if self.weights == "mean" else 1.0
-        return (scale / probs).astype(np.float32)
+        self._count(probs, int(kept.sum()))
 
 
 def check_budget(budget: float) -> None:
@@ -286,12 +224,6 @@ def check_budget(budget: float) -> None:
         raise ValueError(
             f"budget must be in (0, 1], got {budget}; it is the share of Boss updates to spend, 0.6 saves 40 %"
         )
-
-
-def check_weights(weights: str) -> None:
-    """Raise ValueError unless ``weights`` names a mode."""
-    if weights not in WEIGHT_MODES:
-        raise ValueError(f"weights must be one of {', '.join(WEIGHT_MODES)}, got {weights!r}")
 
 
 def num_candidates(sampler: Iterable[int]) -> int:
@@ -360,3 +292,17 @@ def index_array(indices: Iterable[int]) -> IndexArray:
         return np.fromiter(indices, np.int64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"filtering needs a sampler that yields integer indices: {error}") from error
+
+
+class FlattenedBatches:
+    """The instances of a batch sampler's batches, one by one, N a pass."""
+
+    def __init__(self, batches: Iterable[Iterable[int]], num_instances: int) -> None:
+        self.batches = batches
+        self.num_instances = num_instances
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self.batches)
+
+    def __len__(self) -> int:
+        return self.num_instances

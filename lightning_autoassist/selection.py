@@ -1,0 +1,47 @@
+"""What the callback tells the data module: how candidates are to be selected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lightning_autoassist.sampler import KeepProbability, ShrinkingBatchSampler
+from lightning_autoassist.streaming import KeepRows, RowFeatures, RowStream
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How the callback wants candidates to be selected.
+
+    Attributes:
+        keep_probability: Gets candidates and the number of the pass, returns p; see ``ShrinkingBatchSampler``.
+        keeps_everything: Whether p is always 1.
+        weights: ``"none"``, ``"sum"`` or ``"mean"``.
+        on_data: Called with the size of the data set before its first batch is drawn.
+        keep_rows: Gets rows of a stream and the number of the pass, returns p; see ``RowStream``.
+        row_features: Gets a batch of a stream and n, returns its rows' features; None where nobody reads them.
+        no_streams: Why streams cannot be filtered so, with what to write; None where they can.
+    """
+
+    keep_probability: KeepProbability
+    keeps_everything: bool
+    weights: str
+    on_data: Callable[[int], None]
+    keep_rows: KeepRows
+    row_features: RowFeatures | None
+    no_streams: str | None
+
+    def apply_to(self, stream: ShrinkingBatchSampler | RowStream, *, pass_whole: bool = False) -> None:
+        """Let ``stream`` select so.
+
+        Args:
+            stream: The candidates.
+            pass_whole: Pass a stream's own batches on as they are.
+        """
+        stream.weights = "none" if pass_whole else self.weights
+        if isinstance(stream, RowStream):
+            stream.pass_whole = pass_whole
+            stream.features = self.row_features
+            stream.keep_probability = None if self.keeps_everything else self.keep_rows
+        else:
+            stream.keep_probability = None if self.keeps_everything else self.keep_probability
