@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LOW_BUDGET = 0.4
+
 
 class Policy:
     """Base class: keeps every candidate.
@@ -34,6 +36,16 @@ class Policy:
     default_score: str = "gradient_norm"
     default_weights: str = "none"
     default_tail: float = 0.0
+
+    @classmethod
+    def for_budget(cls, budget: float, **options: Any) -> Policy:
+        """The policy, with defaults that suit a budget.
+
+        Args:
+            budget: Share of a full run's Boss updates, in (0, 1].
+            options: Arguments of the class, which go before the defaults.
+        """
+        return cls(**options)
 
     def keep_probability(self, scores: Tensor) -> Tensor:
         """Chance that each candidate enters a batch.
@@ -157,6 +169,10 @@ class RandomPolicy(Policy):
         self.keep_rate = keep_rate
         self.keeps_everything = keep_rate == 1
 
+    @classmethod
+    def for_budget(cls, budget: float, **options: Any) -> Policy:
+        return cls(**({"keep_rate": 0.35} if budget <= LOW_BUDGET else {}) | options)
+
     def keep_probability(self, scores: Tensor) -> Tensor:
         return torch.full_like(scores, self.keep_rate)
 
@@ -252,6 +268,11 @@ class ProportionalPolicy(_RelativePolicy):
         self.cap_quantile = cap_quantile
         self.scale = 1.0  # lambda
         self.cap = float("inf")
+
+    @classmethod
+    def for_budget(cls, budget: float, **options: Any) -> Policy:
+        # With half of the candidates kept, 0.4 of the updates pass over the data too few times.
+        return cls(**({"keep_rate": 0.35, "floor": 0.1} if budget <= LOW_BUDGET else {}) | options)
 
     def compare(self, recent: Tensor) -> None:
         if self.cap_quantile < 1:
