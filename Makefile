@@ -28,6 +28,7 @@ pytest: $(INSTALLED)
 
 benchmarks: $(INSTALLED)
 	$(BIN)/python benchmarks/overhead.py --quick
+	$(BIN)/python benchmarks/images.py --quick
 	$(BIN)/python benchmarks/report.py --check
 
 notebooks: $(INSTALLED)
