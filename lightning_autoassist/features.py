@@ -28,17 +28,20 @@ class Instances(NamedTuple):
         features: Shape ``(n, F)``, half precision from the store.
         labels: Class labels, shape ``(n,)``, integer.
         scores: The last score observed, shape ``(n,)``, float32.
+        ages: Batches learnt from since that score was observed, shape ``(n,)``, int32; -1 where none ever was.
     """
 
     features: Tensor | None = None
     labels: Tensor | None = None
     scores: Tensor | None = None
+    ages: Tensor | None = None
 
 
 class InstanceStore:
     """One row for each of the N instances, on the CPU.
 
-    Features are allocated when the first ones arrive: N·F·2 bytes; label, score and flag take 9 bytes an instance.
+    Features are allocated when the first ones arrive: N·F·2 bytes; label, score, its time and a flag take 13 bytes
+    an instance.
 
     Args:
         num_instances: N.
@@ -49,6 +52,8 @@ class InstanceStore:
         self.labels: Tensor | None = None
         self.scores = torch.zeros(num_instances)
         self.seen = torch.zeros(num_instances, dtype=torch.bool)
+        self.observed_at = torch.full((num_instances,), -1, dtype=torch.int32)
+        self.num_batches = 0
 
     def __len__(self) -> int:
         return len(self.seen)
@@ -58,7 +63,7 @@ class InstanceStore:
 
         Args:
             indices: Shape ``(n,)``, int64.
-            columns: A subset of ``{"features", "labels", "scores"}``.
+            columns: A subset of ``{"features", "labels", "scores", "ages"}``.
         """
 
         def column(name: str) -> Tensor | None:
@@ -66,7 +71,11 @@ class InstanceStore:
             # index_select, not values[indices]: several times faster for rows of half precision.
             return None if values is None else values.index_select(0, indices)
 
-        return Instances(column("features"), column("labels"), column("scores"))
+        ages = None
+        if "ages" in columns:
+            observed_at = self.observed_at.index_select(0, indices)
+            ages = (self.num_batches - 1 - observed_at).where(observed_at >= 0, -1)
+        return Instances(column("features"), column("labels"), column("scores"), ages)
 
     def put_features(self, indices: Tensor, features: Tensor) -> None:
         """Remember features, shape ``(n, F)``, any floating dtype; values that half precision cannot hold are bounded.
@@ -91,17 +100,20 @@ class InstanceStore:
         self.labels[indices] = labels.to(torch.int32)
 
     def put_scores(self, indices: Tensor, scores: Tensor) -> None:
-        """Remember scores, shape ``(n,)``, and mark the instances as seen."""
+        """Remember one batch's scores, shape ``(n,)``, and mark the instances as seen."""
         self.scores[indices] = scores
         self.seen[indices] = True
+        self.observed_at[indices] = self.num_batches
+        self.num_batches += 1
 
     def forget(self, indices: Tensor) -> None:
         """Mark instances as unseen, so that they are kept when they come up again."""
         self.seen[indices] = False
 
     def state_dict(self) -> dict[str, Any]:
-        """All columns, as tensors or None."""
-        return {name: getattr(self, name) for name in ("features", "labels", "scores", "seen")}
+        """All columns, as tensors or None, and the number of batches."""
+        columns = ("features", "labels", "scores", "seen", "observed_at")
+        return {"num_batches": self.num_batches, **{name: getattr(self, name) for name in columns}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`.
@@ -115,7 +127,7 @@ class InstanceStore:
                 "resume with the data set of the interrupted run"
             )
         for name, values in state.items():
-            setattr(self, name, None if values is None else values.clone())
+            setattr(self, name, values.clone() if isinstance(values, Tensor) else values)
 
 
 class BatchFeatures:

@@ -120,3 +120,23 @@ def test_memory_of_an_instance_stays_within_half_precision():
     store.put_labels(torch.arange(1000), torch.zeros(1000, dtype=torch.long))
     size = sum(t.numel() * t.element_size() for t in (store.features, store.labels, store.scores, store.seen))
     assert size / 1000 == 64 * 2 + 9
+
+
+def test_ages_count_the_batches_since_an_instance_was_observed():
+    store = InstanceStore(4)
+    for rows in ([0, 1], [1], [2]):
+        store.put_scores(torch.tensor(rows), torch.rand(len(rows)))
+    assert store.rows(torch.arange(4), ("ages",)).ages.tolist() == [2, 1, 0, -1]
+    restored = InstanceStore(4)
+    restored.load_state_dict(store.state_dict())
+    restored.put_scores(torch.tensor([3]), torch.rand(1))
+    assert restored.rows(torch.arange(4), ("ages",)).ages.tolist() == [3, 2, 1, 0]
+    assert store.rows(torch.arange(4), ("scores",)).ages is None
+
+
+def test_an_instance_of_64_features_takes_at_most_160_bytes():
+    store = InstanceStore(1000)
+    store.put_features(torch.arange(1000), torch.rand(1000, 64))
+    store.put_labels(torch.arange(1000), torch.zeros(1000))
+    columns = [values for values in store.state_dict().values() if isinstance(values, torch.Tensor)]
+    assert sum(values.nbytes for values in columns) <= 160 * 1000
