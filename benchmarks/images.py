@@ -43,7 +43,7 @@ from lightning_autoassist.policies import POLICIES
 TABLE = "images"
 METHODS = (FULL, "uniform", "proportional", "infobatch", "autoassist")
 TUNED_BUDGET = 0.6
-GRID = (0.1, 0.2, 0.4, 0.8)
+GRID = (0.2, 0.4, 0.8, 1.6)
 TUNE_SEED = 1000
 # In the order of their worth, should time run out. At 0.4 label noise is not asked for.
 STAGES = (
