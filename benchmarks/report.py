@@ -36,6 +36,10 @@ def overhead_table() -> str:
     lines += ["", "| scoring, 256 features in half precision, one core | candidates a second |", "|---|---|"]
     for row in rows:
         lines += [f"| {name} | {row[name]:,} |" for name in row if name.startswith(("logistic", "remembered"))]
+    assistants = [row for row in rows if "update_ms" in row]
+    if assistants:
+        lines += ["", "| one core, fastest of 200 | an update, ms | a candidate, us |", "|---|---|---|"]
+        lines += [f"| {row['case']} | {row['update_ms']:.2f} | {row['predict_us']:.2f} |" for row in assistants]
     measured = sorted({f"{row['hardware']}; torch {row['versions']['torch']}" for row in rows})
     return "\n".join([*lines, "", f"Measured on {', '.join(measured)}. Medians of runs in turns with plain ones."])
 
