@@ -29,6 +29,7 @@ pytest: $(INSTALLED)
 benchmarks: $(INSTALLED)
 	$(BIN)/python benchmarks/overhead.py --quick
 	$(BIN)/python benchmarks/scale.py --quick
+	$(BIN)/python benchmarks/images.py --quick
 	$(BIN)/python benchmarks/report.py --check
 
 notebooks: $(INSTALLED)

@@ -4,6 +4,7 @@ Plain and filtered runs take turns; a step is timed from one ``on_train_batch_en
 the batch generator, the capture and the Assistant. Steps of the first pass, which keeps everything, are left out.
 
     python benchmarks/overhead.py            # appends rows to benchmarks/results/overhead.jsonl
+    python benchmarks/overhead.py --assistants    # only what an update and a prediction of each Assistant take
     python benchmarks/overhead.py --quick    # under a minute, writes no rows
 """
 
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_autoassist import (
+    ASSISTANTS,
     AutoAssistCallback,
     AutoAssistDataModule,
     AutoAssistPolicy,
@@ -201,6 +203,35 @@ def candidates_a_second(num_instances: int) -> dict[str, Any]:
         torch.set_num_threads(threads)
 
 
+def assistant_cost(name: str, num_features: int, rounds: int) -> dict[str, Any]:
+    """Fastest milliseconds of an update with a batch, and microseconds to predict a candidate, on one core."""
+    count = 20_000
+    generator = torch.Generator().manual_seed(0)
+    store, assistant = InstanceStore(count), ASSISTANTS[name]()
+    everything = torch.arange(count)
+    store.put_features(everything, torch.rand(count, num_features, generator=generator))
+    store.put_labels(everything, torch.randint(0, NUM_CLASSES, (count,), generator=generator))
+    store.put_scores(everything, torch.rand(count, generator=generator))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    updates, predictions = [], []
+    for _ in range(rounds):
+        order = torch.randperm(count, generator=generator)
+        batch, candidates = order[:BATCH_SIZE], order[: 8 * BATCH_SIZE]
+        started = time.perf_counter()
+        assistant.update(store.rows(batch, assistant.reads), torch.rand(BATCH_SIZE, generator=generator))
+        updated = time.perf_counter()
+        assistant.predict(store.rows(candidates, assistant.reads))
+        updates.append(updated - started)
+        predictions.append(time.perf_counter() - updated)
+    torch.set_num_threads(threads)
+    return {
+        "case": f"Assistant {name}, {num_features} features, batch {BATCH_SIZE}",
+        "update_ms": round(1e3 * min(updates), 3),
+        "predict_us": round(1e6 * min(predictions) / (8 * BATCH_SIZE), 3),
+    }
+
+
 def capture_cost(name: str, rounds: int) -> dict[str, Any]:
     """Forward and backward of a loss, or of a network with it, with capture (score and weights) against without."""
     make_net, shape, num_classes = LOSSES[name]
@@ -258,11 +289,21 @@ def main() -> None:
     """Measure, print, and append rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small and short, writes no rows")
-    quick = parser.parse_args().quick
+    parser.add_argument("--assistants", action="store_true", help="the cost of the Assistants only")
+    args = parser.parse_args()
+    quick = args.quick
     warnings.filterwarnings("ignore")
     for flavour in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(flavour).setLevel(logging.ERROR)
 
+    for name in ASSISTANTS:
+        for num_features in (64, 256):
+            row = assistant_cost(name, num_features, 5 if quick else 200)
+            print(f"{row['case']:52s} {row['update_ms']:8.2f} ms an update, {row['predict_us']:.2f} us a candidate")
+            if not quick:
+                append_row("overhead", row)
+    if args.assistants:
+        return
     speeds = candidates_a_second(20_000 if quick else 200_000)
     for name, speed in speeds.items():
         print(f"{name:42s} {speed:>13,d} candidates/s")

@@ -1,28 +1,26 @@
-"""Writes the README's tables, between their markers, from the rows in ``benchmarks/results/``.
+"""Writes the README's tables, between their markers, and curves from the rows in ``benchmarks/results/``.
 
-python benchmarks/report.py            # rewrites README.md
-python benchmarks/report.py --check    # exits with 1 where the README is not what the rows say
+python benchmarks/report.py            # rewrites README.md and the PNGs
+python benchmarks/report.py --check    # exits with 1 where they are not what the rows say
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from rows import RESULTS
+from image_report import image_tables, stale_curves, wall_clock_table, write_curves
+from rows import rows_of
 
 README = Path(__file__).parent.parent / "README.md"
 
 
 def last_rows(name: str) -> list[dict[str, Any]]:
     """The newest row of each case in ``results/NAME.jsonl``."""
-    path = RESULTS / f"{name}.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return list({row["case"]: row for row in rows}.values())
+    return list({row["case"]: row for row in rows_of(name)}.values())
 
 
 def overhead_table() -> str:
@@ -38,6 +36,10 @@ def overhead_table() -> str:
     lines += ["", "| scoring, 256 features in half precision, one core | candidates a second |", "|---|---|"]
     for row in rows:
         lines += [f"| {name} | {row[name]:,} |" for name in row if name.startswith(("logistic", "remembered"))]
+    assistants = [row for row in rows if "update_ms" in row]
+    if assistants:
+        lines += ["", "| one core, fastest of 200 | an update, ms | a candidate, us |", "|---|---|---|"]
+        lines += [f"| {row['case']} | {row['update_ms']:.2f} | {row['predict_us']:.2f} |" for row in assistants]
     measured = sorted({f"{row['hardware']}; torch {row['versions']['torch']}" for row in rows})
     return "\n".join([*lines, "", f"Measured on {', '.join(measured)}. Medians of runs in turns with plain ones."])
 
@@ -62,10 +64,15 @@ def scale_table() -> str:
         ]
         lines.append(f"| {row['case']} | {' | '.join(figures)} |")
     measured = sorted({f"{row['hardware']}; torch {row['versions']['torch']}" for row in rows})
-    return "\n".join([*lines, "", f"Measured on {', '.join(measured)}, which others used meanwhile."])
+    return "\n".join([*lines, "", f"Measured on {', '.join(measured)}."])
 
 
-TABLES = {"overhead": overhead_table, "scale": scale_table}
+TABLES = {
+    "images": image_tables,
+    "wall_clock": wall_clock_table,
+    "overhead": overhead_table,
+    "scale": scale_table,
+}
 
 
 def rewritten(text: str) -> str:
@@ -78,15 +85,17 @@ def rewritten(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite or check the README."""
+    """Rewrite or check the README and the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only compare")
     check = parser.parse_args().check
     before = README.read_text()
     after = rewritten(before)
     if check:
-        sys.exit("README.md differs from the rows: run python benchmarks/report.py" if after != before else 0)
+        stale = (["README.md"] if after != before else []) + stale_curves()
+        sys.exit(f"{', '.join(stale)} differ from the rows: run python benchmarks/report.py" if stale else 0)
     README.write_text(after)
+    write_curves()
 
 
 if __name__ == "__main__":

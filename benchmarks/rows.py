@@ -29,11 +29,17 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def append_row(name: str, row: dict[str, Any]) -> None:
-    """Append ``row`` with its provenance to ``results/NAME.jsonl``."""
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{name}.jsonl").open("a") as file:
+def append_row(name: str, row: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Append ``row`` with its provenance to ``NAME.jsonl`` in ``folder``."""
+    folder.mkdir(exist_ok=True)
+    with (folder / f"{name}.jsonl").open("a") as file:
         file.write(json.dumps({**row, **provenance()}) + "\n")
+
+
+def rows_of(name: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The rows of ``NAME.jsonl`` in ``folder``, oldest first."""
+    path = folder / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _version(package: str) -> str:

@@ -5,10 +5,12 @@ from lightning_autoassist.callback import AutoAssistCallback
 from lightning_autoassist.datamodule import AutoAssistDataModule
 from lightning_autoassist.diagnosis import Diagnosis, diagnose
 from lightning_autoassist.features import Instances
+from lightning_autoassist.learned_assistants import HybridAssistant, MLPAssistant
 from lightning_autoassist.loss_capture import InstanceLossCapture, Observation
 from lightning_autoassist.policies import (
     POLICIES,
     AutoAssistPolicy,
+    ClassQuotaPolicy,
     InfoBatchPolicy,
     Policy,
     ProportionalPolicy,
@@ -27,11 +29,14 @@ __all__ = [
     "AutoAssistCallback",
     "AutoAssistDataModule",
     "AutoAssistPolicy",
+    "ClassQuotaPolicy",
     "Diagnosis",
+    "HybridAssistant",
     "InfoBatchPolicy",
     "InstanceLossCapture",
     "Instances",
     "LogisticAssistant",
+    "MLPAssistant",
     "MemoryAssistant",
     "Observation",
     "Outcome",

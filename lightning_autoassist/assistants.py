@@ -1,7 +1,7 @@
 """Assistants: tiny models that predict how much an instance would still improve the Boss.
 
 An Assistant sees rows of the :class:`~lightning_autoassist.features.InstanceStore` and learns online from the scores
-that the Boss's own batches gave. Adding one takes a class here and a line in :data:`ASSISTANTS`.
+that the Boss's own batches gave. Adding one takes a class and a line in :data:`ASSISTANTS`.
 
 Shapes: n candidates, B batch, F features, C classes.
 """
@@ -23,7 +23,8 @@ class Outcome(NamedTuple):
     """What one update of an Assistant showed, before it learnt from the batch.
 
     Attributes:
-        loss: The Assistant's mean loss over the batch, in nats.
+        loss: The Assistant's mean loss over the batch: in nats, or for Assistants that predict the score itself the
+            mean absolute error, in units of the score.
         predictions: Its predictions, shape ``(B,)``, float32.
         targets: Whether each instance was informative, shape ``(B,)``, bool.
     """
@@ -38,7 +39,7 @@ class Assistant:
 
     Attributes:
         reads: The columns of the instance store that :meth:`predict` needs, a subset of
-            ``{"features", "labels", "scores"}``. Columns that are not named are not gathered.
+            ``{"features", "labels", "scores", "ages"}``. Columns that are not named are not gathered.
     """
 
     reads: tuple[str, ...] = ()

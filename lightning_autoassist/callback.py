@@ -295,7 +295,10 @@ class AutoAssistCallback(CallbackBase):
             known = self._store.knows(rows, self.assistant.reads)
             if not known.any():
                 return everything
-            probs = self.policy.keep_probability(self.assistant.predict(self._store.rows(rows, self.assistant.reads)))
+            candidates = self._store.rows(rows, self.assistant.reads)
+            probs = self.policy.keep_probability(self.assistant.predict(candidates))
+            if self.policy.reads_labels and self._store.labels is not None:
+                probs = self.policy.balance(probs, self._store.labels[rows])
             # A prediction that is not a number says nothing against the instance.
             return probs.where(known & ~probs.isnan(), 1.0).numpy()
         return everything

@@ -22,6 +22,9 @@ FEATURE_MEMORY = 256 * 2**20
 # Half precision ends at 65,504. Features beyond this bound would swamp the rest anyhow.
 FEATURE_BOUND = 1e4
 
+# Columns of the store beside the features.
+REMEMBERED = ("has_features", "labels", "scores", "seen", "observed_at")
+
 FeatureFunction = Callable[[Any], Tensor]
 
 
@@ -32,19 +35,21 @@ class Instances(NamedTuple):
         features: Shape ``(n, F)``, half precision from the store.
         labels: Class labels, shape ``(n,)``, integer.
         scores: The last score observed, shape ``(n,)``, float32.
+        ages: Batches learnt from since that score was observed, shape ``(n,)``, int32; -1 where none ever was.
     """
 
     features: Tensor | None = None
     labels: Tensor | None = None
     scores: Tensor | None = None
+    ages: Tensor | None = None
 
 
 class InstanceStore:
     """One row for each of the N instances, on the CPU.
 
-    Label, score and flags take 10 bytes an instance, features F·2 bytes. Features are allocated when the first ones
-    arrive: in memory, and then in every checkpoint, or in a file (see :class:`FeatureFile`) where they would take more
-    than ``feature_memory``.
+    Label, score, its time and flags take 14 bytes an instance, features F·2 bytes. Features are allocated when the
+    first ones arrive: in memory, and then in every checkpoint, or in a file (see :class:`FeatureFile`) where they would
+    take more than ``feature_memory``.
 
     Args:
         num_instances: N.
@@ -63,6 +68,8 @@ class InstanceStore:
         self._feature_memory = feature_memory
         self._place = FeaturePlace() if place is None else place
         self._file: FeatureFile | None = None
+        self.observed_at = torch.full((num_instances,), -1, dtype=torch.int32)
+        self.num_batches = 0
 
     def __len__(self) -> int:
         return len(self.seen)
@@ -72,7 +79,7 @@ class InstanceStore:
 
         Args:
             indices: Shape ``(n,)``, int64.
-            columns: A subset of ``{"features", "labels", "scores"}``.
+            columns: A subset of ``{"features", "labels", "scores", "ages"}``.
         """
 
         def column(name: str) -> Tensor | None:
@@ -80,7 +87,11 @@ class InstanceStore:
             # index_select, not values[indices]: several times faster for rows of half precision.
             return None if values is None else values.index_select(0, indices)
 
-        return Instances(column("features"), column("labels"), column("scores"))
+        ages = None
+        if "ages" in columns:
+            observed_at = self.observed_at.index_select(0, indices)
+            ages = (self.num_batches - 1 - observed_at).where(observed_at >= 0, -1)
+        return Instances(column("features"), column("labels"), column("scores"), ages)
 
     def holds(self, indices: Tensor, columns: Sequence[str]) -> Tensor:
         """Whether features are remembered of each instance, where ``columns`` name them; shape ``(n,)``, bool."""
@@ -120,20 +131,23 @@ class InstanceStore:
         self.labels[indices] = labels.to(torch.int32)
 
     def put_scores(self, indices: Tensor, scores: Tensor) -> None:
-        """Remember scores, shape ``(n,)``, and mark the instances as seen."""
+        """Remember one batch's scores, shape ``(n,)``, and mark the instances as seen."""
         self.scores[indices] = scores
         self.seen[indices] = True
+        self.observed_at[indices] = self.num_batches
+        self.num_batches += 1
 
     def forget(self, indices: Tensor) -> None:
         """Mark instances as unseen, so that they are kept when they come up again."""
         self.seen[indices] = False
 
     def state_dict(self) -> dict[str, Any]:
-        """All columns, as tensors or None; of features in a file, which file it is."""
+        """All columns, as tensors or None, and the number of batches; of features in a file, which file it is."""
         return {
             "features": self.features if self._file is None else None,
             "feature_file": None if self._file is None else self._file.state_dict(),
-            **{name: getattr(self, name) for name in ("has_features", "labels", "scores", "seen")},
+            "num_batches": self.num_batches,
+            **{name: getattr(self, name) for name in REMEMBERED},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -147,7 +161,8 @@ class InstanceStore:
                 f"the state remembers {len(state['seen'])} instances, the data set has {len(self)}; "
                 "resume with the data set of the interrupted run"
             )
-        for name in ("has_features", "labels", "scores", "seen"):
+        self.num_batches = state["num_batches"]
+        for name in REMEMBERED:
             setattr(self, name, None if state[name] is None else state[name].clone())
         self.features, self._file = None, None
         if state["feature_file"] is not None:

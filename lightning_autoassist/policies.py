@@ -12,6 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+LOW_BUDGET = 0.4
+MAX_CLASSES = 65_536
 
 
 class Policy:
@@ -21,6 +25,7 @@ class Policy:
         needs_scores: Whether the rule reads predicted scores. Where it does not, neither losses are captured nor an
             Assistant is trained.
         keeps_everything: Whether p is 1 for every candidate, always.
+        reads_labels: Whether :meth:`balance` wants the candidates' labels.
         default_assistant: What predicts the scores when the user does not say: a name in ``ASSISTANTS``.
         default_score: What the Assistant learns to predict when the user does not say:
             ``"loss"`` or ``"gradient_norm"``.
@@ -30,10 +35,21 @@ class Policy:
 
     needs_scores: bool = True
     keeps_everything: bool = False
+    reads_labels: bool = False
     default_assistant: str = "memory"
     default_score: str = "gradient_norm"
     default_weights: str = "none"
     default_tail: float = 0.0
+
+    @classmethod
+    def for_budget(cls, budget: float, **options: Any) -> Policy:
+        """The policy, with defaults that suit a budget.
+
+        Args:
+            budget: Share of a full run's Boss updates, in (0, 1].
+            options: Arguments of the class, which go before the defaults.
+        """
+        return cls(**options)
 
     def keep_probability(self, scores: Tensor) -> Tensor:
         """Chance that each candidate enters a batch.
@@ -45,6 +61,15 @@ class Policy:
             Probabilities in (0, 1], shape ``(n,)``, float32.
         """
         raise NotImplementedError
+
+    def balance(self, probs: Tensor, labels: Tensor) -> Tensor:
+        """The chances, balanced over classes; called where ``reads_labels`` says so and there are labels.
+
+        Args:
+            probs: What :meth:`keep_probability` gave, shape ``(n,)``.
+            labels: Class labels, shape ``(n,)``, integer.
+        """
+        return probs
 
     def observe(self, predictions: Tensor, targets: Tensor) -> None:
         """Learn from what the Boss's batch turned out to be.
@@ -157,6 +182,10 @@ class RandomPolicy(Policy):
         self.keep_rate = keep_rate
         self.keeps_everything = keep_rate == 1
 
+    @classmethod
+    def for_budget(cls, budget: float, **options: Any) -> Policy:
+        return cls(**({"keep_rate": 0.35} if budget <= LOW_BUDGET else {}) | options)
+
     def keep_probability(self, scores: Tensor) -> Tensor:
         return torch.full_like(scores, self.keep_rate)
 
@@ -252,6 +281,11 @@ class ProportionalPolicy(_RelativePolicy):
         self.cap_quantile = cap_quantile
         self.scale = 1.0  # lambda
         self.cap = float("inf")
+
+    @classmethod
+    def for_budget(cls, budget: float, **options: Any) -> Policy:
+        # With half of the candidates kept, 0.4 of the updates pass over the data too few times.
+        return cls(**({"keep_rate": 0.35, "floor": 0.1} if budget <= LOW_BUDGET else {}) | options)
 
     def compare(self, recent: Tensor) -> None:
         if self.cap_quantile < 1:
@@ -367,11 +401,87 @@ class SelectiveBackpropPolicy(_RelativePolicy):
         self._sorted = state["sorted"].clone()
 
 
+class ClassQuotaPolicy(Policy):
+    r"""Another policy's rule, with a least mean keep rate for every class.
+
+    Where the mean m of a class's chances over recent candidates lies below the quota q, each of them is raised to
+    :math:`p + (1 - p)(q - m) / (1 - m)`: then their mean is q, their order is the rule's, and none falls. Weights 1/p
+    stay right, because they are of the raised chances. Without class labels nothing changes.
+
+    Source: none; a guard for data where a rule would starve a class.
+
+    Args:
+        policy: The rule: a name in ``POLICIES`` or a policy.
+        min_rate: q, in (0, 1).
+        decay: What a call's chances count less than the next call's, in [0, 1).
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Example:
+        >>> policy = ClassQuotaPolicy(min_rate=0.5)
+        >>> policy.balance(torch.tensor([0.2, 0.4, 0.9]), labels=torch.tensor([0, 0, 1]))
+        tensor([0.4286, 0.5714, 0.9000])
+    """
+
+    reads_labels = True
+
+    def __init__(self, policy: str | Policy = "proportional", min_rate: float = 0.4, decay: float = 0.99) -> None:
+        if not 0 < min_rate < 1:
+            raise ValueError(f"min_rate must be in (0, 1), got {min_rate}; below the policy's keep rate, try 0.4")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}; try 0.99")
+        if isinstance(policy, str) and policy not in POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(POLICIES)} or an object, got {policy!r}")
+        self.policy = POLICIES[policy]() if isinstance(policy, str) else policy
+        self.min_rate = min_rate
+        self.decay = decay
+        self._sums = torch.zeros(0)  # decayed, of the chances of each class, (C,)
+        self._counts = torch.zeros(0)
+        for name in ("needs_scores", "keeps_everything"):
+            setattr(self, name, getattr(self.policy, name))
+        for name in ("default_assistant", "default_score", "default_weights", "default_tail"):
+            setattr(self, name, getattr(self.policy, name))
+
+    @classmethod
+    def for_budget(cls, budget: float, **options: Any) -> Policy:
+        policy = options.pop("policy", "proportional")
+        if isinstance(policy, str) and policy in POLICIES:
+            policy = POLICIES[policy].for_budget(budget)
+        return cls(policy, **({"min_rate": 0.25} if budget <= LOW_BUDGET else {}) | options)
+
+    def keep_probability(self, scores: Tensor) -> Tensor:
+        return self.policy.keep_probability(scores)
+
+    def balance(self, probs: Tensor, labels: Tensor) -> Tensor:
+        probs = self.policy.balance(probs, labels) if self.policy.reads_labels else probs
+        classes = labels.long().where(labels >= 0, 0) % MAX_CLASSES
+        missing = int(classes.max()) + 1 - len(self._counts)
+        if missing > 0:
+            self._sums, self._counts = F.pad(self._sums, (0, missing)), F.pad(self._counts, (0, missing))
+        self._sums = (self._sums * self.decay).index_add_(0, classes, probs)
+        self._counts = (self._counts * self.decay).index_add_(0, classes, torch.ones_like(probs))
+        means = self._sums[classes] / self._counts[classes]
+        raised = ((self.min_rate - means) / (1 - means).clamp(min=1e-6)).clamp(0, 1)
+        return probs + (1 - probs) * raised
+
+    def observe(self, predictions: Tensor, targets: Tensor) -> None:
+        self.policy.observe(predictions, targets)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"policy": self.policy.state_dict(), "sums": self._sums.clone(), "counts": self._counts.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self._sums, self._counts = state["sums"].clone(), state["counts"].clone()
+
+
 POLICIES: dict[str, type[Policy]] = {
     "autoassist": AutoAssistPolicy,
     "proportional": ProportionalPolicy,
     "infobatch": InfoBatchPolicy,
     "selective_backprop": SelectiveBackpropPolicy,
+    "class_quota": ClassQuotaPolicy,
     "uniform": UniformPolicy,
     "random": RandomPolicy,
 }

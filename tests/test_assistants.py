@@ -89,13 +89,32 @@ def test_labels_that_are_no_classes_share_the_first_bias():
 @pytest.mark.parametrize("name", ASSISTANTS)
 def test_every_assistant_restores_its_state(name):
     assistant, restored = ASSISTANTS[name](), ASSISTANTS[name]()
-    instances = Instances(torch.rand(8, 3), torch.arange(8), torch.rand(8))
+    instances = Instances(torch.rand(8, 3), torch.arange(8), torch.rand(8), torch.arange(8))
     assistant.update(instances, torch.rand(8))
     restored.load_state_dict(assistant.state_dict())
     scores = torch.rand(8)
     assert torch.equal(assistant.predict(instances), restored.predict(instances))
     assert assistant.update(instances, scores).loss == restored.update(instances, scores).loss
     assert torch.equal(assistant.predict(instances), restored.predict(instances))
+
+
+@pytest.mark.parametrize("name", ASSISTANTS)
+def test_every_assistant_predicts_finite_scores_and_leaves_the_global_rng(name):
+    generator = torch.Generator().manual_seed(0)
+    assistant = ASSISTANTS[name]()
+    before = torch.get_rng_state()
+    for age in (-1, 0, 5):
+        features = torch.rand(16, 300, generator=generator) * 1e4
+        labels = torch.randint(-100, 2000, (16,), generator=generator)
+        scores = torch.rand(16, generator=generator) * 1e6
+        instances = Instances(features.half(), labels, scores, torch.full((16,), age))
+        outcome = assistant.update(instances, scores)
+        predictions = assistant.predict(instances)
+        assert predictions.shape == outcome.predictions.shape == outcome.targets.shape == (16,)
+        assert predictions.dtype == torch.float32
+        assert predictions.isfinite().all()
+        assert (predictions >= 0).all()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_an_assistant_that_has_seen_nothing_predicts_all_the_same():

@@ -103,7 +103,7 @@ def test_loaders_beside_a_data_module():
     ("arguments", "message"),
     [
         ({"policy": "best"}, "policy must be one of autoassist, .*uniform, random or an object, got 'best'"),
-        ({"assistant": "big"}, "assistant must be one of logistic, memory or an object, got 'big'"),
+        ({"assistant": "big"}, "assistant must be one of logistic, memory, .* or an object, got 'big'"),
         ({"score": "margin"}, "score must be one of auto, gradient_norm, loss, got 'margin'"),
         ({"weights": "all"}, "weights must be one of auto, none, sum, mean, got 'all'"),
         ({"tail": 1.0}, r"tail must be in \[0, 1\), got 1.0"),

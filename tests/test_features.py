@@ -118,5 +118,17 @@ def test_memory_of_an_instance_stays_within_half_precision():
     store = InstanceStore(1000)
     store.put_features(torch.arange(1000), torch.rand(1000, 64))
     store.put_labels(torch.arange(1000), torch.zeros(1000, dtype=torch.long))
-    size = sum(column.nbytes for column in store.state_dict().values() if column is not None)
-    assert size / 1000 == 64 * 2 + 10
+    size = sum(column.nbytes for column in store.state_dict().values() if isinstance(column, torch.Tensor))
+    assert size / 1000 == 64 * 2 + 14 <= 160
+
+
+def test_ages_count_the_batches_since_an_instance_was_observed():
+    store = InstanceStore(4)
+    for rows in ([0, 1], [1], [2]):
+        store.put_scores(torch.tensor(rows), torch.rand(len(rows)))
+    assert store.rows(torch.arange(4), ("ages",)).ages.tolist() == [2, 1, 0, -1]
+    restored = InstanceStore(4)
+    restored.load_state_dict(store.state_dict())
+    restored.put_scores(torch.tensor([3]), torch.rand(1))
+    assert restored.rows(torch.arange(4), ("ages",)).ages.tolist() == [3, 2, 1, 0]
+    assert store.rows(torch.arange(4), ("scores",)).ages is None

@@ -6,6 +6,7 @@ import torch
 from lightning_autoassist.policies import (
     POLICIES,
     AutoAssistPolicy,
+    ClassQuotaPolicy,
     InfoBatchPolicy,
     ProportionalPolicy,
     RandomPolicy,
@@ -33,6 +34,84 @@ def test_every_policy_restores_its_state(name):
     for _ in range(5):
         scores = torch.rand(300, generator=generator)
         assert torch.equal(policy.keep_probability(scores), restored.keep_probability(scores))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_balances_without_lowering_a_chance(name):
+    policy, restored = POLICIES[name](), POLICIES[name]()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        probs = policy.keep_probability(torch.rand(300, generator=generator))
+        labels = torch.randint(-1, 4, (300,), generator=generator)
+        balanced = policy.balance(probs, labels)
+        assert balanced.dtype == torch.float32
+        assert ((balanced >= probs) & (balanced <= 1)).all()
+        assert policy.reads_labels or torch.equal(balanced, probs)
+    restored.load_state_dict(policy.state_dict())
+    assert torch.equal(policy.balance(probs, labels), restored.balance(probs, labels))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("budget", [0.25, 0.4, 0.6, 1.0])
+def test_every_policy_has_defaults_for_a_budget(name, budget):
+    assert isinstance(POLICIES[name].for_budget(budget), POLICIES[name])
+
+
+def test_low_budgets_keep_less_unless_told_otherwise():
+    assert ProportionalPolicy.for_budget(0.6).keep_rate == 0.5
+    assert ProportionalPolicy.for_budget(0.4).keep_rate == 0.35
+    assert ProportionalPolicy.for_budget(0.4).floor == 0.1
+    assert ProportionalPolicy.for_budget(0.4, keep_rate=0.45).keep_rate == 0.45
+    assert ClassQuotaPolicy.for_budget(0.4).policy.keep_rate == 0.35
+    assert RandomPolicy.for_budget(0.4).keep_rate == 0.35
+
+
+class ReferenceQuota:
+    """One candidate at a time."""
+
+    def __init__(self, min_rate, decay):
+        self.min_rate, self.decay, self.sums, self.counts = min_rate, decay, {}, {}
+
+    def balance(self, probs, labels):
+        for label in self.sums:
+            self.sums[label] *= self.decay
+            self.counts[label] *= self.decay
+        for prob, label in zip(probs, labels, strict=True):
+            self.sums[label] = self.sums.get(label, 0.0) + prob
+            self.counts[label] = self.counts.get(label, 0.0) + 1
+        balanced = []
+        for prob, label in zip(probs, labels, strict=True):
+            mean = self.sums[label] / self.counts[label]
+            short = max(self.min_rate - mean, 0.0)
+            balanced.append(prob + (1 - prob) * short / (1 - mean) if short else prob)
+        return balanced
+
+
+def test_class_quota_equals_the_per_candidate_reference():
+    policy, reference = ClassQuotaPolicy(min_rate=0.5, decay=0.9), ReferenceQuota(0.5, 0.9)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        labels = torch.randint(0, 5, (64,), generator=generator)
+        probs = torch.rand(64, generator=generator) * (labels + 1) / 5
+        expected = reference.balance(probs.tolist(), labels.tolist())
+        assert policy.balance(probs, labels).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_starved_class_gets_its_quota_and_the_others_stay():
+    policy, generator = ClassQuotaPolicy(min_rate=0.4), torch.Generator().manual_seed(0)
+    labels = torch.arange(2000) % 2
+    for _ in range(5):
+        probs = torch.where(labels == 0, 0.2, 0.6) * (0.5 + torch.rand(2000, generator=generator))
+        balanced = policy.balance(probs, labels)
+    assert balanced[labels == 0].mean().item() == pytest.approx(0.4, abs=0.01)
+    assert torch.equal(balanced[labels == 1], probs[labels == 1])
+
+
+def test_class_quota_takes_after_its_policy():
+    quota = ClassQuotaPolicy("infobatch", min_rate=0.3)
+    assert quota.default_score == "loss"
+    assert quota.default_weights == "sum"
+    assert ClassQuotaPolicy(AutoAssistPolicy()).default_assistant == "logistic"
 
 
 def test_autoassist_equals_the_papers_formula():
@@ -119,6 +198,9 @@ def test_selective_backprop_equals_the_per_instance_reference(beta):
         (lambda: ProportionalPolicy(keep_rate=0.1), r"keep_rate must be in \[floor, 1\) = \[0.2, 1\), got 0.1"),
         (lambda: ProportionalPolicy(cap_quantile=0), "cap_quantile must be in"),
         (lambda: InfoBatchPolicy(prune_ratio=1), "prune_ratio must be in"),
+        (lambda: ClassQuotaPolicy(min_rate=1), "min_rate must be in"),
+        (lambda: ClassQuotaPolicy(decay=1), "decay must be in"),
+        (lambda: ClassQuotaPolicy("best"), "policy must be one of"),
         (lambda: SelectiveBackpropPolicy(beta=0), "beta must be positive"),
         (lambda: SelectiveBackpropPolicy(floor=0), "floor must be in"),
     ],

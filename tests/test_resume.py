@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
+from lightning_autoassist import ASSISTANTS, POLICIES, AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.features import FEATURE_MEMORY
 from tests.ordinary import Classifier, ClustersData, trainer
 
@@ -53,11 +53,11 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
     """
     pl.seed_everything(seed, verbose=False)
     module = module_type()
+    settings = {name: options.pop(name) for name in ("assistant", "policy", "lag") if name in options}
     weights = options.pop("weights", "none")
-    lag = options.pop("lag", None)
     memory = options.pop("feature_memory", FEATURE_MEMORY)
     data = AutoAssistDataModule(ClustersData(200, 10, **options), budget=0.6, seed=3)
-    callback = AutoAssistCallback(weights=weights, lag=lag, feature_memory=memory)
+    callback = AutoAssistCallback(weights=weights, feature_memory=memory, **settings)
     saving = pl.callbacks.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     if saved_steps is not None:
         saving = Saving(folder, saved_steps)
@@ -71,8 +71,9 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
     assert run.global_step == EPOCHS * EPOCH_LENGTH
     return {
         **module.state_dict(),
-        "assistant": callback.assistant.weight,
-        "remembered": callback._store.scores,
+        **tensors_of(callback.assistant.state_dict(), "assistant"),
+        **tensors_of(callback.policy.state_dict(), "policy"),
+        **({} if callback._store is None else tensors_of(callback._store.state_dict(), "store")),
         "considered": torch.tensor(data.candidate_stream.num_considered),
         "waiting": torch.from_numpy(data.candidate_stream._kept_indices),
         "rng": torch.get_rng_state(),
@@ -80,9 +81,15 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
     }
 
 
+def tensors_of(state, name):
+    if isinstance(state, dict):
+        return {key: value for part in state for key, value in tensors_of(state[part], f"{name}.{part}").items()}
+    return {name: torch.as_tensor(float("nan") if state is None else state)}
+
+
 def assert_equal(left, right):
     for name in left:
-        assert torch.equal(left[name], right[name]), name
+        torch.testing.assert_close(left[name], right[name], rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 # In the first pass, at an epoch's last batch, around a pass's end, in the middle, one step before the end.
@@ -96,6 +103,8 @@ LOADERS = {
     "weights": (STEPS, {"weights": "mean"}),
     "lag": (STEPS, {"lag": 3}),
     "features in a file": (STEPS, {"feature_memory": 0}),
+    **{f"assistant {name}": (FEWER, {"assistant": name}) for name in ASSISTANTS},
+    **{f"policy {name}": (FEWER, {"policy": name, "weights": "auto"}) for name in POLICIES},
 }
 
 

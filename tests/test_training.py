@@ -10,11 +10,14 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_autoassist import (
+    ASSISTANTS,
     POLICIES,
     AutoAssistCallback,
     AutoAssistDataModule,
     AutoAssistPolicy,
+    ClassQuotaPolicy,
     LogisticAssistant,
+    ProportionalPolicy,
 )
 from tests.ordinary import Classifier, ClustersData, CountingDataset, ModuleLossClassifier, index_of, trainer
 
@@ -275,6 +278,25 @@ def test_every_policy_trains(policy):
     assert run.callback_metrics["val_loss"] < 0.7
     considered, kept = data.candidate_stream.num_considered, data.candidate_stream.num_kept
     assert considered == kept if policy == "uniform" else considered > 1.1 * kept
+
+
+@pytest.mark.parametrize("assistant", ASSISTANTS)
+def test_every_assistant_trains(assistant):
+    callback = AutoAssistCallback(assistant, "proportional")
+    data = AutoAssistDataModule(ClustersData(300, 10), budget=0.6)
+    _, run = parameters_after(lambda: Classifier(lr=0.01), data, callback, max_epochs=8)
+    assert run.global_step == 8 * 18
+    assert run.callback_metrics["val_loss"] < 0.7
+    assert data.candidate_stream.num_considered > 1.1 * data.candidate_stream.num_kept
+
+
+def test_a_class_quota_is_met_in_training():
+    callback = AutoAssistCallback(policy=ClassQuotaPolicy(ProportionalPolicy(0.3, 0.1), min_rate=0.5), tail=0)
+    data = AutoAssistDataModule(ClustersData(300, 10), budget=0.6)
+    parameters_after(Classifier, data, callback, max_epochs=8)
+    probs, labels = torch.from_numpy(callback.keep_probability(range(300))), callback._store.labels
+    assert all(probs[labels == label].mean() > 0.45 for label in labels.unique())
+    assert 0.45 < callback.summary()["mean_keep_prob"] < 0.9
 
 
 def test_the_tail_keeps_everything():

@@ -1,0 +1,170 @@
+"""Tables and curves of the image benchmark and of the wall clock, from their rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rows import RESULTS, rows_of
+
+Row = dict[str, Any]
+# What rows have to share to stand in one table.
+SETTING = ("dataset", "instances", "image_size", "model", "batch_size", "epochs", "augment", "device", "precision")
+GPU_COMMAND = (
+    "python benchmarks/images.py --dataset fashion-mnist --instances 0 --image-size 32 --model resnet18 --augment "
+    "--device cuda --precision bf16-mixed --channels-last --epochs 30 --workers 8"
+)
+
+
+def image_tables() -> str:
+    """One table for each setting."""
+    tables = [_table(group) for group in _grouped(_final_rows(), SETTING)]
+    if not any(row["device"] == "cuda" for row in _final_rows()):
+        tables.append(f"ResNet-18 on a GPU was not run yet. The command: `{GPU_COMMAND}`.")
+    return "\n\n".join(tables)
+
+
+def wall_clock_table() -> str:
+    """Seconds against those of the full run."""
+    rows = list({row["case"]: row for row in rows_of("wall_clock")}.values())
+    if not rows:
+        return "Not measured yet: `python benchmarks/wall_clock.py`."
+    lines = [
+        "| case, policy | full run, s | at the budget, s | share of seconds | of updates | of instances loaded |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        loaded = row["budget_instances_loaded"] / row["full_instances_loaded"]
+        case = f"{row['case']} ({row['full_step_ms']:.0f} ms a step), budget {row['budget']}"
+        seconds = f"{row['full_seconds']:.1f} | {row['budget_seconds']:.1f} | {row['seconds_ratio']:.3f}"
+        lines.append(f"| {case} | {seconds} | {row['updates_ratio']:.3f} | {loaded:.3f} |")
+    return "\n".join([*lines, "", f"{_measured_on(rows)} Fastest of {rows[0]['rounds']} runs of each kind, in turns."])
+
+
+def write_curves() -> None:
+    """Draw accuracy against Boss updates, one PNG for each setting."""
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures for the whole process
+
+    for group in _grouped(_final_rows(), SETTING):
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.add_subplot(xlabel="Boss updates", ylabel="test accuracy (%)", title=_title(group[0]))
+        tops = []
+        for rows in _grouped(group, ("method", "budget")):
+            points = [[update for update, _ in row["curve"]] for row in rows]
+            accuracies = [[100 * accuracy for _, accuracy in row["curve"]] for row in rows]
+            means = [statistics.mean(values) for values in zip(*accuracies, strict=True)]
+            tops.append(max(means))
+            axes.plot(points[0], means, marker="o", markersize=3, label=_name(rows[0]))
+        axes.set_ylim(max(tops) - 12, max(tops) + 1)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right")
+        figure.savefig(_path(group), format="png", dpi=120, metadata={"Description": _fingerprint(group)})
+
+
+def stale_curves() -> list[str]:
+    """The PNGs that are missing, or were drawn from other rows."""
+    groups = _grouped(_final_rows(), SETTING)
+    return [
+        _path(group).name
+        for group in groups
+        if not _path(group).exists() or _fingerprint(group).encode() not in _path(group).read_bytes()
+    ]
+
+
+def _final_rows() -> list[Row]:
+    return [row for row in rows_of("images") if row["phase"] == "final"]
+
+
+def _grouped(rows: Iterable[Row], names: tuple[str, ...]) -> list[list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return list(groups.values())
+
+
+def _table(group: list[Row]) -> str:
+    full = {row["seed"]: row for row in group if row["method"] == "full"}
+    full_updates = max((row["updates"] for row in full.values()), default=0)
+    lines = [
+        f"**{_title(group[0])}**",
+        "",
+        "| method | Boss updates | saved | test accuracy, % | against the full run | seconds | seeds | peak rate |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    methods = _grouped(group, ("method", "budget"))
+    for rows in sorted(methods, key=lambda rows: (-rows[0]["budget"], -_mean(rows, "accuracy"))):
+        row = rows[0]
+        pairs = [100 * (one["accuracy"] - full[one["seed"]]["accuracy"]) for one in rows if one["seed"] in full]
+        is_full = row["method"] == "full"
+        saved = f"{1 - row['updates'] / full_updates:.0%}" if full_updates and not is_full else "-"
+        against = _with_error(pairs, "+") if pairs and not is_full else "-"
+        rates = "/".join(f"{rate:g}" for rate in sorted({one["learning_rate"] for one in rows}))
+        accuracy = _with_error([100 * one["accuracy"] for one in rows])
+        cells = [_name(row), f"{row['updates']:,}", saved, accuracy, against, f"{_mean(rows, 'seconds'):.0f}"]
+        lines.append(f"| {' | '.join(cells)} | {len(rows)} | {rates} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"![Accuracy against Boss updates](benchmarks/results/{_path(group).name})",
+            "",
+            f"{_measured_on(group)} Means ± standard errors over the seeds; differences are paired by seed; "
+            "seconds are of training without validation, on a machine that others used too.",
+        ]
+    )
+
+
+def _name(row: Row) -> str:
+    return "full run" if row["method"] == "full" else f"{row['method']}, budget {row['budget']:g}"
+
+
+def _title(row: Row) -> str:
+    parts = [
+        f"{row['dataset']}, {row['train_instances']:,} training images",
+        f"{row['image_size']}x{row['image_size']}" if row["image_size"] else "",
+        {"small": "small residual network", "resnet18": "ResNet-18"}[row["model"]],
+        f"batch {row['batch_size']}",
+        f"{row['epochs']} epochs",
+        "flips and shifts" if row["augment"] else "",
+        row["precision"] if row["precision"] != "32-true" else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _measured_on(rows: list[Row]) -> str:
+    where = sorted({f"{row['hardware']}; torch {row['versions']['torch']}" for row in rows})
+    commands = sorted({row["command"] for row in rows})
+    return f"Measured on {' and '.join(where)}, by {' and '.join(f'`{command}`' for command in commands)}."
+
+
+def _mean(rows: list[Row], name: str) -> float:
+    return statistics.mean(row[name] for row in rows)
+
+
+def _with_error(values: list[float], sign: str = "") -> str:
+    mean = f"{statistics.mean(values):{sign}.2f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
+
+
+def _fingerprint(rows: list[Row]) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _path(group: list[Row]) -> Path:
+    row = group[0]
+    others = [row[name] for name in SETTING[1:4] if row[name] not in (None, "small")]
+    parts = [
+        "images",
+        row["dataset"],
+        *others,
+        row["epochs"],
+        *(["augmented"] if row["augment"] else []),
+        row["device"],
+    ]
+    return RESULTS / f"{'-'.join(str(part) for part in parts)}.png"
