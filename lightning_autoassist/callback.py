@@ -145,6 +145,7 @@ class AutoAssistCallback(CallbackBase):
         if stream is not None:
             warn_about_limits(trainer, stream)
         self.report.start_epoch(stream)
+        self.report.training.run()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert self._data is not None
@@ -174,7 +175,16 @@ class AutoAssistCallback(CallbackBase):
             trainer.is_last_batch or trainer.should_stop or interval is None or interval < trainer.num_training_batches
         )
 
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.report.training.stop()
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if _is_within_fit(trainer):  # beside the metrics of validation, for whatever they are plotted against
+            pl_module.log_dict(self.report.axes(), sync_dist=True)
+
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if _is_within_fit(trainer):
+            self.report.training.run()
         # What validation drew from the global RNGs is given back: a run resumed from an epoch's last batch skips that
         # epoch's validation, and must go on with the same draws.
         if self._rng_before_validation is not None:
@@ -183,6 +193,9 @@ class AutoAssistCallback(CallbackBase):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
         pl_module.log_dict(self.report.end_epoch(self._data.candidate_stream), sync_dist=True)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.report.training.stop()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
@@ -195,7 +208,8 @@ class AutoAssistCallback(CallbackBase):
         """Totals of the run so far: Boss updates, instances, rates, and what the plug-in cost.
 
         Returns:
-            ``boss_updates``, ``instances_seen``, ``candidates_seen``, ``keep_rate``, ``mean_keep_prob``,
+            ``boss_updates``, ``instances_seen``, ``seconds`` (of training, without validation), ``saved_ratio`` (of an
+            unfiltered run's Boss updates), ``candidates_seen``, ``keep_rate``, ``mean_keep_prob``,
             ``nonfinite_instances``, ``overhead_ms`` (milliseconds a step), and with an Assistant ``assistant_loss``
             (nats) and ``assistant_auroc`` of the last epoch.
         """
@@ -387,6 +401,7 @@ class AutoAssistCallback(CallbackBase):
         if self._data is not None:
             self._data.select_by(None)
         self._step = None
+        self.report.training.stop()
 
 
 def _to_host(draw: Draw, observation: Observation, features: Tensor | None) -> _Observed:
@@ -425,6 +440,11 @@ def _choice(choice: str, allowed: tuple[str, ...], what: str, auto: str) -> str:
     if choice not in allowed:
         raise ValueError(f"{what} must be one of {', '.join(allowed)}, got {choice!r}")
     return auto if choice == "auto" else choice
+
+
+def _is_within_fit(trainer: Any) -> bool:
+    """Whether a validation is one between training steps."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
 def _check_devices(trainer: Any) -> None:

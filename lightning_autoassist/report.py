@@ -16,24 +16,58 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from lightning_autoassist.assistants import Outcome
-from lightning_autoassist.sampler import ShrinkingBatchSampler
+from lightning_autoassist.sampler import ShrinkingBatchSampler, batches_per_epoch
 
 PREFIX = "autoassist/"
+# What every metric can be plotted against.
+AXES = ("boss_updates", "instances_seen", "seconds")
 # More predictions than this an epoch are ranked by their first million: 1e6 sorts in 0.2 s, 1e7 would take seconds.
 MAX_RANKED = 1_000_000
 
 
+class Stopwatch:
+    """Seconds that pass while it runs."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._started: float | None = None
+
+    def run(self) -> None:
+        """Go on, unless it runs already."""
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stop, unless it stands already."""
+        self._before, self._started = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        """All seconds so far."""
+        return self._before + (0.0 if self._started is None else time.perf_counter() - self._started)
+
+    @seconds.setter
+    def seconds(self, seconds: float) -> None:
+        self._before = seconds
+        self._started = None if self._started is None else time.perf_counter()
+
+
 class FilterReport:
-    """Counters over a run and over its current epoch."""
+    """Counters over a run and over its current epoch.
+
+    Attributes:
+        training: Runs while the Boss is trained, and stands during validation.
+    """
 
     def __init__(self) -> None:
         self.boss_updates = 0
         self.instances_seen = 0
         self.nonfinite_instances = 0
         self.num_batches = 0
-        self.seconds = 0.0
+        self.overhead_seconds = 0.0
+        self.training = Stopwatch()
         self.last_epoch: dict[str, float] = {}
-        self._outcomes: list[Outcome] = []
+        self.outcomes: list[Outcome] = []  # of the Assistant's updates in this epoch
         self._epoch_start = self._totals(None)
 
     @contextmanager
@@ -43,7 +77,20 @@ class FilterReport:
         try:
             yield
         finally:
-            self.seconds += time.perf_counter() - started
+            self.overhead_seconds += time.perf_counter() - started
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, loading included and validation left out; goes on after a resume."""
+        return self.training.seconds
+
+    @seconds.setter
+    def seconds(self, seconds: float) -> None:
+        self.training.seconds = seconds
+
+    def axes(self) -> dict[str, float]:
+        """Boss updates, instances and seconds so far, under ``autoassist/``."""
+        return {PREFIX + name: float(getattr(self, name)) for name in AXES}
 
     def count_batch(self, num_instances: int, boss_updates: int) -> None:
         """One more batch of the Boss; ``boss_updates`` is the Trainer's own count of optimizer steps."""
@@ -57,22 +104,23 @@ class FilterReport:
 
     def count_outcome(self, outcome: Outcome) -> None:
         """One more update of the Assistant."""
-        self._outcomes.append(outcome)
+        self.outcomes.append(outcome)
 
     def start_epoch(self, sampler: ShrinkingBatchSampler | None) -> None:
         """Count what follows as a new epoch."""
         self._epoch_start = self._totals(sampler)
-        self._outcomes.clear()
+        self.outcomes.clear()
 
     def end_epoch(self, sampler: ShrinkingBatchSampler | None) -> dict[str, float]:
-        """The epoch's metrics under ``autoassist/``; instances and candidates are counted from the run's start."""
+        """The epoch's metrics under ``autoassist/``; what is no rate is counted from the run's start."""
         metrics = self._rates(self._epoch_start, self._totals(sampler))
-        metrics["instances_seen"] = float(self.instances_seen)
+        metrics.update({name: float(getattr(self, name)) for name in AXES})
+        metrics["saved_ratio"] = saved_ratio(sampler)
         metrics["candidates_seen"] = self._candidates_seen(sampler)
         metrics["nonfinite_instances"] = float(self.nonfinite_instances)
-        if self._outcomes:
-            metrics["assistant_loss"] = sum(outcome.loss for outcome in self._outcomes) / len(self._outcomes)
-            metrics.update(_auroc(self._outcomes))
+        if self.outcomes:
+            metrics["assistant_loss"] = sum(outcome.loss for outcome in self.outcomes) / len(self.outcomes)
+            metrics.update(_auroc(self.outcomes))
         self.last_epoch = metrics
         self.start_epoch(sampler)
         return {PREFIX + name: value for name, value in metrics.items()}
@@ -82,8 +130,8 @@ class FilterReport:
         zero = dict.fromkeys(self._totals(None), 0.0)
         assistant = {name: value for name, value in self.last_epoch.items() if name.startswith("assistant_")}
         return {
-            "boss_updates": float(self.boss_updates),
-            "instances_seen": float(self.instances_seen),
+            **{name: float(getattr(self, name)) for name in AXES},
+            "saved_ratio": saved_ratio(sampler),
             "candidates_seen": self._candidates_seen(sampler),
             "nonfinite_instances": float(self.nonfinite_instances),
             **self._rates(zero, self._totals(sampler)),
@@ -97,6 +145,7 @@ class FilterReport:
             "instances_seen",
             "nonfinite_instances",
             "num_batches",
+            "overhead_seconds",
             "seconds",
             "last_epoch",
         )
@@ -114,7 +163,7 @@ class FilterReport:
             "prob_sum": 0.0 if sampler is None else sampler.prob_sum,
             "drawing": 0.0 if sampler is None else sampler.seconds,
         }
-        return {**drawing, "batches": self.num_batches, "seconds": self.seconds}
+        return {**drawing, "batches": self.num_batches, "seconds": self.overhead_seconds}
 
     def _rates(self, start: dict[str, float], end: dict[str, float]) -> dict[str, float]:
         # A stream that began anew counts from zero.
@@ -130,6 +179,14 @@ class FilterReport:
 
     def _candidates_seen(self, sampler: ShrinkingBatchSampler | None) -> float:
         return float(self.instances_seen if sampler is None else sampler.num_considered)
+
+
+def saved_ratio(sampler: ShrinkingBatchSampler | None) -> float:
+    """Share of the Boss updates of an unfiltered run that this one does without, in [0, 1)."""
+    if sampler is None:
+        return 0.0
+    unfiltered = batches_per_epoch(sampler.num_instances, sampler.batch_size, 1.0, sampler.drop_last)
+    return 1 - len(sampler) / unfiltered
 
 
 def _auroc(outcomes: list[Outcome]) -> dict[str, float]:
