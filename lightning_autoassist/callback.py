@@ -27,6 +27,7 @@ from lightning_autoassist.loss_capture import SCORES, CapturedStep, InstanceLoss
 from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, warn_about_limits
 from lightning_autoassist.rng import restore_rng_state, rng_state
+from lightning_autoassist.run_log import Decode, RunLog
 from lightning_autoassist.sampler import WEIGHT_MODES, Draw, IndexArray
 
 
@@ -65,6 +66,8 @@ class AutoAssistCallback(CallbackBase):
         max_features: Most numbers that are remembered of an instance.
         lag: Steps between a batch and the Assistant's learning from it; 0 learns at once. None: 0 on CPU, 4 on other
             devices, so that the device never waits.
+        decode: Gets an instance as the data set gives it, returns text or a picture for the galleries that W&B and
+            TensorBoard get; None takes the largest picture in it.
 
     Raises:
         ValueError: If a name is unknown or a number outside its range.
@@ -85,6 +88,7 @@ class AutoAssistCallback(CallbackBase):
         tail: float | None = None,
         max_features: int = MAX_FEATURES,
         lag: int | None = None,
+        decode: Decode | None = None,
     ) -> None:
         self.policy: Policy = _named(policy, POLICIES, "policy")
         self.assistant: Assistant = _named(
@@ -99,6 +103,7 @@ class AutoAssistCallback(CallbackBase):
             raise ValueError(f"tail must be in [0, 1), got {tail}; 0.125 leaves the last eighth unfiltered")
         self.lag = lag
         self.report = FilterReport()
+        self._log = RunLog(self, decode)
         self._features = BatchFeatures(features, max_features)
         self._capture = InstanceLossCapture(score=self.score)
         self._store: InstanceStore | None = None
@@ -122,7 +127,14 @@ class AutoAssistCallback(CallbackBase):
         if overrides(pl_module, "on_before_batch_transfer"):
             # Lightning would say that the module's hook is ignored; the data module calls it.
             warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in both")
-        selection = Selection(self._keep_probability, self.policy.keeps_everything, self.weights, self._prepare_store)
+        self._log.connect(trainer)
+        selection = Selection(
+            self._keep_probability,
+            self.policy.keeps_everything,
+            self.weights,
+            self._prepare_store,
+            self._log.count,
+        )
         self._data.select_by(selection, restart=not self._has_begun)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -145,6 +157,7 @@ class AutoAssistCallback(CallbackBase):
         if stream is not None:
             warn_about_limits(trainer, stream)
         self.report.start_epoch(stream)
+        self._log.start(trainer)
         self.report.training.run()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -162,6 +175,7 @@ class AutoAssistCallback(CallbackBase):
                 self._pending.append(_to_host(*step))
             while len(self._pending) > self.lag:
                 self._learn(self._pending.popleft())
+        self._log.end_step(trainer, pl_module, batch_idx)
 
         self._rng_before_validation = rng_state() if self._may_validate_next(trainer) else None
 
@@ -192,10 +206,12 @@ class AutoAssistCallback(CallbackBase):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
+        self._log.end_epoch(trainer, pl_module)
         pl_module.log_dict(self.report.end_epoch(self._data.candidate_stream), sync_dist=True)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self.report.training.stop()
+        self._log.finish(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
@@ -249,6 +265,7 @@ class AutoAssistCallback(CallbackBase):
 
     def _prepare_store(self, num_instances: int) -> None:
         """Make room for the data set, before its first batch is drawn."""
+        self._log.prepare(num_instances)
         if not self.policy.needs_scores:
             return
         restored, self._restored = self._restored, None

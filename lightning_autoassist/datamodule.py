@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from lightning_autoassist.flavours import DATA_MODULE_TYPES, MODULE_TYPES, DataModuleBase, overrides
 from lightning_autoassist.loader import BatchIterator, Carried, CarryingLoader, DrawSource, PlainBatches
 from lightning_autoassist.rng import restore_rng_state, rng_state
+from lightning_autoassist.run_log import group_runs
 from lightning_autoassist.sampler import (
     Draw,
     KeepProbability,
@@ -54,12 +55,14 @@ class Selection:
         keeps_everything: Whether p is always 1.
         weights: ``"none"``, ``"sum"`` or ``"mean"``.
         on_data: Called with the size of the data set before its first batch is drawn.
+        on_considered: Called with candidates, their p and whether each was kept.
     """
 
     keep_probability: KeepProbability
     keeps_everything: bool
     weights: str
     on_data: Callable[[int], None]
+    on_considered: Callable[[Any, Any, Any], None] | None = None
 
 
 class AutoAssistDataModule(DataModuleBase):
@@ -162,6 +165,8 @@ class AutoAssistDataModule(DataModuleBase):
         self.__dict__["_trainer"] = trainer
         if isinstance(self.wrapped, DATA_MODULE_TYPES):
             self.wrapped.trainer = trainer
+        if trainer is not None:
+            group_runs(trainer, self.budget, self.wrapped)
 
     # Lightning logs and saves the hyperparameters that it finds under these names.
     @property
@@ -356,6 +361,7 @@ class AutoAssistDataModule(DataModuleBase):
         if self._selection is not None:
             stream.keep_probability = None if self._selection.keeps_everything else self._selection.keep_probability
             stream.weights = self._selection.weights
+            stream.on_considered = self._selection.on_considered
         self._sampler = stream
         return stream
 

@@ -102,6 +102,11 @@ class CarryingLoader:
         return BatchIterator(self)
 
     @property
+    def plain(self) -> DataLoader[Any]:
+        """The user's loader."""
+        return self._plain
+
+    @property
     def dataset(self) -> Any:
         """The user's data set."""
         return self._plain.dataset

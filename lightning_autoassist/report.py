@@ -125,6 +125,10 @@ class FilterReport:
         self.start_epoch(sampler)
         return {PREFIX + name: value for name, value in metrics.items()}
 
+    def epoch_keep_rate(self, sampler: ShrinkingBatchSampler | None) -> float:
+        """Share of the current epoch's candidates that were kept so far."""
+        return self._rates(self._epoch_start, self._totals(sampler))["keep_rate"]
+
     def summary(self, sampler: ShrinkingBatchSampler | None) -> dict[str, float]:
         """Totals of the run, and the last epoch's figures of the Assistant."""
         zero = dict.fromkeys(self._totals(None), 0.0)

@@ -118,6 +118,8 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
         self.weights = weights
         self.drop_last = drop_last
         self.chunk_size = chunk_size or batch_size
+        # Gets candidates, their p and whether each was kept, for reports.
+        self.on_considered: Callable[[IndexArray, Any, Any], None] | None = None
         # Totals since the start, for reports.
         self.num_considered = 0
         self.num_kept = 0
@@ -255,6 +257,8 @@ class ShrinkingBatchSampler(Sampler[list[int]]):
         prob_sum = float(probs.sum())
         self.prob_sum += prob_sum
         self._remember(len(candidates), prob_sum)
+        if self.on_considered is not None:
+            self.on_considered(candidates, probs, kept)
 
     def _remember(self, count: int, prob_sum: float) -> None:
         self._recent.append((count, prob_sum))
