@@ -239,6 +239,11 @@ class AutoAssistCallback(CallbackBase):
         """
         return self._keep_probability(np.fromiter(indices, np.int64), pass_index=1)
 
+    @property
+    def instances(self) -> InstanceStore | None:
+        """What is remembered of each instance; None before the first batch, and where the policy needs no scores."""
+        return self._store
+
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def draw(
     """
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and a backend for the whole process
 
-    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    figure = Figure(figsize=(12, 4), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     is_wall = clock_is_wall(runs)
     lines = {}
@@ -116,7 +116,7 @@ def draw(
         text.set_text(_short(name))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(path, format=path.suffix[1:], dpi=120)
+        figure.savefig(path, format=path.suffix[1:], dpi=90)
 
 
 def _page_data(
