@@ -13,7 +13,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from lightning_autoassist.flavours import DATA_MODULE_TYPES, MODULE_TYPES, DataModuleBase, overrides
+from lightning_autoassist.flavours import DATA_MODULE_TYPES, MODULE_TYPES, DataModuleBase, TrainData, overrides
 from lightning_autoassist.loader import BatchIterator, Carried, CarryingLoader, DrawSource, PlainBatches
 from lightning_autoassist.rng import restore_rng_state, rng_state
 from lightning_autoassist.run_log import group_runs
@@ -97,7 +97,7 @@ class AutoAssistDataModule(DataModuleBase):
 
     def __init__(
         self,
-        data: Any,
+        data: TrainData,
         *,
         budget: float = 0.6,
         seed: int | None = None,

@@ -373,6 +373,8 @@ def _logging_to_wandb(name: str, mode: Literal["online", "offline", "off"], out:
         run = wandb.init(
             project="lightning-autoassist-demo",
             name=name,
+            group=f"demo on {name.partition(',')[0]}",
+            job_type=name.partition(", ")[2],
             dir=out,
             mode=mode,
             settings=wandb.Settings(silent=True, console="off"),

@@ -286,12 +286,14 @@ def group_runs(trainer: Any, budget: float, data: Any) -> None:
         budget: Of the data module.
         data: The user's data.
     """
-    rules = (getattr(callback, "policy", None) for callback in trainer.callbacks)
+    rules = (getattr(callback, "policy", None) for callback in getattr(trainer, "callbacks", ()))
     policies = [rule for rule in rules if isinstance(rule, Policy)]
+    if not policies:
+        return
     module = trainer.strategy._lightning_module
     for logger in trainer.loggers:
         settings = getattr(logger, "_wandb_init", None)
-        if policies and isinstance(settings, dict):
+        if isinstance(settings, dict):
             if settings.get("group") is None:
                 settings["group"] = f"{type(module).__name__} on {type(data).__name__}"
             if settings.get("job_type") is None:
