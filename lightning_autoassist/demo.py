@@ -380,6 +380,7 @@ def _logging_to_wandb(name: str, mode: Literal["online", "offline", "off"], out:
             settings=wandb.Settings(silent=True, console="off"),
         )
     except wandb.Error as error:
+        wandb.teardown()  # what it has read of the environment would decide over later runs
         raise ConnectionError(f"W&B is not available, --wandb offline needs no account: {error}") from error
     try:
         with run:

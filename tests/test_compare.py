@@ -41,7 +41,7 @@ def tensorboard_logger(folder):
 
 def wandb_logger(folder):
     folder.mkdir()
-    return WandbLogger(save_dir=folder, offline=True, name="run", settings=wandb.Settings(silent=True, console="off"))
+    return WandbLogger(save_dir=folder, mode="offline", name="run", settings=wandb.Settings(silent=True, console="off"))
 
 
 LOGGERS = {"csv": csv_logger, "tensorboard": tensorboard_logger, "wandb": wandb_logger}

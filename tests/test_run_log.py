@@ -83,7 +83,7 @@ def fit(logger, *, policy="proportional", num_workers=0, decode=None, **options)
 def offline(folder, **options):
     folder.mkdir(exist_ok=True)
     settings = wandb.Settings(silent=True, console="off")
-    return WandbLogger(save_dir=folder, offline=True, settings=settings, **options)
+    return WandbLogger(save_dir=folder, mode="offline", settings=settings, **options)
 
 
 @pytest.fixture(scope="module")
