@@ -5,12 +5,13 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help demo test lint pytest benchmarks notebooks clean
+.PHONY: help demo test lint pytest benchmarks notebooks package clean
 
 help:
 	@echo "make demo       train a small ResNet three times on 8x8 digits: full, uniform, AutoAssist"
 	@echo "make test       lint, types, tests and doctests, quick benchmarks, notebooks"
 	@echo "make lint       the first two of these"
+	@echo "make package    wheel and sdist in dist/, each tried in a fresh environment"
 	@echo "make clean      remove what make has made, .venv included"
 
 demo: $(INSTALLED)
@@ -35,6 +36,14 @@ benchmarks: $(INSTALLED)
 notebooks: $(INSTALLED)
 	$(if $(NOTEBOOKS),$(BIN)/jupyter execute --timeout=600 $(NOTEBOOKS))
 
+package: $(INSTALLED)
+	$(BIN)/python -m build
+	for file in dist/*.whl dist/*.tar.gz; do \
+	    rm -rf build/fresh && $(PYTHON) -m venv build/fresh && \
+	    build/fresh/bin/pip install --progress-bar off "$$file[demo]" && \
+	    (cd build && fresh/bin/autoassist demo --epochs 2 --wandb off) || exit 1; \
+	done
+
 # Everything in one call, so that pip chooses a torch and a torchvision that fit each other; an import tells whether
 # they do (torchvision against a torch that was built otherwise fails there, and takes torchmetrics with it).
 $(INSTALLED): setup.cfg pyproject.toml
@@ -44,5 +53,5 @@ $(INSTALLED): setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache autoassist-demo
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache autoassist-demo autoassist-compare
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

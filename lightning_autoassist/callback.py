@@ -36,6 +36,7 @@ from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, warn_about_limits
 from lightning_autoassist.rng import restore_rng_state, rng_state
 from lightning_autoassist.row_learner import RowLearner
+from lightning_autoassist.run_log import Decode, RunLog
 from lightning_autoassist.selection import Selection
 
 
@@ -77,6 +78,8 @@ class AutoAssistCallback(CallbackBase):
             go to a file beside the checkpoints (named ``autoassist-features-...``), which a resumed run needs.
         lag: Steps between a batch and the Assistant's learning from it; 0 learns at once. None: 0 on CPU, 4 on other
             devices, so that the device never waits.
+        decode: Gets an instance as the data set gives it, returns text or a picture for the galleries that W&B and
+            TensorBoard get; None takes the largest picture in it.
 
     Raises:
         ValueError: If a name is unknown or a number outside its range.
@@ -98,6 +101,7 @@ class AutoAssistCallback(CallbackBase):
         max_features: int = MAX_FEATURES,
         feature_memory: int = FEATURE_MEMORY,
         lag: int | None = None,
+        decode: Decode | None = None,
     ) -> None:
         self.policy: Policy = _named(policy, POLICIES, "policy")
         self.assistant: Assistant = _named(
@@ -115,6 +119,7 @@ class AutoAssistCallback(CallbackBase):
         self.lag = lag
         self._feature_memory = feature_memory
         self.report = FilterReport()
+        self._log = RunLog(self, decode)
         self._features = BatchFeatures(features, max_features)
         self._capture = InstanceLossCapture(score=self.score)
         self._store: InstanceStore | None = None
@@ -139,6 +144,7 @@ class AutoAssistCallback(CallbackBase):
         if overrides(pl_module, "on_before_batch_transfer"):
             # Lightning would say that the module's hook is ignored; the data module calls it.
             warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in both")
+        self._log.connect(trainer)
         selection = Selection(
             self._keep_probability,
             self.policy.keeps_everything,
@@ -147,6 +153,7 @@ class AutoAssistCallback(CallbackBase):
             self._keep_rows,
             self._row_features if self._rows.reads_features else None,
             self._rows.refusal,
+            self._log.count,
         )
         self._data.select_by(selection, restart=not self._has_begun)
 
@@ -170,6 +177,8 @@ class AutoAssistCallback(CallbackBase):
         if stream is not None:
             warn_about_limits(trainer, stream)
         self.report.start_epoch(stream)
+        self._log.start(trainer)
+        self.report.training.run()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert self._data is not None
@@ -186,6 +195,7 @@ class AutoAssistCallback(CallbackBase):
                 self._pending.append(_to_host(*step))
             while len(self._pending) > self.lag:
                 self._learn(self._pending.popleft())
+        self._log.end_step(trainer, pl_module, batch_idx)
 
         self._rng_before_validation = rng_state() if self._may_validate_next(trainer) else None
 
@@ -199,7 +209,16 @@ class AutoAssistCallback(CallbackBase):
             trainer.is_last_batch or trainer.should_stop or interval is None or interval < trainer.num_training_batches
         )
 
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.report.training.stop()
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if _is_within_fit(trainer):  # beside the metrics of validation, for whatever they are plotted against
+            pl_module.log_dict(self.report.axes(), sync_dist=True)
+
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if _is_within_fit(trainer):
+            self.report.training.run()
         # What validation drew from the global RNGs is given back: a run resumed from an epoch's last batch skips that
         # epoch's validation, and must go on with the same draws.
         if self._rng_before_validation is not None:
@@ -207,7 +226,12 @@ class AutoAssistCallback(CallbackBase):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
+        self._log.end_epoch(trainer, pl_module)
         pl_module.log_dict(self.report.end_epoch(self._data.candidate_stream), sync_dist=True)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.report.training.stop()
+        self._log.finish(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
@@ -220,7 +244,8 @@ class AutoAssistCallback(CallbackBase):
         """Totals of the run so far: Boss updates, instances, rates, and what the plug-in cost.
 
         Returns:
-            ``boss_updates``, ``instances_seen``, ``candidates_seen``, ``keep_rate``, ``mean_keep_prob``,
+            ``boss_updates``, ``instances_seen``, ``seconds`` (of training, without validation), ``saved_ratio`` (of an
+            unfiltered run's Boss updates), ``candidates_seen``, ``keep_rate``, ``mean_keep_prob``,
             ``nonfinite_instances``, ``overhead_ms`` (milliseconds a step), and with an Assistant ``assistant_loss``
             (nats) and ``assistant_auroc`` of the last epoch.
         """
@@ -233,6 +258,11 @@ class AutoAssistCallback(CallbackBase):
             indices: Positions in the train data set, shape ``(n,)``.
         """
         return self._keep_probability(np.fromiter(indices, np.int64), pass_index=1)
+
+    @property
+    def instances(self) -> InstanceStore | None:
+        """What is remembered of each instance; None before the first batch, and where the policy needs no scores."""
+        return self._store
 
     # ---- state
 
@@ -262,6 +292,7 @@ class AutoAssistCallback(CallbackBase):
 
     def _prepare_store(self, num_instances: int) -> None:
         """Make room for the data set, before its first batch is drawn."""
+        self._log.prepare(num_instances)
         if not self.policy.needs_scores:
             return
         restored, self._restored = self._restored, None
@@ -445,6 +476,7 @@ class AutoAssistCallback(CallbackBase):
         if self._data is not None:
             self._data.select_by(None)
         self._step = None
+        self.report.training.stop()
 
 
 def _to_host(draw: Draw, observation: Observation, features: Tensor | None) -> _Observed:
@@ -484,6 +516,11 @@ def _choice(choice: str, allowed: tuple[str, ...], what: str, auto: str) -> str:
     if choice not in allowed:
         raise ValueError(f"{what} must be one of {', '.join(allowed)}, got {choice!r}")
     return auto if choice == "auto" else choice
+
+
+def _is_within_fit(trainer: Any) -> bool:
+    """Whether a validation is one between training steps."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
 def _check_devices(trainer: Any) -> None:

@@ -61,6 +61,7 @@ class CandidateStream:
     Attributes:
         num_instances: N.
         batch_size: B.
+        drop_last: Whether K is rounded down.
         keep_probability: What gives candidates their p; None keeps everything.
         num_considered: Candidates since the start.
         num_kept: Of these.
@@ -74,6 +75,7 @@ class CandidateStream:
 
     num_instances: int
     batch_size: int
+    drop_last: bool = False
     keep_probability: Callable[..., npt.NDArray[np.floating[Any]]] | None
 
     def __init__(self, weights: str, seed: int) -> None:
@@ -88,6 +90,10 @@ class CandidateStream:
         # For weights="mean": (candidates, sum of their p) of the runs of chunks that make up the last N candidates.
         self._recent: deque[tuple[int, float]] = deque()
         self._recent_count, self._recent_sum = 0, 0.0
+
+    def __len__(self) -> int:
+        """K."""
+        raise NotImplementedError
 
     def _count(self, probs: npt.NDArray[np.float64], num_kept: int) -> None:
         """Candidates with p of ``probs`` were considered."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_autoassist import __version__
+from lightning_autoassist.compare import CompareError, as_table, compare, printable
+from lightning_autoassist.compare_page import as_json, draw, write_page
 from lightning_autoassist.demo_data import DEFAULT_DATA_DIR, DEFAULT_OUT, DEMO_DATA
 from lightning_autoassist.diagnosis import diagnose
+from lightning_autoassist.run_readers import LoggedRun, RunError, read_runs
 
 EXIT_UNFILTERED = 1
 EXIT_ERROR = 2
@@ -33,6 +38,17 @@ examples:
   autoassist demo --budget 0.4 --epochs 24    # fewer Boss updates an epoch, more epochs
   autoassist demo --data fashion-mnist --wandb off
 """
+COMPARE_EXAMPLES = """\
+RUN is a W&B offline folder, a folder of CSVLogger or TensorBoardLogger, a folder with several of these, or a W&B
+project (entity/project). NAME=RUN names it; runs of one name count as seeds of one another.
+
+examples:
+  autoassist compare autoassist-demo/wandb --baseline "digits, full"
+  autoassist compare full=logs/version_0 filtered=logs/version_1 --metric val_acc --baseline full --target 0.95
+  autoassist compare me/my-project --group-by autoassist.policy.name --baseline uniform
+
+exits with 0, or with 2 where a run cannot be read or compared
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (OSError, UsageError, MisconfigurationException) as error:
+    except (OSError, UsageError, RunError, CompareError, MisconfigurationException) as error:
         return _fail(str(error))
     return 0
 
@@ -69,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
     _add_check(commands)
+    _add_compare(commands)
     return parser
 
 
@@ -144,6 +161,72 @@ def _named(path: str) -> Any:
     return found() if inspect.isclass(found) or inspect.isfunction(found) else found
 
 
+def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="show finished runs side by side: what each reached, what it cost, what that saves",
+        description="Reads finished runs and prints, for each name, the metric at the end and at its best, Boss "
+        "updates, instances and seconds, and what that saves against a baseline. Writes the curves as pictures and as "
+        "a page that needs no network.",
+        epilog=COMPARE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="where runs are, or NAME=RUN")
+    compare.add_argument("--metric", help="one that all runs logged; default: validation accuracy, or what is likest")
+    compare.add_argument("--mode", choices=("max", "min"), help="which is better; default: min for losses and errors")
+    compare.add_argument("--baseline", metavar="NAME", help="what savings are counted against")
+    compare.add_argument(
+        "--target", type=_number, metavar="VALUE", help="when is it reached? default: the baseline's end"
+    )
+    compare.add_argument(
+        "--group-by",
+        default="name",
+        metavar="KEY",
+        help="runs alike in it are seeds of one another: name, group, job_type or a setting; default: name",
+    )
+    compare.add_argument(
+        "--batch-size", type=_whole_number(1), metavar="B", help="of runs that did not log the instances they saw"
+    )
+    compare.add_argument(
+        "--out",
+        type=Path,
+        default=Path("autoassist-compare"),
+        metavar="DIR",
+        help="for compare.html, .png and .svg; default: %(default)s",
+    )
+    compare.add_argument("--json", action="store_true", help="print every figure as JSON instead of the table")
+    compare.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    runs: list[LoggedRun] = []
+    for word in options.runs:
+        name, equals, place = word.partition("=")
+        is_named = equals and name and not Path(word).exists()
+        found = read_runs(place if is_named else word)
+        runs += [replace(run, name=name) for run in found] if is_named else found
+    grouping = {"group_by": options.group_by, "batch_size": options.batch_size}
+    comparison = compare(
+        runs,
+        metric=options.metric,
+        mode=options.mode,
+        target=options.target,
+        baseline=options.baseline,
+        **grouping,
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    page = options.out / "compare.html"
+    write_page(page, comparison, runs, **grouping)
+    print(as_json(comparison.as_dict()) if options.json else as_table(comparison))
+    try:
+        for picture in ("compare.png", "compare.svg"):
+            draw(options.out / picture, comparison, runs, **grouping)
+        written = "compare.html, compare.png, compare.svg"
+    except ModuleNotFoundError as error:
+        written = f"compare.html; no pictures: {error}, pip install 'lightning-autoassist[compare]'"
+    print(f"Written to {options.out}: {written}", file=sys.stderr if options.json else sys.stdout)
+
+
 def _demo(options: argparse.Namespace) -> None:
     try:
         from lightning_autoassist.demo import run_demo  # needs the packages of the demo extra
@@ -173,6 +256,16 @@ def _budget(text: str) -> float:
     return budget
 
 
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text}")
+    return number
+
+
 def _whole_number(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
@@ -187,5 +280,5 @@ def _whole_number(least: int) -> Callable[[str], int]:
 
 
 def _fail(message: str) -> int:
-    print(f"autoassist: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"autoassist: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return EXIT_ERROR

@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from lightning_autoassist.candidates import Draw
-from lightning_autoassist.flavours import DATA_MODULE_TYPES, MODULE_TYPES, DataModuleBase, overrides
+from lightning_autoassist.flavours import DATA_MODULE_TYPES, MODULE_TYPES, DataModuleBase, TrainData, overrides
 from lightning_autoassist.loader import (
     BatchIterator,
     Carried,
@@ -24,6 +24,7 @@ from lightning_autoassist.loader import (
 )
 from lightning_autoassist.rng import restore_rng_state, rng_state
 from lightning_autoassist.rows import PadValues
+from lightning_autoassist.run_log import group_runs
 from lightning_autoassist.sampler import (
     FlattenedBatches,
     ShrinkingBatchSampler,
@@ -92,7 +93,7 @@ class AutoAssistDataModule(DataModuleBase):
 
     def __init__(
         self,
-        data: Any,
+        data: TrainData,
         *,
         budget: float = 0.6,
         seed: int | None = None,
@@ -166,6 +167,8 @@ class AutoAssistDataModule(DataModuleBase):
         self.__dict__["_trainer"] = trainer
         if isinstance(self.wrapped, DATA_MODULE_TYPES):
             self.wrapped.trainer = trainer
+        if trainer is not None:
+            group_runs(trainer, self.budget, self.wrapped)
 
     # Lightning logs and saves the hyperparameters that it finds under these names.
     @property

@@ -373,11 +373,14 @@ def _logging_to_wandb(name: str, mode: Literal["online", "offline", "off"], out:
         run = wandb.init(
             project="lightning-autoassist-demo",
             name=name,
+            group=f"demo on {name.partition(',')[0]}",
+            job_type=name.partition(", ")[2],
             dir=out,
             mode=mode,
             settings=wandb.Settings(silent=True, console="off"),
         )
     except wandb.Error as error:
+        wandb.teardown()  # what it has read of the environment would decide over later runs
         raise ConnectionError(f"W&B is not available, --wandb offline needs no account: {error}") from error
     try:
         with run:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
+
+from torch.utils.data import DataLoader
 
 FLAVOUR_NAMES = ("pytorch_lightning", "lightning.pytorch")
 
@@ -36,9 +38,13 @@ MODULE_TYPES = tuple(flavour.LightningModule for flavour in FLAVOURS)
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningDataModule
 
+    TrainData = Any
+
     CallbackBase = Callback
     DataModuleBase = LightningDataModule
 else:
+    # What can be trained on. LightningCLI builds from YAML what a signature names.
+    TrainData = Union[(*DATA_MODULE_TYPES, *MODULE_TYPES, DataLoader)]
 
     class CallbackBase(*(flavour.Callback for flavour in FLAVOURS)):
         """``Callback`` of every installed flavour."""

@@ -105,6 +105,11 @@ class FetchedLoader:
     def __iter__(self) -> Iterator[Any]:
         return BatchIterator(self)
 
+    @property
+    def plain(self) -> Any:
+        """The user's loader."""
+        return self._plain
+
     def _carried_batches(self) -> Iterator[Carried]:
         raise NotImplementedError
 

@@ -17,23 +17,58 @@ from torchmetrics.functional.classification import binary_auroc
 
 from lightning_autoassist.assistants import Outcome
 from lightning_autoassist.candidates import CandidateStream
+from lightning_autoassist.sampler import batches_per_epoch
 
 PREFIX = "autoassist/"
+# What every metric can be plotted against.
+AXES = ("boss_updates", "instances_seen", "seconds")
 # More predictions than this an epoch are ranked by their first million: 1e6 sorts in 0.2 s, 1e7 would take seconds.
 MAX_RANKED = 1_000_000
 # Batches whose predictions are kept apart; a tensor takes hundreds of bytes, however few numbers it holds.
 MAX_PARTS = 1024
 
 
+class Stopwatch:
+    """Seconds that pass while it runs."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._started: float | None = None
+
+    def run(self) -> None:
+        """Go on, unless it runs already."""
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stop, unless it stands already."""
+        self._before, self._started = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        """All seconds so far."""
+        return self._before + (0.0 if self._started is None else time.perf_counter() - self._started)
+
+    @seconds.setter
+    def seconds(self, seconds: float) -> None:
+        self._before = seconds
+        self._started = None if self._started is None else time.perf_counter()
+
+
 class FilterReport:
-    """Counters over a run and over its current epoch."""
+    """Counters over a run and over its current epoch.
+
+    Attributes:
+        training: Runs while the Boss is trained, and stands during validation.
+    """
 
     def __init__(self) -> None:
         self.boss_updates = 0
         self.instances_seen = 0
         self.nonfinite_instances = 0
         self.num_batches = 0
-        self.seconds = 0.0
+        self.overhead_seconds = 0.0
+        self.training = Stopwatch()
         self.last_epoch: dict[str, float] = {}
         self._num_outcomes = 0
         self._loss_sum = 0.0
@@ -48,7 +83,20 @@ class FilterReport:
         try:
             yield
         finally:
-            self.seconds += time.perf_counter() - started
+            self.overhead_seconds += time.perf_counter() - started
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, loading included and validation left out; goes on after a resume."""
+        return self.training.seconds
+
+    @seconds.setter
+    def seconds(self, seconds: float) -> None:
+        self.training.seconds = seconds
+
+    def axes(self) -> dict[str, float]:
+        """Boss updates, instances and seconds so far, under ``autoassist/``."""
+        return {PREFIX + name: float(getattr(self, name)) for name in AXES}
 
     def count_batch(self, num_instances: int, boss_updates: int) -> None:
         """One more batch of the Boss; ``boss_updates`` is the Trainer's own count of optimizer steps."""
@@ -77,25 +125,38 @@ class FilterReport:
         self._ranked, self._num_ranked = [], 0
 
     def end_epoch(self, sampler: CandidateStream | None) -> dict[str, float]:
-        """The epoch's metrics under ``autoassist/``; instances and candidates are counted from the run's start."""
+        """The epoch's metrics under ``autoassist/``; what is no rate is counted from the run's start."""
         metrics = self._rates(self._epoch_start, self._totals(sampler))
-        metrics["instances_seen"] = float(self.instances_seen)
+        metrics.update({name: float(getattr(self, name)) for name in AXES})
+        metrics["saved_ratio"] = saved_ratio(sampler)
         metrics["candidates_seen"] = self._candidates_seen(sampler)
         metrics["nonfinite_instances"] = float(self.nonfinite_instances)
-        if self._num_outcomes:
+        ranked = self.ranked()
+        if ranked is not None:
             metrics["assistant_loss"] = self._loss_sum / self._num_outcomes
-            metrics.update(_auroc(*_joined(self._ranked)))
+            metrics.update(_auroc(*ranked))
         self.last_epoch = metrics
         self.start_epoch(sampler)
         return {PREFIX + name: value for name, value in metrics.items()}
+
+    def ranked(self) -> tuple[Tensor, Tensor] | None:
+        """The Assistant's predictions in this epoch, and whether each instance was informative; the first million."""
+        if not self._ranked:
+            return None
+        predictions, targets = _joined(self._ranked)
+        return predictions[:MAX_RANKED], targets[:MAX_RANKED]
+
+    def epoch_keep_rate(self, sampler: CandidateStream | None) -> float:
+        """Share of the current epoch's candidates that were kept so far."""
+        return self._rates(self._epoch_start, self._totals(sampler))["keep_rate"]
 
     def summary(self, sampler: CandidateStream | None) -> dict[str, float]:
         """Totals of the run, and the last epoch's figures of the Assistant."""
         zero = dict.fromkeys(self._totals(None), 0.0)
         assistant = {name: value for name, value in self.last_epoch.items() if name.startswith("assistant_")}
         return {
-            "boss_updates": float(self.boss_updates),
-            "instances_seen": float(self.instances_seen),
+            **{name: float(getattr(self, name)) for name in AXES},
+            "saved_ratio": saved_ratio(sampler),
             "candidates_seen": self._candidates_seen(sampler),
             "nonfinite_instances": float(self.nonfinite_instances),
             **self._rates(zero, self._totals(sampler)),
@@ -109,6 +170,7 @@ class FilterReport:
             "instances_seen",
             "nonfinite_instances",
             "num_batches",
+            "overhead_seconds",
             "seconds",
             "last_epoch",
         )
@@ -126,7 +188,7 @@ class FilterReport:
             "prob_sum": 0.0 if sampler is None else sampler.prob_sum,
             "drawing": 0.0 if sampler is None else sampler.seconds,
         }
-        return {**drawing, "batches": self.num_batches, "seconds": self.seconds}
+        return {**drawing, "batches": self.num_batches, "seconds": self.overhead_seconds}
 
     def _rates(self, start: dict[str, float], end: dict[str, float]) -> dict[str, float]:
         # A stream that began anew counts from zero.
@@ -149,9 +211,16 @@ def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat(predictions), torch.cat(targets)
 
 
+def saved_ratio(sampler: CandidateStream | None) -> float:
+    """Share of the Boss updates of an unfiltered run that this one does without, in [0, 1)."""
+    if sampler is None or not sampler.batch_size:
+        return 0.0
+    unfiltered = batches_per_epoch(sampler.num_instances, sampler.batch_size, 1.0, sampler.drop_last)
+    return max(0.0, 1 - len(sampler) / unfiltered)
+
+
 def _auroc(predictions: Tensor, targets: Tensor) -> dict[str, float]:
     """How well the Assistant ranked informative instances first; nothing where all or none were."""
-    predictions, targets = predictions[:MAX_RANKED], targets[:MAX_RANKED]
     if targets.all() or not targets.any():
         return {}
     return {"assistant_auroc": float(binary_auroc(predictions, targets.long()))}

@@ -103,6 +103,8 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         self.keep_probability = keep_probability
         self.drop_last = drop_last
         self.chunk_size = chunk_size or batch_size
+        # Gets candidates, their p and whether each was kept, for reports.
+        self.on_considered: Callable[[IndexArray, Any, Any], None] | None = None
         # The candidate stream.
         self._order: IndexArray = np.empty(0, np.int64)
         self._position = 0
@@ -216,6 +218,8 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         self._kept_indices = np.concatenate([self._kept_indices, candidates[kept]])
         self._kept_probs = np.concatenate([self._kept_probs, probs[kept]])
         self._count(probs, int(kept.sum()))
+        if self.on_considered is not None:
+            self.on_considered(candidates, probs, kept)
 
 
 def check_budget(budget: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from lightning_autoassist.sampler import KeepProbability, ShrinkingBatchSampler
 from lightning_autoassist.streaming import KeepRows, RowFeatures, RowStream
@@ -21,6 +22,7 @@ class Selection:
         keep_rows: Gets rows of a stream and the number of the pass, returns p; see ``RowStream``.
         row_features: Gets a batch of a stream and n, returns its rows' features; None where nobody reads them.
         no_streams: Why streams cannot be filtered so, with what to write; None where they can.
+        on_considered: Called with candidates, their p and whether each was kept; not for streams.
     """
 
     keep_probability: KeepProbability
@@ -30,6 +32,7 @@ class Selection:
     keep_rows: KeepRows
     row_features: RowFeatures | None
     no_streams: str | None
+    on_considered: Callable[[Any, Any, Any], None]
 
     def apply_to(self, stream: ShrinkingBatchSampler | RowStream, *, pass_whole: bool = False) -> None:
         """Let ``stream`` select so.
@@ -45,3 +48,4 @@ class Selection:
             stream.keep_probability = None if self.keeps_everything else self.keep_rows
         else:
             stream.keep_probability = None if self.keeps_everything else self.keep_probability
+            stream.on_considered = self.on_considered

@@ -1,0 +1,378 @@
+"""What a run leaves with its loggers, beside the metrics: settings, histograms, galleries, tables, a summary.
+
+W&B gets all of it; TensorBoard pictures and histograms; every logger the settings and numbers. Nothing in here may cost
+the run: what fails is left out, with one warning.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar, cast
+
+import numpy as np
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_autoassist.candidates import FloatArray, IndexArray
+from lightning_autoassist.features import InstanceStore
+from lightning_autoassist.instance_counts import (
+    InstanceCounts,
+    Picture,
+    Reliability,
+    grid,
+    load_instances,
+    picture_of,
+    reliability,
+)
+from lightning_autoassist.policies import Policy
+from lightning_autoassist.report import AXES, PREFIX, FilterReport, saved_ratio
+
+GALLERY_SIZE = 12  # instances at either end
+MAX_CLASS_METRICS = 20  # of more classes there is a table only
+NUM_BINS = 64
+
+Decode = Callable[[Any], Any]
+_Method = TypeVar("_Method", bound=Callable[..., None])
+
+
+class Filtering(Protocol):
+    """What is logged of the callback."""
+
+    policy: Policy
+    assistant: Any
+    report: FilterReport
+    score: str
+    weights: str
+    tail: float
+    lag: int | None
+    _data: Any
+    _store: InstanceStore | None
+
+
+def _costs_no_run(method: _Method) -> _Method:
+    """Turn an error into one warning, and log nothing of the kind from then on."""
+
+    @functools.wraps(method)
+    def guarded(log: RunLog, *args: Any) -> None:
+        if not log.is_on:
+            return
+        try:
+            method(log, *args)
+        except Exception as error:  # whatever it is, it must not cost the user the run
+            log.is_on = False
+            rank_zero_warn(
+                "AutoAssist logs no more settings, galleries and histograms, training goes on. "
+                f"{method.__name__}: {type(error).__name__}: {error}"
+            )
+
+    return cast(_Method, guarded)
+
+
+class RunLog:
+    """Writes to the Trainer's loggers what filtering did.
+
+    Args:
+        filtering: The callback.
+        decode: Gets an instance as the data set gives it, returns text or a picture to show it by; None shows the
+            largest picture in it.
+    """
+
+    def __init__(self, filtering: Filtering, decode: Decode | None = None) -> None:
+        self.filtering = filtering
+        self.decode = decode
+        self.counts: InstanceCounts | None = None
+        self.is_on = True
+        self._is_wanted = False
+
+    # ---- the callback tells
+
+    def connect(self, trainer: Any) -> None:
+        """A fit begins: the callback has its data module, and no logger has saved the run's settings yet."""
+        self.is_on = True
+        self._is_wanted = bool(trainer.loggers) and trainer.is_global_zero
+        self._prepare_tensorboard(trainer)
+
+    @_costs_no_run
+    def _prepare_tensorboard(self, trainer: Any) -> None:
+        # It saves its settings once, before training starts, and log_hyperparams would add a metric hp_metric of -1.
+        for logger in trainer.loggers:
+            if _is_a(logger, "TensorBoardLogger"):
+                logger.hparams["autoassist"] = self._settings()
+
+    @_costs_no_run
+    def prepare(self, num_instances: int) -> None:
+        """Make room for the counts, before the first batch is drawn."""
+        if self._is_wanted and (self.counts is None or self.counts.num_instances != num_instances):
+            self.counts = InstanceCounts(num_instances)
+
+    @_costs_no_run
+    def count(self, candidates: IndexArray, probs: FloatArray, kept: Any) -> None:
+        """Candidates were considered, see :meth:`InstanceCounts.add`."""
+        if self.counts is not None:
+            self.counts.add(candidates, probs, kept)
+
+    @_costs_no_run
+    def start(self, trainer: Any) -> None:
+        """Training starts: leave the settings."""
+        settings = {"autoassist": self._settings()}
+        for logger in trainer.loggers:
+            if not _is_a(logger, "WandbLogger") and not _is_a(logger, "TensorBoardLogger"):
+                logger.log_hyperparams(settings)
+        for run in _wandb_runs(trainer):
+            run.config.update(settings, allow_val_change=True)
+            for axis in AXES:
+                run.define_metric(PREFIX + axis, summary="max")
+
+    @_costs_no_run
+    def end_step(self, trainer: Any, pl_module: Any, batch_idx: int) -> None:
+        """A batch was trained on: axes for what is logged next, and the progress bar."""
+        if trainer._logger_connector.should_update_logs:
+            # W&B draws a metric against what is in the same row; these go into the row that Lightning logs next.
+            for run in _wandb_runs(trainer):
+                run.log(self.filtering.report.axes(), commit=False)
+        stream = self.filtering._data.candidate_stream
+        if stream is None or trainer.progress_bar_callback is None or batch_idx % trainer.log_every_n_steps:
+            return
+        report = self.filtering.report
+        saved = saved_ratio(stream)
+        bar = {
+            "keep_rate": report.epoch_keep_rate(stream),
+            "saved_updates": round(report.boss_updates * saved / (1 - saved)),
+        }
+        # Tensors on the CPU: showing them waits for no device.
+        values = {name: torch.tensor(float(value)) for name, value in bar.items()}
+        pl_module.log_dict(values, prog_bar=True, logger=False, on_step=True, on_epoch=False)
+
+    @_costs_no_run
+    def end_epoch(self, trainer: Any, pl_module: Any) -> None:
+        """An epoch ends, and its metrics are logged next."""
+        counts = self.counts
+        if counts is None:
+            return
+        ranked = self.filtering.report.ranked()
+        shown = None if ranked is None else reliability(*ranked)
+        classes = self._by_class(counts)
+        metrics = {f"keep_rate_class_{label}": kept / (kept + dropped) for label, (kept, dropped) in classes.items()}
+        if len(metrics) > MAX_CLASS_METRICS:
+            metrics = {}
+        if shown is not None and shown.calibration_error is not None:
+            metrics["assistant_calibration_error"] = shown.calibration_error
+        pl_module.log_dict({PREFIX + name: value for name, value in metrics.items()}, rank_zero_only=True)
+
+        boards = [logger.experiment for logger in trainer.loggers if _is_a(logger, "TensorBoardLogger")]
+        runs = list(_wandb_runs(trainer))
+        if boards or runs:
+            histograms = self._histograms(counts)
+            gallery = self._gallery(trainer, counts)
+            for run in runs:
+                _log_to_wandb(run, histograms, gallery, shown, classes)
+            for board in boards:
+                _log_to_tensorboard(board, histograms, gallery, shown, trainer.global_step)
+        counts.start_epoch()
+
+    @_costs_no_run
+    def finish(self, trainer: Any) -> None:
+        """Training ends: leave the totals."""
+        report = self.filtering.report
+        summary = report.summary(self.filtering._data.candidate_stream)
+        for run in _wandb_runs(trainer):
+            run.summary.update({PREFIX + name: summary[name] for name in (*AXES, "saved_ratio", "keep_rate")})
+
+    # ---- what is logged
+
+    def _settings(self) -> dict[str, Any]:
+        from lightning_autoassist import __version__
+
+        filtering = self.filtering
+        stream = filtering._data.candidate_stream
+        return {
+            "version": __version__,
+            "budget": filtering._data.budget,
+            "policy": card(filtering.policy),
+            "assistant": card(filtering.assistant) if filtering.policy.needs_scores else None,
+            **{name: getattr(filtering, name) for name in ("score", "weights", "tail", "lag")},
+            "num_instances": None if stream is None else stream.num_instances,
+            "batch_size": None if stream is None else stream.batch_size,
+        }
+
+    def _labels(self, counts: InstanceCounts) -> Any:
+        """Labels of the counted instances where they were seen, -1 elsewhere; None without labels."""
+        store = self.filtering._store
+        if store is None or store.labels is None:
+            return None
+        rows = torch.from_numpy(counts.indices)
+        return store.labels[rows].where(store.seen[rows], -1).numpy()
+
+    def _by_class(self, counts: InstanceCounts) -> dict[int, tuple[int, int]]:
+        labels = self._labels(counts)
+        by_class = {} if labels is None else counts.by_class(labels)
+        by_class.pop(-1, None)
+        return by_class
+
+    def _histograms(self, counts: InstanceCounts) -> dict[str, Any]:
+        values = {"keep_probs": counts.probs[np.isfinite(counts.probs)]}
+        store = self.filtering._store
+        if store is not None:
+            rows = torch.from_numpy(counts.indices)
+            values["scores"] = store.scores[rows][store.seen[rows]].numpy()
+        return {PREFIX + name: some for name, some in values.items() if len(some)}
+
+    def _gallery(self, trainer: Any, counts: InstanceCounts) -> dict[str, list[dict[str, Any]]]:
+        """Rows of the instances kept least and most; nothing before anything was dropped."""
+        if not counts.dropped.any():
+            return {}
+        ends = dict(zip(("least_kept", "most_kept"), counts.extremes(GALLERY_SIZE), strict=True))
+        store, labels = self.filtering._store, self._labels(counts)
+        gallery = {}
+        for name, places in ends.items():
+            indices = counts.indices[places].tolist()
+            rows = []
+            for place, index, instance in zip(
+                places, indices, load_instances(trainer.train_dataloader.plain, indices), strict=True
+            ):
+                row = {"index": index, "shown": self._shown(instance)}
+                if labels is not None:
+                    row["label"] = int(labels[place])
+                if store is not None:
+                    row[self.filtering.score] = float(store.scores[index])
+                row["kept"], row["dropped"] = int(counts.kept[place]), int(counts.dropped[place])
+                row["keep_prob"] = float(counts.probs[place])
+                rows.append(row)
+            gallery[PREFIX + name] = rows
+        return gallery
+
+    def _shown(self, instance: Any) -> str | Picture | None:
+        if self.decode is not None:
+            decoded = self.decode(instance)
+            return decoded if isinstance(decoded, str) else picture_of(decoded)
+        return picture_of(instance)
+
+
+def card(rule: Any) -> dict[str, Any]:
+    """A policy or an Assistant in a few words: its class, its settings, and where it comes from.
+
+    Args:
+        rule: An object whose class keeps its arguments as attributes.
+
+    Example:
+        >>> from lightning_autoassist import RandomPolicy
+        >>> card(RandomPolicy(keep_rate=0.4))
+        {'name': 'RandomPolicy', 'keep_rate': 0.4}
+    """
+    words: dict[str, Any] = {"name": type(rule).__name__}
+    for name in inspect.signature(type(rule).__init__).parameters:
+        value = getattr(rule, name, None)
+        if name != "self" and isinstance(value, (bool, int, float, str)):
+            words[name] = value
+    sources = [part for part in inspect.cleandoc(type(rule).__doc__ or "").split("\n\n") if part.startswith("Source: ")]
+    if sources:
+        words["source"] = " ".join(sources[0].removeprefix("Source: ").split())
+    return words
+
+
+def group_runs(trainer: Any, budget: float, data: Any) -> None:
+    """Give W&B runs that have not begun a group, what is trained on what, and the policy as their job type.
+
+    Whatever the user gave the logger stays.
+
+    Args:
+        trainer: The Trainer, before setup: a run's group cannot be changed once it has begun.
+        budget: Of the data module.
+        data: The user's data.
+    """
+    rules = (getattr(callback, "policy", None) for callback in getattr(trainer, "callbacks", ()))
+    policies = [rule for rule in rules if isinstance(rule, Policy)]
+    if not policies:
+        return
+    module = trainer.strategy._lightning_module
+    for logger in trainer.loggers:
+        settings = getattr(logger, "_wandb_init", None)
+        if isinstance(settings, dict):
+            if settings.get("group") is None:
+                settings["group"] = f"{type(module).__name__} on {type(data).__name__}"
+            if settings.get("job_type") is None:
+                settings["job_type"] = f"{type(policies[0]).__name__.removesuffix('Policy')} {budget:.0%}"
+
+
+def _log_to_wandb(
+    run: Any,
+    histograms: dict[str, Any],
+    gallery: dict[str, list[dict[str, Any]]],
+    shown: Reliability | None,
+    classes: dict[int, tuple[int, int]],
+) -> None:
+    import wandb
+
+    logged: dict[str, Any] = {
+        name: wandb.Histogram(np_histogram=np.histogram(values, NUM_BINS)) for name, values in histograms.items()
+    }
+    for name, rows in gallery.items():
+        cells = [[wandb.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row.values()] for row in rows]
+        # A table's pictures lie in W&B's store of artifacts until they are synced; these, in the run's own folder.
+        pictures = [
+            wandb.Image(row["shown"], caption=_caption(row)) for row in rows if isinstance(row["shown"], np.ndarray)
+        ]
+        if pictures:
+            logged[name + "_pictures"] = pictures
+        logged[name] = wandb.Table(columns=list(rows[0]), data=cells)
+    if shown is not None:
+        points = [[float(cell) for cell in row] for row in zip(*shown[:3], strict=True)]
+        table = wandb.Table(columns=["predicted", "realised", "instances"], data=points)
+        logged[PREFIX + "reliability"] = wandb.plot.line(
+            table, "predicted", "realised", title="The Assistant's reliability"
+        )
+    if classes:
+        rows_by_class = [[label, kept, dropped, kept / (kept + dropped)] for label, (kept, dropped) in classes.items()]
+        columns: list[str | int] = ["class", "kept", "dropped", "keep_rate"]
+        logged[PREFIX + "classes"] = wandb.Table(columns=columns, data=rows_by_class)
+    run.log(logged, commit=False)  # goes into the row of the epoch's metrics
+
+
+def _log_to_tensorboard(
+    board: Any,
+    histograms: dict[str, Any],
+    gallery: dict[str, list[dict[str, Any]]],
+    shown: Reliability | None,
+    step: int,
+) -> None:
+    for name, values in histograms.items():
+        board.add_histogram(name, values, step)
+    for name, rows in gallery.items():
+        pictures = [row["shown"] for row in rows if isinstance(row["shown"], np.ndarray)]
+        if pictures:
+            board.add_image(name, grid(pictures), step, dataformats="HWC")
+        text = [{key: cell for key, cell in row.items() if not isinstance(cell, np.ndarray)} for row in rows]
+        lines = [list(text[0]), ["---"] * len(text[0]), *(list(map(_as_cell, row.values())) for row in text)]
+        board.add_text(name, "\n".join("|".join(line) for line in lines), step)
+    if shown is not None and importlib.util.find_spec("matplotlib"):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(4, 4), layout="constrained")
+        axes = figure.add_subplot(xlabel="predicted", ylabel="informative", ylim=(0, 1))
+        axes.plot(shown.predicted, shown.realised, marker="o")
+        board.add_figure(PREFIX + "reliability", figure, step)
+
+
+def _caption(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_as_cell(cell)}" for name, cell in row.items() if name != "shown")
+
+
+def _as_cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/").replace("\n", " ")
+
+
+def _is_a(logger: Any, name: str) -> bool:
+    """Whether a logger is of a class of that name, in any flavour; its package need not be installed."""
+    return any(base.__name__ == name for base in type(logger).__mro__)
+
+
+def _wandb_runs(trainer: Any) -> Iterator[Any]:
+    """The W&B runs of the Trainer's loggers that record anything."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if _is_a(logger, "WandbLogger") and not getattr(logger.experiment, "disabled", False):
+            yield logger.experiment

@@ -1,0 +1,108 @@
+"""What the README shows works as it stands there."""
+
+import functools
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.nn import functional as F
+
+from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
+from lightning_autoassist.cli import main
+from tests import ordinary
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return [textwrap.dedent(block) for block in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)]
+
+
+def test_python_blocks(monkeypatch):
+    """One after another, with the names that a user has from his own project."""
+    names = {
+        "F": F,
+        "torch": torch,
+        "MyLightningModule": ordinary.Classifier,
+        "MyDataModule": ordinary.ClustersData,
+    }
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    monkeypatch.setattr(pl, "Trainer", functools.partial(pl.Trainer, **quiet))
+    found = blocks("python")
+    assert len(found) == 4
+    for block in found:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["trainer"].global_step == 12 * 6
+    for name in ("Scheduled", "ReturnsItsLosses", "HasAMethodForThem"):
+        callback = AutoAssistCallback()
+        data = AutoAssistDataModule(ordinary.ClustersData(), budget=0.6)
+        ordinary.trainer(max_epochs=4, callbacks=[callback]).fit(names[name](), datamodule=data)
+        assert callback.summary()["keep_rate"] < 1
+    assert names["callback"]._log.decode(ordinary.CountingDataset(10)[4]) == "class 1"
+
+
+# What Lightning's use of jsonargparse, whose new versions deprecate some of it, has to say is not ours.
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("names_the_module", [True, False])
+def test_yaml_block_switches_filtering_on(tmp_path, monkeypatch, names_the_module):
+    pytest.importorskip("jsonargparse")
+    import yaml
+    from pytorch_lightning.cli import LightningCLI
+
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    (block,) = blocks("yaml")
+    block = block.replace("my_project.MyLightningModule", "tests.ordinary.Classifier")
+    block = block.replace("my_project.MyDataModule", "tests.ordinary.ClustersData")
+    settings = yaml.safe_load(block)
+    quiet = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
+    settings["seed_everything"] = False  # it would stay in the environment
+    settings["trainer"] |= {**quiet, "enable_progress_bar": False, "enable_model_summary": False}
+    if names_the_module:
+        settings["model"] = {"lr": 0.1}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    cli = LightningCLI(
+        *[ordinary.Classifier] * names_the_module, save_config_callback=None, args=["fit", "--config", str(path)]
+    )
+    assert isinstance(cli.datamodule, AutoAssistDataModule)
+    assert cli.datamodule.wrapped.loader_options["batch_size"] == 10
+    assert cli.trainer.global_step == 12 * 6
+    (callback,) = (one for one in cli.trainer.callbacks if isinstance(one, AutoAssistCallback))
+    assert type(callback.policy).__name__ == "ProportionalPolicy"
+    assert callback.summary()["keep_rate"] < 0.9
+
+
+COMMANDS = sorted({line for block in blocks("bash") for line in block.splitlines() if line.startswith("autoassist ")})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_understood(command, monkeypatch, tmp_path, capsys):
+    """Parsed, with arguments that lead nowhere: an error about them, none about the words."""
+    import shlex
+
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command, comments=True)[1:]
+    # Not to be taken for a project, which would be asked for.
+    words = [word.replace("logs/", "./logs/").replace("me/", "./me/") for word in words]
+    assert main(words) == 2
+    assert "is not there" in capsys.readouterr().err
+
+
+def test_files_that_the_readme_names_are_there():
+    root = Path(__file__).parent.parent
+    for link in re.findall(r"\]\(((?!https?:|#)[^)]+)\)", README):
+        assert (root / link).exists(), link
+    for test in re.findall(r"`(tests/[\w.]+\.py)(?:::(\w+))?`", README):
+        assert f"def {test[1]}(" in (root / test[0]).read_text() if test[1] else (root / test[0]).exists()
+
+
+def test_citation_file_is_yaml():
+    import yaml
+
+    citation = yaml.safe_load((Path(__file__).parent.parent / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["preferred-citation"]["title"] in README
