@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_autoassist.assistants import ASSISTANTS, Assistant
-from lightning_autoassist.candidates import WEIGHT_MODES, Draw, IndexArray, Rows
+from lightning_autoassist.candidates import WEIGHT_MODES, Draw
 from lightning_autoassist.datamodule import HOW_TO_USE, AutoAssistDataModule
 from lightning_autoassist.feature_file import FeaturePlace
 from lightning_autoassist.features import (
@@ -31,25 +29,13 @@ from lightning_autoassist.features import (
     InstanceStore,
 )
 from lightning_autoassist.flavours import CallbackBase, overrides
+from lightning_autoassist.learner import Learner, to_host
 from lightning_autoassist.loss_capture import SCORES, CapturedStep, InstanceLossCapture, Observation
 from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, warn_about_limits
 from lightning_autoassist.rng import restore_rng_state, rng_state
-from lightning_autoassist.row_learner import RowLearner
 from lightning_autoassist.run_log import Decode, RunLog
 from lightning_autoassist.selection import Selection
-
-
-class _Observed(NamedTuple):
-    """One step's observation on its way from the Boss's device to the Assistant."""
-
-    indices: Tensor
-    losses: Tensor
-    scores: Tensor
-    labels: Tensor | None
-    features: Tensor | None
-    integers: dict[str, Tensor] | None  # of a stream's batch, whose indices name no instances
-    arrived: torch.cuda.Event | None  # None: the tensors are on the CPU
 
 
 class AutoAssistCallback(CallbackBase):
@@ -117,21 +103,21 @@ class AutoAssistCallback(CallbackBase):
         if feature_memory < 0:
             raise ValueError(f"feature_memory must not be negative, got {feature_memory}; 0 keeps features in a file")
         self.lag = lag
-        self._feature_memory = feature_memory
         self.report = FilterReport()
         self._log = RunLog(self, decode)
-        self._features = BatchFeatures(features, max_features)
         self._capture = InstanceLossCapture(score=self.score)
-        self._store: InstanceStore | None = None
-        self._rows = RowLearner(self.assistant, self.policy, self._features)
-        self._restored: dict[str, Any] | None = None
+        self._learner = Learner(
+            self.assistant,
+            self.policy,
+            BatchFeatures(features, max_features),
+            self.report,
+            tail=self.tail,
+            feature_memory=feature_memory,
+        )
         self._has_begun = False
-        self._progress = 0.0
         self._rng_before_validation: dict[str, Any] | None = None
-        self._is_filtering = self.policy.needs_scores
         self._data: AutoAssistDataModule | None = None
         self._step: tuple[Draw, Observation, Tensor | None] | None = None
-        self._pending: deque[_Observed] = deque()
         self._unwrap: Callable[[], None] | None = None
 
     # ---- connecting to the Trainer
@@ -146,13 +132,13 @@ class AutoAssistCallback(CallbackBase):
             warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in both")
         self._log.connect(trainer)
         selection = Selection(
-            self._keep_probability,
+            self._learner.keep_probability,
             self.policy.keeps_everything,
             self.weights,
             self._prepare_store,
-            self._keep_rows,
-            self._row_features if self._rows.reads_features else None,
-            self._rows.refusal,
+            self._learner.keep_rows,
+            self._learner.row_features if self._learner.rows.reads_features else None,
+            self._learner.rows.refusal,
             self._log.count,
         )
         self._data.select_by(selection, restart=not self._has_begun)
@@ -186,15 +172,13 @@ class AutoAssistCallback(CallbackBase):
         draw = self._data.confirm_draw()
         self.report.count_batch(0 if draw is None else len(draw.indices), trainer.global_step)
         if trainer.max_epochs > 0:
-            self._progress = (
+            self._learner.progress = (
                 trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
             ) / trainer.max_epochs
         step, self._step = self._step, None
-        with self.report.timed(), self._unfiltered_on_error():
-            if step is not None:
-                self._pending.append(_to_host(*step))
-            while len(self._pending) > self.lag:
-                self._learn(self._pending.popleft())
+        if step is not None:
+            with self.report.timed(), self._learner.unfiltered_on_error():
+                self._learner.take(to_host(*step), self.lag)
         self._log.end_step(trainer, pl_module, batch_idx)
 
         self._rng_before_validation = rng_state() if self._may_validate_next(trainer) else None
@@ -257,95 +241,29 @@ class AutoAssistCallback(CallbackBase):
         Args:
             indices: Positions in the train data set, shape ``(n,)``.
         """
-        return self._keep_probability(np.fromiter(indices, np.int64), pass_index=1)
+        return self._learner.keep_probability(np.fromiter(indices, np.int64), pass_index=1)
 
     @property
     def instances(self) -> InstanceStore | None:
         """What is remembered of each instance; None before the first batch, and where the policy needs no scores."""
-        return self._store
+        return self._learner.store
 
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "assistant": self.assistant.state_dict(),
-            "policy": self.policy.state_dict(),
-            "store": None if self._store is None else self._store.state_dict(),
-            "pending": [_on_host(observed)._asdict() for observed in self._pending],
-            "report": self.report.state_dict(),
-            "label_column": self._rows.label_column.paths,
-            "is_filtering": self._is_filtering,
-            "progress": self._progress,
-        }
+        return {"learner": self._learner.state_dict(), "report": self.report.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.assistant.load_state_dict(state_dict["assistant"])
-        self.policy.load_state_dict(state_dict["policy"])
+        self._learner.load_state_dict(state_dict["learner"])
         self.report.load_state_dict(state_dict["report"])
-        self._pending = deque(_Observed(**parts) for parts in state_dict["pending"])
-        self._is_filtering = state_dict["is_filtering"]
-        self._progress = state_dict["progress"]
-        self._rows.label_column.paths = state_dict["label_column"]
-        self._restored = state_dict["store"]
-        self._store = None
         self._has_begun = True
 
     def _prepare_store(self, num_instances: int) -> None:
         """Make room for the data set, before its first batch is drawn."""
-        self._log.prepare(num_instances)
-        if not self.policy.needs_scores:
-            return
-        restored, self._restored = self._restored, None
-        if self._store is not None and len(self._store) == num_instances:
-            return
-        if restored is not None and len(restored["seen"]) != num_instances:
-            rank_zero_warn(
-                f"the checkpoint remembers {len(restored['seen'])} instances, the data set has {num_instances}: "
-                "what was remembered of them is dropped, every instance is kept until it was seen again"
-            )
-            self._pending.clear()
-            restored = None
         assert self._data is not None
-        self._store = InstanceStore(num_instances, self._feature_memory, _feature_place(self._data.trainer))
-        if restored is not None:
-            self._store.load_state_dict(restored)
-
-    # ---- the batch generator asks
-
-    def _keep_probability(self, indices: IndexArray, pass_index: int) -> npt.NDArray[np.floating[Any]]:
-        """Chances of candidates, shape ``(n,)``: 1 in the first pass, for unseen instances, when not filtering."""
-        everything = np.ones(len(indices), np.float32)
-        if pass_index == 0 or self._progress > 1 - self.tail:
-            return everything
-        if not self.policy.needs_scores:
-            return self.policy.keep_probability(torch.from_numpy(everything)).numpy()
-        if not self._is_filtering or self._store is None:
-            return everything
-        with self._unfiltered_on_error():
-            rows = torch.from_numpy(indices)
-            known = self._store.knows(rows, self.assistant.reads)
-            if not known.any():
-                return everything
-            candidates = self._store.rows(rows, self.assistant.reads)
-            probs = self.policy.keep_probability(self.assistant.predict(candidates))
-            if self.policy.reads_labels and self._store.labels is not None:
-                probs = self.policy.balance(probs, self._store.labels[rows])
-            # A prediction that is not a number says nothing against the instance.
-            return probs.where(known & ~probs.isnan(), 1.0).numpy()
-        return everything
-
-    def _keep_rows(self, rows: Rows, pass_index: int) -> npt.NDArray[np.floating[Any]]:
-        """Chances of a stream's rows, shape ``(n,)``; there is no unseen one to be kept."""
-        if self._progress <= 1 - self.tail and (self._is_filtering or not self.policy.needs_scores):
-            with self._unfiltered_on_error():
-                return self._rows.keep_probability(rows)
-        return np.ones(rows.size, np.float32)
-
-    def _row_features(self, batch: Any, num_rows: int) -> Tensor | None:
-        if self._is_filtering:
-            with self._unfiltered_on_error():
-                return self._rows.features(batch, num_rows)
-        return None
+        self._log.prepare(num_instances)
+        if self.policy.needs_scores:
+            self._learner.prepare(num_instances, _feature_place(self._data.trainer))
 
     # ---- the Boss answers
 
@@ -355,11 +273,11 @@ class AutoAssistCallback(CallbackBase):
 
         def observed_training_step(*args: Any, **kwargs: Any) -> Any:
             draw = None if self._data is None else self._data.current_draw
-            if draw is None or not self._is_filtering:
+            if draw is None or not self._learner.is_filtering:
                 return training_step(*args, **kwargs)
             batch = args[0] if args else next(iter(kwargs.values()), None)
             with self.report.timed():
-                features = self._new_features(draw, batch)
+                features = self._learner.new_features(draw, batch)
                 weights = None if draw.weights is None else torch.from_numpy(draw.weights).to(pl_module.device)
                 captured = self._capture.step(batch, len(draw.indices), weights=weights, module=pl_module)
             with captured:
@@ -387,7 +305,7 @@ class AutoAssistCallback(CallbackBase):
         if output is None and is_automatic:
             return  # Lightning skips the batch, and so do we
         if observation is None:
-            self._stop_filtering(captured.reason or "no per-instance loss was found in training_step")
+            self._learner.stop_filtering(captured.reason or "no per-instance loss was found in training_step")
             return
         self._step = draw, observation, features
         if self._capture.has_other_terms and self.weights != "mean":
@@ -403,72 +321,6 @@ class AutoAssistCallback(CallbackBase):
         if self._data is not None:
             self._data.weigh_by("mean")
 
-    def _new_features(self, draw: Draw, batch: Any) -> Tensor | None:
-        """Features of the batch, where the Assistant reads them and some instance has none yet."""
-        if draw.rows is not None:
-            return draw.rows.features
-        if "features" not in self.assistant.reads or self._store is None:
-            return None
-        if self._store.knows(torch.from_numpy(draw.indices), self.assistant.reads).all():
-            return None
-        with self._unfiltered_on_error():
-            features = self._features(batch, len(draw.indices))
-            if features is None:
-                raise ValueError("the batch holds no tensor with one row an instance; pass features=")
-            return features
-        return None
-
-    def _learn(self, observed: _Observed) -> None:
-        """Let the Assistant learn from one batch of the Boss."""
-        observed = _on_host(observed)
-        if observed.integers is not None:
-            self._learn_from_rows(observed, observed.integers)
-            return
-        assert self._store is not None
-        indices, losses, scores = observed.indices, observed.losses, observed.scores
-        finite = losses.isfinite() & scores.isfinite()
-        if not finite.all():
-            # Neither learnt from nor dropped: kept again when it comes up, in the hope of a finite loss.
-            self._store.forget(indices[~finite])
-            self.report.count_nonfinite(int((~finite).sum()))
-        if observed.features is not None:
-            self._store.put_features(indices[finite], observed.features[finite])
-        # A resumed run may have lost features of instances that the interrupted one was about to learn from.
-        learnt = finite & self._store.holds(indices, self.assistant.reads)
-        indices, scores = indices[learnt], scores[learnt]
-        if not len(indices):
-            return
-        if observed.labels is not None:
-            self._store.put_labels(indices, observed.labels[learnt])
-        instances = self._store.rows(indices, self.assistant.reads)  # as remembered, before this batch
-        self._store.put_scores(indices, scores)
-        outcome = self.assistant.update(instances, scores)
-        self.policy.observe(outcome.predictions, outcome.targets)
-        self.report.count_outcome(outcome)
-
-    def _learn_from_rows(self, observed: _Observed, integers: dict[str, Tensor]) -> None:
-        """The same for a stream's batch."""
-        scores = observed.scores.where(observed.losses.isfinite(), torch.nan)
-        self.report.count_nonfinite(int((~scores.isfinite()).sum()))
-        outcome = self._rows.learn(observed.features, integers, observed.labels, scores)
-        if outcome is not None:
-            self.report.count_outcome(outcome)
-
-    # ---- when something goes wrong
-
-    @contextmanager
-    def _unfiltered_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # whatever it is, it must not cost the user the run
-            self._stop_filtering(f"{type(error).__name__}: {error}")
-
-    def _stop_filtering(self, reason: str) -> None:
-        if self._is_filtering:
-            self._is_filtering = False
-            self._pending.clear()
-            rank_zero_warn(f"AutoAssist stopped filtering, training goes on with every instance. {reason}")
-
     def _disconnect(self) -> None:
         if self._unwrap is not None:
             self._unwrap()
@@ -477,31 +329,6 @@ class AutoAssistCallback(CallbackBase):
             self._data.select_by(None)
         self._step = None
         self.report.training.stop()
-
-
-def _to_host(draw: Draw, observation: Observation, features: Tensor | None) -> _Observed:
-    """Start the copies to the CPU; on CUDA none of them is waited for."""
-    on_cuda = observation.losses.is_cuda
-
-    def started(tensor: Tensor) -> Tensor:
-        return tensor.to("cpu", non_blocking=on_cuda)
-
-    return _Observed(
-        indices=torch.from_numpy(draw.indices),
-        losses=started(observation.losses),
-        scores=started(observation.scores),
-        labels=None if observation.labels is None else started(observation.labels),
-        features=None if features is None else started(features),
-        integers=None if draw.rows is None else draw.rows.integers,
-        arrived=torch.cuda.current_stream(observation.losses.device).record_event() if on_cuda else None,
-    )
-
-
-def _on_host(observed: _Observed) -> _Observed:
-    """The same with its copies arrived."""
-    if observed.arrived is not None:
-        observed.arrived.synchronize()
-    return observed._replace(arrived=None)
 
 
 def _named(choice: Any, registry: dict[str, type], what: str) -> Any:

@@ -113,26 +113,21 @@ class _Watching(AutoAssistCallback):
     def __init__(self) -> None:
         super().__init__()
         self.losses: list[Explanation] = []
-        self.reason: str | None = None
         self.milliseconds: tuple[list[float], list[float]] = ([], [])  # without and with capture
         self._capture.explain = self._remember
 
     def _remember(self, losses: list[Explanation]) -> None:
         self.losses = losses
 
-    def _stop_filtering(self, reason: str) -> None:
-        self.reason = reason
-        super()._stop_filtering(reason)
-
     def switch(self, step: int) -> None:
         """Capture in even steps only."""
-        if self.reason is None:
-            self._is_filtering = step % 2 == 0
+        if self._learner.reason is None:
+            self._learner.is_filtering = step % 2 == 0
 
     def diagnosis(self, module: str) -> Diagnosis:
         """What was seen."""
-        if self.reason is not None:
-            return Diagnosis(module, reason=self.reason)
+        if self._learner.reason is not None:
+            return Diagnosis(module, reason=self._learner.reason)
         plain, captured = (statistics.median(times) if times else float("nan") for times in self.milliseconds)
         return Diagnosis(module, self.losses, None, plain, captured)
 

@@ -49,7 +49,10 @@ class Filtering(Protocol):
     tail: float
     lag: int | None
     _data: Any
-    _store: InstanceStore | None
+
+    @property
+    def instances(self) -> InstanceStore | None:
+        """What is remembered of each instance."""
 
 
 def _costs_no_run(method: _Method) -> _Method:
@@ -200,7 +203,7 @@ class RunLog:
 
     def _labels(self, counts: InstanceCounts) -> Any:
         """Labels of the counted instances where they were seen, -1 elsewhere; None without labels."""
-        store = self.filtering._store
+        store = self.filtering.instances
         if store is None or store.labels is None:
             return None
         rows = torch.from_numpy(counts.indices)
@@ -214,7 +217,7 @@ class RunLog:
 
     def _histograms(self, counts: InstanceCounts) -> dict[str, Any]:
         values = {"keep_probs": counts.probs[np.isfinite(counts.probs)]}
-        store = self.filtering._store
+        store = self.filtering.instances
         if store is not None:
             rows = torch.from_numpy(counts.indices)
             values["scores"] = store.scores[rows][store.seen[rows]].numpy()
@@ -225,7 +228,7 @@ class RunLog:
         if not counts.dropped.any():
             return {}
         ends = dict(zip(("least_kept", "most_kept"), counts.extremes(GALLERY_SIZE), strict=True))
-        store, labels = self.filtering._store, self._labels(counts)
+        store, labels = self.filtering.instances, self._labels(counts)
         gallery = {}
         for name, places in ends.items():
             indices = counts.indices[places].tolist()

@@ -221,7 +221,7 @@ def test_a_reloaded_data_set_of_another_length_begins_anew():
     with pytest.warns(match=changed.format(200)), pytest.warns(match=changed.format(250)):
         run, callback = fit(AutoAssistDataModule(Growing(100, 10)), reload_dataloaders_every_n_epochs=1)
     assert run.global_step == 9 + 12 + 15
-    assert len(callback._store) == 250
+    assert len(callback.instances) == 250
 
 
 @pytest.mark.skipif(not hasattr(DataLoader(range(2)), "in_order"), reason="this torch has no in_order")

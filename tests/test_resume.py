@@ -73,7 +73,7 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
         **module.state_dict(),
         **tensors_of(callback.assistant.state_dict(), "assistant"),
         **tensors_of(callback.policy.state_dict(), "policy"),
-        **({} if callback._store is None else tensors_of(callback._store.state_dict(), "store")),
+        **({} if callback.instances is None else tensors_of(callback.instances.state_dict(), "store")),
         "considered": torch.tensor(data.candidate_stream.num_considered),
         "waiting": torch.from_numpy(data.candidate_stream._kept_indices),
         "rng": torch.get_rng_state(),

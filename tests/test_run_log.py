@@ -113,7 +113,7 @@ def tables(folder, name):
 def test_galleries_show_the_right_instance(wandb_run, name):
     callback, folder, _ = wandb_run
     files, found = tables(folder, name)
-    counts, scores = callback._log.counts, callback._store.scores
+    counts, scores = callback._log.counts, callback.instances.scores
     for row in found[-1]["data"]:
         cells = dict(zip(found[-1]["columns"], row, strict=True))
         assert cells["label"] == cells["index"] % 2

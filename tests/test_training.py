@@ -239,10 +239,10 @@ def test_indices_are_those_of_the_batch(loader_options, options):
     run.fit(module, datamodule=data)
     assert module.batches >= 3
     # What the callback learnt: the features it remembers for an instance are that instance's.
-    rows = callback._store.seen.nonzero().flatten()
+    rows = callback.instances.seen.nonzero().flatten()
     assert len(rows) >= 20
-    assert index_of(callback._store.features[rows]).tolist() == rows.tolist()
-    assert callback._store.labels[rows].tolist() == (rows % 3).tolist()
+    assert index_of(callback.instances.features[rows]).tolist() == rows.tolist()
+    assert callback.instances.labels[rows].tolist() == (rows % 3).tolist()
 
 
 def test_indices_are_those_of_the_batch_in_a_second_fit():
@@ -294,7 +294,7 @@ def test_a_class_quota_is_met_in_training():
     callback = AutoAssistCallback(policy=ClassQuotaPolicy(ProportionalPolicy(0.3, 0.1), min_rate=0.5), tail=0)
     data = AutoAssistDataModule(ClustersData(300, 10), budget=0.6)
     parameters_after(Classifier, data, callback, max_epochs=8)
-    probs, labels = torch.from_numpy(callback.keep_probability(range(300))), callback._store.labels
+    probs, labels = torch.from_numpy(callback.keep_probability(range(300))), callback.instances.labels
     assert all(probs[labels == label].mean() > 0.45 for label in labels.unique())
     assert 0.45 < callback.summary()["mean_keep_prob"] < 0.9
 

@@ -1,0 +1,269 @@
+"""What is remembered of the instances, what the Assistant makes of it, and what it learns.
+
+Shapes: N data set, B batch, n candidates, F features.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lightning_autoassist.assistants import Assistant
+from lightning_autoassist.candidates import Draw, IndexArray, Rows
+from lightning_autoassist.feature_file import FeaturePlace
+from lightning_autoassist.features import BatchFeatures, InstanceStore
+from lightning_autoassist.loss_capture import Observation
+from lightning_autoassist.policies import Policy
+from lightning_autoassist.report import FilterReport
+from lightning_autoassist.row_learner import RowLearner
+
+
+class Observed(NamedTuple):
+    """One step's observation on its way from the Boss's device to the Assistant."""
+
+    indices: Tensor
+    losses: Tensor
+    scores: Tensor
+    labels: Tensor | None
+    features: Tensor | None
+    integers: dict[str, Tensor] | None  # of a stream's batch, whose indices name no instances
+    arrived: torch.cuda.Event | None  # None: the tensors are on the CPU
+
+
+class Learner:
+    """Remembers the Boss's answers, lets the Assistant learn from them, and turns its predictions into chances.
+
+    Args:
+        assistant: Predicts scores.
+        policy: Turns them into keep probabilities.
+        features: Reduces a batch to features.
+        report: Counts what was learnt.
+        tail: Share of training at whose end every candidate is kept.
+        feature_memory: See :class:`~lightning_autoassist.features.InstanceStore`.
+
+    Attributes:
+        store: What is remembered; None before the first batch, and where the policy needs no scores.
+        rows: The same for streams, of whose instances nothing is remembered.
+        is_filtering: False once something went wrong.
+        reason: What went wrong.
+        progress: Share of training that is done.
+    """
+
+    def __init__(
+        self,
+        assistant: Assistant,
+        policy: Policy,
+        features: BatchFeatures,
+        report: FilterReport,
+        *,
+        tail: float,
+        feature_memory: int,
+    ) -> None:
+        self.assistant = assistant
+        self.policy = policy
+        self.report = report
+        self.tail = tail
+        self.store: InstanceStore | None = None
+        self.rows = RowLearner(assistant, policy, features)
+        self.is_filtering = policy.needs_scores
+        self.reason: str | None = None
+        self.progress = 0.0
+        self._features = features
+        self._feature_memory = feature_memory
+        self._pending: deque[Observed] = deque()
+        self._restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """State as tensors and builtins."""
+        return {
+            "assistant": self.assistant.state_dict(),
+            "policy": self.policy.state_dict(),
+            "store": None if self.store is None else self.store.state_dict(),
+            "pending": [on_host(observed)._asdict() for observed in self._pending],
+            "label_column": self.rows.label_column.paths,
+            "is_filtering": self.is_filtering,
+            "progress": self.progress,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; what it remembers of instances, in :meth:`prepare`."""
+        self.assistant.load_state_dict(state["assistant"])
+        self.policy.load_state_dict(state["policy"])
+        self._pending = deque(Observed(**parts) for parts in state["pending"])
+        self.rows.label_column.paths = state["label_column"]
+        self.is_filtering = state["is_filtering"]
+        self.progress = state["progress"]
+        self._restored, self.store = state["store"], None
+
+    def prepare(self, num_instances: int, place: FeaturePlace) -> None:
+        """Make room for the data set, before its first batch is drawn.
+
+        Args:
+            num_instances: N.
+            place: For a feature file.
+        """
+        restored, self._restored = self._restored, None
+        if self.store is not None and len(self.store) == num_instances:
+            return
+        if restored is not None and len(restored["seen"]) != num_instances:
+            rank_zero_warn(
+                f"the checkpoint remembers {len(restored['seen'])} instances, the data set has {num_instances}: "
+                "what was remembered of them is dropped, every instance is kept until it was seen again"
+            )
+            self._pending.clear()
+            restored = None
+        self.store = InstanceStore(num_instances, self._feature_memory, place)
+        if restored is not None:
+            self.store.load_state_dict(restored)
+
+    # ---- the batch generator asks
+
+    def keep_probability(self, indices: IndexArray, pass_index: int) -> npt.NDArray[np.floating[Any]]:
+        """Chances of candidates, shape ``(n,)``: 1 in the first pass, for unseen instances, when not filtering."""
+        everything = np.ones(len(indices), np.float32)
+        if pass_index == 0 or self.progress > 1 - self.tail:
+            return everything
+        if not self.policy.needs_scores:
+            return self.policy.keep_probability(torch.from_numpy(everything)).numpy()
+        if not self.is_filtering or self.store is None:
+            return everything
+        with self.unfiltered_on_error():
+            rows = torch.from_numpy(indices)
+            known = self.store.knows(rows, self.assistant.reads)
+            if not known.any():
+                return everything
+            candidates = self.store.rows(rows, self.assistant.reads)
+            probs = self.policy.keep_probability(self.assistant.predict(candidates))
+            if self.policy.reads_labels and self.store.labels is not None:
+                probs = self.policy.balance(probs, self.store.labels[rows])
+            # A prediction that is not a number says nothing against the instance.
+            return probs.where(known & ~probs.isnan(), 1.0).numpy()
+        return everything
+
+    def keep_rows(self, rows: Rows, pass_index: int) -> npt.NDArray[np.floating[Any]]:
+        """Chances of a stream's rows, shape ``(n,)``; there is no unseen one to be kept."""
+        if self.progress <= 1 - self.tail and (self.is_filtering or not self.policy.needs_scores):
+            with self.unfiltered_on_error():
+                return self.rows.keep_probability(rows)
+        return np.ones(rows.size, np.float32)
+
+    def row_features(self, batch: Any, num_rows: int) -> Tensor | None:
+        """Features of a stream's batch, shape ``(n, F)``; None when not filtering."""
+        if self.is_filtering:
+            with self.unfiltered_on_error():
+                return self.rows.features(batch, num_rows)
+        return None
+
+    # ---- the Boss answers
+
+    def new_features(self, draw: Draw, batch: Any) -> Tensor | None:
+        """Features of the batch, where the Assistant reads them and some instance has none yet."""
+        if draw.rows is not None:
+            return draw.rows.features
+        if "features" not in self.assistant.reads or self.store is None:
+            return None
+        if self.store.knows(torch.from_numpy(draw.indices), self.assistant.reads).all():
+            return None
+        with self.unfiltered_on_error():
+            features = self._features(batch, len(draw.indices))
+            if features is None:
+                raise ValueError("the batch holds no tensor with one row an instance; pass features=")
+            return features
+        return None
+
+    def take(self, observed: Observed, lag: int) -> None:
+        """Let the Assistant learn from what is older than ``lag`` steps.
+
+        Args:
+            observed: This step's answer.
+            lag: In steps.
+        """
+        self._pending.append(observed)
+        while len(self._pending) > lag:
+            self._learn(self._pending.popleft())
+
+    def _learn(self, observed: Observed) -> None:
+        """Let the Assistant learn from one batch of the Boss."""
+        observed = on_host(observed)
+        if observed.integers is not None:
+            self._learn_from_rows(observed, observed.integers)
+            return
+        assert self.store is not None
+        indices, losses, scores = observed.indices, observed.losses, observed.scores
+        finite = losses.isfinite() & scores.isfinite()
+        if not finite.all():
+            # Neither learnt from nor dropped: kept again when it comes up, in the hope of a finite loss.
+            self.store.forget(indices[~finite])
+            self.report.count_nonfinite(int((~finite).sum()))
+        if observed.features is not None:
+            self.store.put_features(indices[finite], observed.features[finite])
+        # A resumed run may have lost features of instances that the interrupted one was about to learn from.
+        learnt = finite & self.store.holds(indices, self.assistant.reads)
+        indices, scores = indices[learnt], scores[learnt]
+        if not len(indices):
+            return
+        if observed.labels is not None:
+            self.store.put_labels(indices, observed.labels[learnt])
+        instances = self.store.rows(indices, self.assistant.reads)  # as remembered, before this batch
+        self.store.put_scores(indices, scores)
+        outcome = self.assistant.update(instances, scores)
+        self.policy.observe(outcome.predictions, outcome.targets)
+        self.report.count_outcome(outcome)
+
+    def _learn_from_rows(self, observed: Observed, integers: dict[str, Tensor]) -> None:
+        """The same for a stream's batch."""
+        scores = observed.scores.where(observed.losses.isfinite(), torch.nan)
+        self.report.count_nonfinite(int((~scores.isfinite()).sum()))
+        outcome = self.rows.learn(observed.features, integers, observed.labels, scores)
+        if outcome is not None:
+            self.report.count_outcome(outcome)
+
+    # ---- when something goes wrong
+
+    @contextmanager
+    def unfiltered_on_error(self) -> Iterator[None]:
+        """Go on unfiltered, with a warning, where what is inside fails."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, it must not cost the user the run
+            self.stop_filtering(f"{type(error).__name__}: {error}")
+
+    def stop_filtering(self, reason: str) -> None:
+        """Keep every instance from now on, with one warning."""
+        if self.is_filtering:
+            self.is_filtering, self.reason = False, reason
+            self._pending.clear()
+            rank_zero_warn(f"AutoAssist stopped filtering, training goes on with every instance. {reason}")
+
+
+def to_host(draw: Draw, observation: Observation, features: Tensor | None) -> Observed:
+    """Start the copies to the CPU; on CUDA none of them is waited for."""
+    on_cuda = observation.losses.is_cuda
+
+    def started(tensor: Tensor) -> Tensor:
+        return tensor.to("cpu", non_blocking=on_cuda)
+
+    return Observed(
+        indices=torch.from_numpy(draw.indices),
+        losses=started(observation.losses),
+        scores=started(observation.scores),
+        labels=None if observation.labels is None else started(observation.labels),
+        features=None if features is None else started(features),
+        integers=None if draw.rows is None else draw.rows.integers,
+        arrived=torch.cuda.current_stream(observation.losses.device).record_event() if on_cuda else None,
+    )
+
+
+def on_host(observed: Observed) -> Observed:
+    """The same with its copies arrived."""
+    if observed.arrived is not None:
+        observed.arrived.synchronize()
+    return observed._replace(arrived=None)
