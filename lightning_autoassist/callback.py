@@ -20,6 +20,7 @@ from torch import Tensor
 from lightning_autoassist.assistants import ASSISTANTS, Assistant
 from lightning_autoassist.candidates import WEIGHT_MODES, Draw
 from lightning_autoassist.datamodule import HOW_TO_USE, AutoAssistDataModule
+from lightning_autoassist.distributed import Ranks
 from lightning_autoassist.feature_file import FeaturePlace
 from lightning_autoassist.features import (
     FEATURE_MEMORY,
@@ -32,7 +33,7 @@ from lightning_autoassist.flavours import CallbackBase, overrides
 from lightning_autoassist.learner import Learner, to_host
 from lightning_autoassist.loss_capture import SCORES, CapturedStep, InstanceLossCapture, Observation
 from lightning_autoassist.policies import POLICIES, Policy
-from lightning_autoassist.report import FilterReport, warn_about_limits
+from lightning_autoassist.report import FilterReport, over_ranks, warn_about_limits
 from lightning_autoassist.rng import restore_rng_state, rng_state
 from lightning_autoassist.run_log import Decode, RunLog
 from lightning_autoassist.selection import Selection
@@ -64,6 +65,7 @@ class AutoAssistCallback(CallbackBase):
             go to a file beside the checkpoints (named ``autoassist-features-...``), which a resumed run needs.
         lag: Steps between a batch and the Assistant's learning from it; 0 learns at once. None: 0 on CPU, 4 on other
             devices, so that the device never waits.
+        exchange_every: Steps between two exchanges of what several processes saw; each learns from all.
         decode: Gets an instance as the data set gives it, returns text or a picture for the galleries that W&B and
             TensorBoard get; None takes the largest picture in it.
 
@@ -87,6 +89,7 @@ class AutoAssistCallback(CallbackBase):
         max_features: int = MAX_FEATURES,
         feature_memory: int = FEATURE_MEMORY,
         lag: int | None = None,
+        exchange_every: int = 16,
         decode: Decode | None = None,
     ) -> None:
         self.policy: Policy = _named(policy, POLICIES, "policy")
@@ -102,10 +105,13 @@ class AutoAssistCallback(CallbackBase):
             raise ValueError(f"tail must be in [0, 1), got {tail}; 0.125 leaves the last eighth unfiltered")
         if feature_memory < 0:
             raise ValueError(f"feature_memory must not be negative, got {feature_memory}; 0 keeps features in a file")
+        if exchange_every < 1:
+            raise ValueError(f"exchange_every must be at least 1, got {exchange_every}; 16 is the default")
         self.lag = lag
         self.report = FilterReport()
         self._log = RunLog(self, decode)
         self._capture = InstanceLossCapture(score=self.score)
+        self._ranks = Ranks()
         self._learner = Learner(
             self.assistant,
             self.policy,
@@ -113,6 +119,7 @@ class AutoAssistCallback(CallbackBase):
             self.report,
             tail=self.tail,
             feature_memory=feature_memory,
+            exchange_every=exchange_every,
         )
         self._has_begun = False
         self._rng_before_validation: dict[str, Any] | None = None
@@ -125,8 +132,10 @@ class AutoAssistCallback(CallbackBase):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit":
             return
-        _check_devices(trainer)
         self._data = _data_module_of(trainer)
+        if self._ranks.world_size != trainer.world_size:
+            self._ranks = Ranks(trainer.global_rank, trainer.world_size)
+        self._learner.join(self._ranks)
         if overrides(pl_module, "on_before_batch_transfer"):
             # Lightning would say that the module's hook is ignored; the data module calls it.
             warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in both")
@@ -141,7 +150,7 @@ class AutoAssistCallback(CallbackBase):
             self._learner.rows.refusal,
             self._log.count,
         )
-        self._data.select_by(selection, restart=not self._has_begun)
+        self._data.select_by(selection, self._ranks, restart=not self._has_begun)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
@@ -157,6 +166,7 @@ class AutoAssistCallback(CallbackBase):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
         self._has_begun = True
+        _check_equal_epochs(self._ranks.gather(trainer.num_training_batches))
         if trainer.global_step == 0:  # later iterations begin at their first batch, in plain Lightning too
             self._data.start_fetching()
         stream = self._data.candidate_stream
@@ -176,9 +186,11 @@ class AutoAssistCallback(CallbackBase):
                 trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
             ) / trainer.max_epochs
         step, self._step = self._step, None
-        if step is not None:
+        if self.policy.needs_scores:
             with self.report.timed(), self._learner.unfiltered_on_error():
-                self._learner.take(to_host(*step), self.lag)
+                self._learner.end_step(None if step is None else to_host(*step), self.lag)
+            if self._learner.has_other_terms and self.weights != "mean":
+                self._fall_to_mean_weights()
         self._log.end_step(trainer, pl_module, batch_idx)
 
         self._rng_before_validation = rng_state() if self._may_validate_next(trainer) else None
@@ -211,7 +223,8 @@ class AutoAssistCallback(CallbackBase):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
         self._log.end_epoch(trainer, pl_module)
-        pl_module.log_dict(self.report.end_epoch(self._data.candidate_stream), sync_dist=True)
+        metrics = self._ranks.gather(self.report.end_epoch(self._data.candidate_stream))
+        pl_module.log_dict(over_ranks(metrics), sync_dist=True)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self.report.training.stop()
@@ -251,11 +264,12 @@ class AutoAssistCallback(CallbackBase):
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        return {"learner": self._learner.state_dict(), "report": self.report.state_dict()}
+        return {"learner": self._learner.state_dict(), "reports": self._ranks.gather(self.report.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._learner.load_state_dict(state_dict["learner"])
-        self.report.load_state_dict(state_dict["report"])
+        reports = state_dict["reports"]
+        self.report.load_state_dict(reports[self._ranks.rank % len(reports)])
         self._has_begun = True
 
     def _prepare_store(self, num_instances: int) -> None:
@@ -308,8 +322,7 @@ class AutoAssistCallback(CallbackBase):
             self._learner.stop_filtering(captured.reason or "no per-instance loss was found in training_step")
             return
         self._step = draw, observation, features
-        if self._capture.has_other_terms and self.weights != "mean":
-            self._fall_to_mean_weights()
+        self._learner.has_other_terms |= self._capture.has_other_terms
 
     def _fall_to_mean_weights(self) -> None:
         """Keep the balance between the instances' losses and terms of the loss that have no instances."""
@@ -345,16 +358,17 @@ def _choice(choice: str, allowed: tuple[str, ...], what: str, auto: str) -> str:
     return auto if choice == "auto" else choice
 
 
+def _check_equal_epochs(num_batches: list[int | float]) -> None:
+    if len(set(num_batches)) > 1:
+        raise MisconfigurationException(
+            f"the processes would train on {', '.join(map(str, num_batches))} batches an epoch and wait for each other "
+            "for ever; give every process as many instances, or leave sharding to the Trainer (use_distributed_sampler)"
+        )
+
+
 def _is_within_fit(trainer: Any) -> bool:
     """Whether a validation is one between training steps."""
     return trainer.state.fn == "fit" and not trainer.sanity_checking
-
-
-def _check_devices(trainer: Any) -> None:
-    if trainer.world_size > 1:
-        raise MisconfigurationException(
-            f"AutoAssist filters on one device only so far, this Trainer has {trainer.world_size}; use devices=1"
-        )
 
 
 def _feature_place(trainer: Any) -> FeaturePlace:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
 from lightning_autoassist.candidates import Draw
+from lightning_autoassist.distributed import Ranks, owned
 from lightning_autoassist.flavours import DATA_MODULE_TYPES, MODULE_TYPES, DataModuleBase, TrainData, overrides
 from lightning_autoassist.loader import (
     BatchIterator,
@@ -120,6 +122,8 @@ class AutoAssistDataModule(DataModuleBase):
         self._selection: Selection | None = None
         self._sampler: ShrinkingBatchSampler | RowStream | None = None
         self._source: DrawSource | None = None
+        self._ranks = Ranks()
+        self._shared_seed = 0
         self._restored: dict[str, Any] | None = None
         self._restored_rng: dict[str, Any] | None = None
 
@@ -142,7 +146,7 @@ class AutoAssistDataModule(DataModuleBase):
                 f"{type(data).__name__} brings its own"
             )
         for stage, loader in loaders.items():
-            setattr(self, f"{stage}_dataloader", _returning(loader))
+            setattr(self, f"{stage}_dataloader", functools.partial(_given, loader))
         self._passes_on = isinstance(data, DATA_MODULE_TYPES)
 
     # Modules ask their data module for num_classes, tuners set its batch_size: ours passes both on to the user's.
@@ -179,15 +183,18 @@ class AutoAssistDataModule(DataModuleBase):
     def hparams_initial(self) -> Any:
         return self._hparams_owner().hparams_initial
 
-    def select_by(self, selection: Selection | None, *, restart: bool = False) -> None:
+    def select_by(self, selection: Selection | None, ranks: Ranks | None = None, *, restart: bool = False) -> None:
         """Connect the callback (None: disconnect it), before training starts.
 
         Args:
             selection: How to select.
+            ranks: The processes that train; None leaves them as they were.
             restart: Begin a new candidate stream, with a first pass.
         """
         self._selection = selection
         self._source = None
+        if ranks is not None:
+            self._ranks, self._shared_seed = ranks, ranks.shared(self._seed_in_force())
         if selection is None and isinstance(self._sampler, RowStream):
             self._sampler.close()
         if restart:
@@ -259,18 +266,24 @@ class AutoAssistDataModule(DataModuleBase):
                 "is the share"
             )
         candidates, batch_size, drop_last = self._candidates_of(loader)
+        shards = self._ranks.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler
         if self._passes_plain_batches():
+            if shards:  # as Lightning does with loaders that it knows
+                shuffle = not isinstance(candidates, SequentialSampler) and not self._is_overfitting()
+                loader = self.trainer._data_connector._prepare_dataloader(loader, shuffle, self.trainer.state.stage)
+                candidates = loader.sampler
             batches: Any = loader.batch_sampler
-            if self._is_overfitting() and not isinstance(candidates, SequentialSampler):
+            if self._is_overfitting() and not isinstance(candidates, (SequentialSampler, DistributedSampler)):
                 rank_zero_warn("overfit_batches: the train loader is not shuffled, and nothing is filtered")
                 batches = BatchSampler(SequentialSampler(cast(Sized, loader.dataset)), batch_size, drop_last)
             plain = PlainBatches(batches)
             return CarryingLoader(loader, len(batches), lambda: plain, self)
 
+        candidates = owned(loader, candidates, self._ranks, self._shared_seed, shards)
+
         def stream() -> ShrinkingBatchSampler:
-            return ShrinkingBatchSampler(
-                candidates, batch_size, budget=self.budget, drop_last=drop_last, seed=self._seed_in_force()
-            )
+            seed = self._seed_in_force() + self._ranks.rank
+            return ShrinkingBatchSampler(candidates, batch_size, budget=self.budget, drop_last=drop_last, seed=seed)
 
         try:
             num_batches = len(stream())
@@ -293,16 +306,23 @@ class AutoAssistDataModule(DataModuleBase):
         if isinstance(self.wrapped, DATA_MODULE_TYPES):
             state["data"] = self.wrapped.state_dict()
         if self._sampler is not None:
-            state["sampler"] = self._sampler.state_dict()
-            state["rng"] = rng_state()
+            own = {"sampler": self._sampler.state_dict(), "rng": rng_state()}
+            state["ranks"] = self._ranks.gather(own)  # all processes must get here, as for all of a checkpoint
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "data" in state_dict and isinstance(self.wrapped, DATA_MODULE_TYPES):
             self.wrapped.load_state_dict(state_dict["data"])
         self._sampler = None
-        self._restored = state_dict.get("sampler")
-        self._restored_rng = state_dict.get("rng")
+        ranks = state_dict.get("ranks", [])
+        own = ranks[self._ranks.rank] if len(ranks) == self._ranks.world_size else {}
+        if ranks and not own:
+            rank_zero_warn(
+                f"the checkpoint is of {len(ranks)} processes, this run has {self._ranks.world_size}: the data are "
+                "shared out anew, beginning with a pass that keeps everything"
+            )
+        self._restored = own.get("sampler")
+        self._restored_rng = own.get("rng")
         if self._restored is not None:
             # Lightning sees a loader without state and would say so; the stream's is here.
             warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
@@ -422,11 +442,8 @@ class AutoAssistDataModule(DataModuleBase):
             )
 
 
-def _returning(value: Any) -> Callable[[], Any]:
-    def loaders() -> Any:
-        return value
-
-    return loaders
+def _given(value: Any) -> Any:
+    return value
 
 
 def _describe(data: Any) -> str:

@@ -5,6 +5,7 @@ Shapes: N data set, B batch, n candidates, F features.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from lightning_autoassist.assistants import Assistant
 from lightning_autoassist.candidates import Draw, IndexArray, Rows
+from lightning_autoassist.distributed import Ranks
 from lightning_autoassist.feature_file import FeaturePlace
 from lightning_autoassist.features import BatchFeatures, InstanceStore
 from lightning_autoassist.loss_capture import Observation
@@ -48,6 +50,7 @@ class Learner:
         report: Counts what was learnt.
         tail: Share of training at whose end every candidate is kept.
         feature_memory: See :class:`~lightning_autoassist.features.InstanceStore`.
+        exchange_every: Steps between two exchanges with the other processes, where there are any.
 
     Attributes:
         store: What is remembered; None before the first batch, and where the policy needs no scores.
@@ -55,6 +58,7 @@ class Learner:
         is_filtering: False once something went wrong.
         reason: What went wrong.
         progress: Share of training that is done.
+        has_other_terms: Whether some process's loss has terms beside the instances' own.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Learner:
         *,
         tail: float,
         feature_memory: int,
+        exchange_every: int,
     ) -> None:
         self.assistant = assistant
         self.policy = policy
@@ -76,31 +81,53 @@ class Learner:
         self.is_filtering = policy.needs_scores
         self.reason: str | None = None
         self.progress = 0.0
+        self.has_other_terms = False
+        self.exchange_every = exchange_every
+        self._ranks = Ranks()
+        self._num_steps = 0
         self._features = features
         self._feature_memory = feature_memory
-        self._pending: deque[Observed] = deque()
+        self._pending: deque[Observed] = deque()  # younger than the lag
+        self._ready: list[Observed] = []  # to be learnt from at the next exchange
         self._restored: dict[str, Any] | None = None
 
+    def join(self, ranks: Ranks) -> None:
+        """Learn from what all of ``ranks`` see, beginning with one Assistant; all processes must call this."""
+        self._ranks = ranks
+        if ranks.world_size > 1:
+            self.assistant.load_state_dict(ranks.shared(self.assistant.state_dict()))
+
     def state_dict(self) -> dict[str, Any]:
-        """State as tensors and builtins."""
+        """State of all processes, which must all call this, as tensors and builtins."""
+        own = {
+            "pending": [on_host(observed)._asdict() for observed in self._pending],
+            "ready": [on_host(observed)._asdict() for observed in self._ready],
+            "is_filtering": self.is_filtering,
+            "policy": self.policy.state_dict(),  # some policies compare the candidates that they are asked for
+        }
         return {
             "assistant": self.assistant.state_dict(),
-            "policy": self.policy.state_dict(),
             "store": None if self.store is None else self.store.state_dict(),
-            "pending": [on_host(observed)._asdict() for observed in self._pending],
             "label_column": self.rows.label_column.paths,
-            "is_filtering": self.is_filtering,
             "progress": self.progress,
+            "num_steps": self._num_steps,
+            "ranks": self._ranks.gather(own),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; what it remembers of instances, in :meth:`prepare`."""
         self.assistant.load_state_dict(state["assistant"])
-        self.policy.load_state_dict(state["policy"])
-        self._pending = deque(Observed(**parts) for parts in state["pending"])
         self.rows.label_column.paths = state["label_column"]
-        self.is_filtering = state["is_filtering"]
         self.progress = state["progress"]
+        self._num_steps = state["num_steps"]
+        ranks = state["ranks"]
+        own = ranks[self._ranks.rank % len(ranks)]
+        self.is_filtering = own["is_filtering"]
+        self.policy.load_state_dict(own["policy"])
+        self._forget_pending()
+        if len(ranks) == self._ranks.world_size:
+            self._pending.extend(Observed(**parts) for parts in own["pending"])
+            self._ready.extend(Observed(**parts) for parts in own["ready"])
         self._restored, self.store = state["store"], None
 
     def prepare(self, num_instances: int, place: FeaturePlace) -> None:
@@ -118,7 +145,7 @@ class Learner:
                 f"the checkpoint remembers {len(restored['seen'])} instances, the data set has {num_instances}: "
                 "what was remembered of them is dropped, every instance is kept until it was seen again"
             )
-            self._pending.clear()
+            self._forget_pending()
             restored = None
         self.store = InstanceStore(num_instances, self._feature_memory, place)
         if restored is not None:
@@ -179,20 +206,30 @@ class Learner:
             return features
         return None
 
-    def take(self, observed: Observed, lag: int) -> None:
-        """Let the Assistant learn from what is older than ``lag`` steps.
+    def end_step(self, observed: Observed | None, lag: int) -> None:
+        """Let the Assistant learn from what is older than ``lag`` steps; all processes must call this at every step.
 
         Args:
-            observed: This step's answer.
+            observed: This step's answer; None where there is none.
             lag: In steps.
         """
-        self._pending.append(observed)
-        while len(self._pending) > lag:
-            self._learn(self._pending.popleft())
+        self._num_steps += 1
+        if observed is not None:
+            self._pending.append(observed)
+            while len(self._pending) > lag:
+                self._ready.append(self._pending.popleft())
+        if self._ranks.world_size > 1 and self._num_steps % self.exchange_every:
+            return
+        ready, self._ready = [on_host(observed) for observed in self._ready], []
+        told = self._ranks.gather((ready, self.has_other_terms))
+        self.has_other_terms = any(others for _, others in told)
+        for by_rank, _ in told:
+            for one in by_rank:
+                if self.is_filtering:
+                    self._learn(one)
 
     def _learn(self, observed: Observed) -> None:
         """Let the Assistant learn from one batch of the Boss."""
-        observed = on_host(observed)
         if observed.integers is not None:
             self._learn_from_rows(observed, observed.integers)
             return
@@ -240,8 +277,13 @@ class Learner:
         """Keep every instance from now on, with one warning."""
         if self.is_filtering:
             self.is_filtering, self.reason = False, reason
-            self._pending.clear()
-            rank_zero_warn(f"AutoAssist stopped filtering, training goes on with every instance. {reason}")
+            self._forget_pending()
+            # Not on rank zero alone: it may be another process that fails.
+            warnings.warn(f"AutoAssist stopped filtering, training goes on with every instance. {reason}", stacklevel=2)
+
+    def _forget_pending(self) -> None:
+        self._pending.clear()
+        self._ready.clear()
 
 
 def to_host(draw: Draw, observation: Observation, features: Tensor | None) -> Observed:

@@ -211,6 +211,18 @@ def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat(predictions), torch.cat(targets)
 
 
+def over_ranks(metrics: list[dict[str, float]]) -> dict[str, float]:
+    """Metrics of all processes together: counts of candidates are summed, all else is averaged where it is known."""
+    if len(metrics) == 1:
+        return metrics[0]
+    together = {}
+    for name in dict.fromkeys(name for own in metrics for name in own):
+        values = [own[name] for own in metrics if name in own]
+        total = sum(values)
+        together[name] = total if name == PREFIX + "candidates_seen" else total / len(values)
+    return together
+
+
 def saved_ratio(sampler: CandidateStream | None) -> float:
     """Share of the Boss updates of an unfiltered run that this one does without, in [0, 1)."""
     if sampler is None or not sampler.batch_size:

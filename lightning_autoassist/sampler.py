@@ -34,6 +34,14 @@ def batches_per_epoch(num_instances: int, batch_size: int, budget: float, drop_l
     return max(1, math.floor(exact + 1e-9) if drop_last else math.ceil(exact - 1e-9))
 
 
+class WholePasses:
+    """Base of samplers that give a pass as one array."""
+
+    def order(self) -> IndexArray:
+        """One pass, shape ``(n,)``."""
+        raise NotImplementedError
+
+
 class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
     r"""Full batches of the candidates that are kept, K batches an epoch.
 
@@ -207,7 +215,10 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
 
     def _new_pass(self) -> IndexArray:
         announce_epoch(self.sampler, self.pass_index)
-        return pass_order(self.sampler, self.num_instances)
+        order = pass_order(self.sampler, self.num_instances)
+        if not len(order):
+            raise RuntimeError(f"a pass of {type(self.sampler).__name__} has no instances; give every process some")
+        return order
 
     def _consider(self, candidates: IndexArray) -> None:
         if self.keep_probability is None:
@@ -258,7 +269,7 @@ def pass_order(sampler: Iterable[int], num_instances: int) -> IndexArray:
     them would make: ten million indices one by one, as Python's integers, take seconds and 400 MB.
 
     Args:
-        sampler: Any; subclasses of torch's samplers are iterated, as they may differ.
+        sampler: Any; :class:`WholePasses` give theirs, subclasses of torch's samplers are iterated, as they may differ.
         num_instances: N.
 
     Returns:
@@ -267,6 +278,8 @@ def pass_order(sampler: Iterable[int], num_instances: int) -> IndexArray:
     Raises:
         TypeError: If the sampler's indices are not integers.
     """
+    if isinstance(sampler, WholePasses):
+        return sampler.order()
     if type(sampler) is SequentialSampler:
         return np.arange(min(num_instances, len(sampler)), dtype=np.int64)
     if type(sampler) is RandomSampler and not sampler.replacement and num_instances <= len(sampler.data_source):

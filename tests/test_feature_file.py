@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gc
 import shutil
 import subprocess
@@ -104,9 +105,7 @@ def test_an_instance_keeps_its_first_features(feature_memory, tmp_path):
 
 def test_rows_written_after_a_checkpoint_are_not_known_to_it(tmp_path):
     store = filled(tmp_path)
-    state = {
-        name: None if value is None else value.clone() for name, value in store.state_dict().items() if name[0] != "f"
-    }
+    state = {name: copy.deepcopy(value) for name, value in store.state_dict().items() if name[0] != "f"}
     state.update(features=None, feature_file=store.state_dict()["feature_file"])
     store.put_features(torch.tensor([5]), torch.full((1, 2), 7.0))
     store.put_scores(torch.tensor([5]), torch.ones(1))

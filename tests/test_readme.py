@@ -18,6 +18,11 @@ from tests import ordinary
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
+class Numbers(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(range(100))
+
+
 def blocks(language):
     return [textwrap.dedent(block) for block in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)]
 
@@ -29,11 +34,12 @@ def test_python_blocks(monkeypatch):
         "torch": torch,
         "MyLightningModule": ordinary.Classifier,
         "MyDataModule": ordinary.ClustersData,
+        "stream_loader": torch.utils.data.DataLoader(Numbers(), batch_size=10),
     }
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     monkeypatch.setattr(pl, "Trainer", functools.partial(pl.Trainer, **quiet))
     found = blocks("python")
-    assert len(found) == 4
+    assert len(found) == 5
     for block in found:
         exec(compile(block, "README.md", "exec"), names)
     assert names["trainer"].global_step == 12 * 6

@@ -84,6 +84,8 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
 def tensors_of(state, name):
     if isinstance(state, dict):
         return {key: value for part in state for key, value in tensors_of(state[part], f"{name}.{part}").items()}
+    if isinstance(state, (str, list)):
+        return {}  # which file
     return {name: torch.as_tensor(float("nan") if state is None else state)}
 
 

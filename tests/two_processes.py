@@ -1,0 +1,171 @@
+"""Fits on two processes: what every one of them saw goes to a file of its own, for test_distributed.py.
+
+Run as ``python -m tests.two_processes FOLDER CASE...``; Lightning starts the second process itself.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, WeightedRandomSampler
+
+from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, LogisticAssistant
+from tests.ordinary import Classifier, CountingDataset, index_of
+
+N, EPOCHS = 203, 5
+
+
+class Recorder(pl.Callback):
+    """Which instances a process was trained on, batch by batch; for plain loaders, too."""
+
+    def __init__(self):
+        self.batches = []
+        self.num_validations = 0
+
+    def on_validation_end(self, trainer, pl_module):
+        self.num_validations += not trainer.sanity_checking
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append(index_of(batch[0]).tolist())
+
+
+class Backwards(Sampler):
+    """No sampler of torch's."""
+
+    def __len__(self):
+        return N
+
+    def __iter__(self):
+        return iter(range(N - 1, -1, -1))
+
+
+class Uneven(Backwards):
+    """Another length in each process."""
+
+    def __len__(self):
+        return N - 100 * torch.distributed.get_rank() if torch.distributed.is_initialized() else N
+
+
+class FailsInOne(LogisticAssistant):
+    """Fails in the second process, in the middle of the run."""
+
+    num_updates = 0
+
+    def update(self, instances, scores):
+        self.num_updates += 1
+        if torch.distributed.get_rank() == 1 and self.num_updates > 20:
+            raise ArithmeticError("no second opinion")
+        return super().update(instances, scores)
+
+
+class RandomStart(LogisticAssistant):
+    """Begins elsewhere in each process."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias += torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+class Loaders(pl.LightningDataModule):
+    def __init__(self, sampler=RandomSampler, num_workers=0):
+        super().__init__()
+        self.sampler = sampler
+        self.num_workers = num_workers
+
+    def train_dataloader(self):
+        data = CountingDataset(N)
+        return DataLoader(data, batch_size=10, sampler=self.sampler(data), num_workers=self.num_workers)
+
+    def val_dataloader(self):
+        return DataLoader(CountingDataset(N), batch_size=50)
+
+
+def fit(
+    folder,
+    *,
+    budget=0.6,
+    plain=False,
+    resume=None,
+    strategy="ddp",
+    shards=True,
+    sampler=RandomSampler,
+    workers=0,
+    **options,
+):
+    """One fit; returns what this process saw and has."""
+    pl.seed_everything(7, verbose=False)
+    module, recorder, callback = Classifier(), Recorder(), None
+    callbacks = [recorder, pl.callbacks.ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)]
+    data = Loaders(sampler, workers)
+    if not plain:
+        callback = AutoAssistCallback(**{"exchange_every": 4, **options})
+        callbacks.append(callback)
+        data = AutoAssistDataModule(data, budget=budget)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy,
+        max_epochs=EPOCHS,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=shards,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, datamodule=data, ckpt_path=resume)
+    seen = {
+        "batches": recorder.batches,
+        "module": module.state_dict(),
+        "warnings": [str(one.message) for one in caught if "AutoAssist" in str(one.message)],
+        "metrics": dict(trainer.callback_metrics),
+        "num_validations": recorder.num_validations,
+    }
+    if callback is not None:
+        seen["assistant"] = callback.assistant.state_dict()
+        seen["store"] = None if callback.instances is None else callback.instances.state_dict()
+        seen["is_filtering"] = callback._learner.is_filtering
+        seen["summary"] = callback.summary()
+    return seen
+
+
+def weighted(data):
+    return WeightedRandomSampler([0.1 + (i % 3) for i in range(N)], 150)
+
+
+CASES = {
+    "filtered": {},
+    "workers": {"workers": 2},
+    "proportional": {"policy": "proportional"},
+    "file": {"feature_memory": 0},
+    "backwards": {"sampler": lambda data: Backwards()},
+    "weighted": {"sampler": weighted},
+    "distributed": {"sampler": DistributedSampler},
+    "unsharded": {"shards": False},
+    "uneven": {"sampler": lambda data: Uneven(), "shards": False},
+    "failing": {"assistant": FailsInOne},
+    "random start": {"assistant": RandomStart},
+    "plain": {"plain": True},
+    "unfiltered": {"policy": "uniform", "budget": 1.0},
+}
+
+
+def main(folder, names):
+    for name in names:
+        name, _, step = name.partition("@")
+        options = {key: value() if key == "assistant" else value for key, value in CASES[name].items()}
+        own = folder / (f"{name}@{step}" if step else name)
+        resume = folder / name / f"step={step}.ckpt" if step else None
+        try:
+            seen = fit(own, resume=resume, **options)
+        except pl.utilities.exceptions.MisconfigurationException as error:
+            seen = {"error": str(error)}
+        torch.save(seen, folder / f"{own.name}-{torch.distributed.get_rank()}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), sys.argv[2:])
