@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.distributed import OwnedCandidates
@@ -109,9 +110,8 @@ def test_processes_of_unequal_epochs_are_refused(runs):
 def test_one_process_goes_on_from_what_two_remember(runs, tmp_path):
     folder, seen = runs
     callback = AutoAssistCallback()
-    run = trainer(
-        max_epochs=EPOCHS, callbacks=[callback, pl.callbacks.ModelCheckpoint(tmp_path)], enable_checkpointing=True
-    )
+    callbacks = [callback, ModelCheckpoint(tmp_path)]
+    run = trainer(max_epochs=EPOCHS, callbacks=callbacks, enable_checkpointing=True)
     with pytest.warns(UserWarning, match="the checkpoint is of 2 processes, this run has 1"):
         run.fit(
             Classifier(),

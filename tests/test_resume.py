@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_autoassist import ASSISTANTS, POLICIES, AutoAssistCallback, AutoAssistDataModule
-from lightning_autoassist.features import FEATURE_MEMORY
+from lightning_autoassist.features import FEATURE_MEMORY, REMEMBERED
 from tests.ordinary import Classifier, ClustersData, trainer
 
 EPOCHS, EPOCH_LENGTH = 5, 12  # 200 instances, batches of 10, budget 0.6: passes begin near steps 0, 20, 33, 46
@@ -73,7 +73,7 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
         **module.state_dict(),
         **tensors_of(callback.assistant.state_dict(), "assistant"),
         **tensors_of(callback.policy.state_dict(), "policy"),
-        **({} if callback.instances is None else tensors_of(callback.instances.state_dict(), "store")),
+        **remembered(callback.instances),
         "considered": torch.tensor(data.candidate_stream.num_considered),
         "waiting": torch.from_numpy(data.candidate_stream._kept_indices),
         "rng": torch.get_rng_state(),
@@ -81,11 +81,17 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
     }
 
 
+def remembered(instances):
+    """Columns of the store, wherever the features are."""
+    if instances is None:
+        return {}
+    columns = {name: getattr(instances, name) for name in (*REMEMBERED, "features")}
+    return {name: column for name, column in columns.items() if column is not None}
+
+
 def tensors_of(state, name):
     if isinstance(state, dict):
         return {key: value for part in state for key, value in tensors_of(state[part], f"{name}.{part}").items()}
-    if isinstance(state, (str, list)):
-        return {}  # which file
     return {name: torch.as_tensor(float("nan") if state is None else state)}
 
 
