@@ -135,6 +135,7 @@ class AutoAssistCallback(CallbackBase):
         self._data = _data_module_of(trainer)
         if self._ranks.world_size != trainer.world_size:
             self._ranks = Ranks(trainer.global_rank, trainer.world_size)
+        self.report.num_ranks = self._ranks.world_size
         self._learner.join(self._ranks)
         if overrides(pl_module, "on_before_batch_transfer"):
             # Lightning would say that the module's hook is ignored; the data module calls it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -59,10 +60,12 @@ class FilterReport:
     """Counters over a run and over its current epoch.
 
     Attributes:
+        num_ranks: Processes that train, each on as many instances; what this one counts stands for all.
         training: Runs while the Boss is trained, and stands during validation.
     """
 
     def __init__(self) -> None:
+        self.num_ranks = 1
         self.boss_updates = 0
         self.instances_seen = 0
         self.nonfinite_instances = 0
@@ -101,7 +104,7 @@ class FilterReport:
     def count_batch(self, num_instances: int, boss_updates: int) -> None:
         """One more batch of the Boss; ``boss_updates`` is the Trainer's own count of optimizer steps."""
         self.num_batches += 1
-        self.instances_seen += num_instances
+        self.instances_seen += num_instances * self.num_ranks
         self.boss_updates = boss_updates
 
     def count_nonfinite(self, num_instances: int) -> None:
@@ -203,7 +206,7 @@ class FilterReport:
         }
 
     def _candidates_seen(self, sampler: CandidateStream | None) -> float:
-        return float(self.instances_seen if sampler is None else sampler.num_considered)
+        return float(self.instances_seen if sampler is None else sampler.num_considered * self.num_ranks)
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -212,15 +215,9 @@ def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def over_ranks(metrics: list[dict[str, float]]) -> dict[str, float]:
-    """Metrics of all processes together: counts of candidates are summed, all else is averaged where it is known."""
-    if len(metrics) == 1:
-        return metrics[0]
-    together = {}
-    for name in dict.fromkeys(name for own in metrics for name in own):
-        values = [own[name] for own in metrics if name in own]
-        total = sum(values)
-        together[name] = total if name == PREFIX + "candidates_seen" else total / len(values)
-    return together
+    """Each metric's mean over the processes that have it."""
+    values = {name: [own[name] for own in metrics if name in own] for name in dict.fromkeys(chain(*metrics))}
+    return {name: sum(known) / len(known) for name, known in values.items()}
 
 
 def saved_ratio(sampler: CandidateStream | None) -> float:

@@ -174,12 +174,6 @@ def test_validation_interval_longer_than_an_epoch():
         run.fit(Untrained(), datamodule=AutoAssistDataModule(ClustersData(100, 10), budget=0.6))
 
 
-def test_several_devices_are_refused_so_far():
-    run = trainer(devices=2, strategy="ddp")
-    with pytest.raises(MisconfigurationException, match="on one device only so far, this Trainer has 2"):
-        AutoAssistCallback().setup(run, Classifier(), "fit")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -53,6 +53,9 @@ def test_an_epoch_has_the_budgets_batches_and_the_first_pass_everything(runs):
     for seen in runs[1]["filtered"]:
         owned = math.ceil(N / 2)
         assert len(seen["batches"]) == EPOCHS * math.ceil(0.6 * owned / 10)
+        assert seen["metrics"]["autoassist/instances_seen"] == 2 * 10 * len(seen["batches"])
+    considered = [seen["considered"] for seen in runs[1]["filtered"]]
+    assert runs[1]["filtered"][0]["metrics"]["autoassist/candidates_seen"] == sum(considered)
     first = [index for seen in runs[1]["filtered"] for batch in seen["batches"][: N // 20] for index in batch]
     assert len(set(first)) == len(first) == 2 * 10 * (N // 20)
 

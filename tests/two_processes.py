@@ -127,6 +127,7 @@ def fit(
     if callback is not None:
         seen["assistant"] = callback.assistant.state_dict()
         seen["store"] = None if callback.instances is None else callback.instances.state_dict()
+        seen["considered"] = getattr(data.candidate_stream, "num_considered", None)
         seen["is_filtering"] = callback._learner.is_filtering
         seen["summary"] = callback.summary()
     return seen
