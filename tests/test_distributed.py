@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,8 @@ def test_one_process_goes_on_from_what_two_remember(runs):
     folder, seen = runs
     callback = AutoAssistCallback()
     run = trainer(max_epochs=EPOCHS, callbacks=[callback])
-    with pytest.warns(UserWarning) as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         run.fit(
             Classifier(),
             datamodule=AutoAssistDataModule(Loaders(), budget=0.6),
