@@ -1,72 +1,21 @@
-"""One run of the image benchmark: the Boss, what is measured of it, and the method that chooses its instances.
+"""One run of the image benchmark: the job and the Boss.
 
 Shapes: B batch, C classes.
 """
 
 from __future__ import annotations
 
-import ast
-import re
-import time
-import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from image_data import NUM_CLASSES, ImageData, Images
+from runs import fit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.demo import small_resnet
-from lightning_autoassist.policies import POLICIES
-
-FULL = "full"
-CALLBACK_OPTIONS = ("assistant", "score", "weights", "tail", "max_features")
-NUM_CURVE_POINTS = 6
-
-
-class Method:
-    """What chooses the instances: ``full`` (plain Lightning) or a policy, with options of it or of the callback.
-
-    Args:
-        spec: ``"NAME"`` or ``"NAME:KEY=VALUE,..."``, as in ``"proportional:cap_quantile=0.95,weights=mean"``.
-
-    Raises:
-        ValueError: If the name is not in ``POLICIES``.
-    """
-
-    def __init__(self, spec: str) -> None:
-        self.spec = spec
-        self.name, _, options = spec.partition(":")
-        if self.name != FULL and self.name not in POLICIES:
-            raise ValueError(
-                f"a method is one of {', '.join([FULL, *POLICIES])}, with options after a colon; got {spec!r}"
-            )
-        self.options = dict(_option(text) for text in options.split(",") if text)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it is plain Lightning."""
-        return self.name == FULL
-
-    def callback(self, budget: float) -> AutoAssistCallback | None:
-        """The callback of a run at a budget, None for the full run."""
-        if self.is_full:
-            return None
-        of_callback = {key: value for key, value in self.options.items() if key in CALLBACK_OPTIONS}
-        of_policy = {key: value for key, value in self.options.items() if key not in CALLBACK_OPTIONS}
-        policy = POLICIES[self.name].for_budget(budget, **of_policy)
-        return AutoAssistCallback(policy=policy, **of_callback)
-
-
-def _option(text: str) -> tuple[str, Any]:
-    key, _, value = text.partition("=")
-    try:
-        return key, ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return key, value
 
 
 @dataclass(frozen=True)
@@ -84,7 +33,7 @@ class Job:
         augment: Whether training images are flipped and shifted.
         device: ``"cpu"`` or ``"cuda"``.
         precision: Of the Trainer.
-        method: See :class:`Method`.
+        method: See :class:`~runs.Method`.
         budget: Share of the full run's Boss updates.
         learning_rate: Peak of the schedule.
         seed: Of the parameters and the order of the instances.
@@ -162,36 +111,6 @@ class ImageBoss(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class Stopwatch(pl.Callback):
-    """Seconds of training and of validation, each without the other, and accuracy against Boss updates."""
-
-    def __init__(self) -> None:
-        self.train_seconds = 0.0
-        self.validation_seconds = 0.0
-        self.curve: list[tuple[int, float]] = []
-        self._since = 0.0
-
-    def _lap(self, trainer: Any) -> float:
-        if trainer.strategy.root_device.type == "cuda":
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        lap, self._since = now - self._since, now
-        return lap
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._lap(trainer)
-
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        self.train_seconds += self._lap(trainer)
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        self.validation_seconds += self._lap(trainer)
-        self.curve.append((trainer.global_step, round(float(trainer.callback_metrics["accuracy"]), 5)))
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self.train_seconds += self._lap(trainer)
-
-
 def run_job(
     job: Job, train: Images, held_out: Images, *, channels_last: bool = False, num_workers: int = 0
 ) -> dict[str, Any]:
@@ -209,59 +128,13 @@ def run_job(
     """
     torch.manual_seed(job.seed)
     images = ImageData(train, held_out, job.batch_size, job.augment, num_workers)
-    callback = Method(job.method).callback(job.budget)
-    data = images if callback is None else AutoAssistDataModule(images, budget=job.budget)
     module = ImageBoss(make_net(job.model, train.images.shape[1:]), job.learning_rate, channels_last)
-    stopwatch = Stopwatch()
-    trainer = pl.Trainer(
-        accelerator="gpu" if job.device == "cuda" else "cpu",
-        devices=1,
-        precision=job.precision,  # type: ignore[arg-type]
-        max_epochs=job.epochs,
-        check_val_every_n_epoch=_validation_interval(job.epochs),
-        callbacks=[stopwatch] if callback is None else [callback, stopwatch],
-        logger=False,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer.fit(module, datamodule=data)
-    summary = {} if callback is None else callback.summary()
     return {
-        **asdict(job),
+        **fit(job, module, images),
         "train_instances": len(train.labels),
         "held_out_instances": len(held_out.labels),
         "channels_last": channels_last,
         "workers": num_workers,
         "schedule": "OneCycle over the run's own updates",
-        "settings": {} if callback is None else _settings(callback),
-        "accuracy": stopwatch.curve[-1][1],
-        "updates": trainer.global_step,
         "instances_loaded": images.train.num_loaded,
-        "seconds": round(stopwatch.train_seconds, 2),
-        "validation_seconds": round(stopwatch.validation_seconds, 2),
-        "keep_rate": round(summary["keep_rate"], 4) if summary else None,
-        "overhead_ms": round(summary["overhead_ms"], 4) if summary else None,
-        "curve": stopwatch.curve,
-        "warnings": sorted({str(one.message) for one in caught if re.search("AutoAssist|filter", str(one.message))}),
-    }
-
-
-def _validation_interval(epochs: int) -> int:
-    """Epochs between two points of the curve, the last of them at the end of training."""
-    return next(n for n in range(max(1, epochs // NUM_CURVE_POINTS), 0, -1) if epochs % n == 0)
-
-
-def _settings(callback: AutoAssistCallback) -> dict[str, Any]:
-    """What the method was, in full."""
-    policy = {key: value for key, value in vars(callback.policy).items() if isinstance(value, (int, float, str))}
-    return {
-        "policy": {key: value for key, value in policy.items() if not key.startswith("_")},
-        "assistant": type(callback.assistant).__name__,
-        "score": callback.score,
-        "weights": callback.weights,
-        "tail": callback.tail,
     }

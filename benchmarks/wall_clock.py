@@ -23,8 +23,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from image_data import CountedImages, ImageData, Images
-from image_runs import ImageBoss, Stopwatch, make_net
+from image_runs import ImageBoss, make_net
 from rows import append_row
+from runs import Stopwatch
 from torch import Tensor, nn
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule

@@ -12,7 +12,7 @@ import torch
 from lightning_autoassist import POLICIES
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-MODULES = ("rows", "image_data", "image_runs", "images", "image_report")
+MODULES = ("rows", "runs", "image_data", "image_runs", "images", "image_report")
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_rates_may_come_from_another_data_set(benchmark):
 
 
 def test_a_job_is_claimed_once_and_again_when_its_claim_ended(benchmark, tmp_path):
-    claimed, job = benchmark["images"].claimed, benchmark["images"].TEMPLATE
+    claimed, job = benchmark["runs"].claimed, benchmark["images"].TEMPLATE
     with claimed(job, tmp_path) as mine, claimed(job, tmp_path) as again:
         assert mine
         assert not again
@@ -82,18 +82,18 @@ def test_what_has_its_row_is_not_run_again(benchmark, tmp_path):
     images, rows = benchmark["images"], benchmark["rows"]
     job = replace(images.TEMPLATE, seed=3)
     rows.append_row("images", {**asdict(job), "accuracy": 0.5}, tmp_path)
-    assert images.finished(tmp_path)[job]["accuracy"] == 0.5
+    assert benchmark["runs"].finished("images", tmp_path, type(job))[job]["accuracy"] == 0.5
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_is_a_method_with_options(benchmark, name):
-    callback = benchmark["image_runs"].Method(f"{name}:weights=mean,tail=0.25,assistant=hybrid").callback(0.6)
+    callback = benchmark["runs"].Method(f"{name}:weights=mean,tail=0.25,assistant=hybrid").callback(0.6)
     assert isinstance(callback.policy, POLICIES[name])
     assert (callback.weights, callback.tail, type(callback.assistant).__name__) == ("mean", 0.25, "HybridAssistant")
 
 
 def test_options_of_a_policy_reach_it(benchmark):
-    method = benchmark["image_runs"].Method
+    method = benchmark["runs"].Method
     assert method("proportional:cap_quantile=0.9").callback(0.4).policy.cap_quantile == 0.9
     assert method("proportional").callback(0.4).policy.keep_rate == 0.35
     assert method("full").callback(0.6) is None

@@ -1,0 +1,360 @@
+"""What the benchmarks of policies have in common: methods, plans of runs, runs that continue, and what is measured.
+
+A benchmark brings a *job*: a frozen dataclass that says what makes a run the run it is, and nothing else. Of its fields
+``phase`` (``"tune"``: measured on a part of the training data; ``"final"``: on the test data), ``dataset``, ``device``,
+``precision``, ``epochs``, ``method``, ``budget``, ``learning_rate`` and ``seed`` are used here.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import hashlib
+import json
+import logging
+import re
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rows import append_row, rows_of
+
+from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
+from lightning_autoassist.policies import POLICIES
+
+FULL = "full"
+CALLBACK_OPTIONS = ("assistant", "score", "weights", "tail", "max_features")
+NUM_CURVE_POINTS = 6
+TUNED_BUDGET = 0.6
+TUNE_SEED = 1000
+
+Job = Any
+Row = dict[str, Any]
+
+
+class Method:
+    """What chooses the instances: ``full`` (plain Lightning) or a policy, with options of it or of the callback.
+
+    Args:
+        spec: ``"NAME"`` or ``"NAME:KEY=VALUE,..."``, as in ``"proportional:cap_quantile=0.95,weights=mean"``.
+
+    Raises:
+        ValueError: If the name is not in ``POLICIES``.
+    """
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+        self.name, _, options = spec.partition(":")
+        if self.name != FULL and self.name not in POLICIES:
+            raise ValueError(
+                f"a method is one of {', '.join([FULL, *POLICIES])}, with options after a colon; got {spec!r}"
+            )
+        self.options = dict(_option(text) for text in options.split(",") if text)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is plain Lightning."""
+        return self.name == FULL
+
+    def callback(self, budget: float) -> AutoAssistCallback | None:
+        """The callback of a run at a budget, None for the full run."""
+        if self.is_full:
+            return None
+        of_callback = {key: value for key, value in self.options.items() if key in CALLBACK_OPTIONS}
+        of_policy = {key: value for key, value in self.options.items() if key not in CALLBACK_OPTIONS}
+        policy = POLICIES[self.name].for_budget(budget, **of_policy)
+        return AutoAssistCallback(policy=policy, **of_callback)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, _, value = text.partition("=")
+    try:
+        return key, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return key, value
+
+
+class Stopwatch(pl.Callback):
+    """Seconds of training and of validation, each without the other, and a metric against Boss updates.
+
+    Args:
+        metric: Its name among what the module logs.
+    """
+
+    def __init__(self, metric: str = "accuracy") -> None:
+        self.metric = metric
+        self.train_seconds = 0.0
+        self.validation_seconds = 0.0
+        self.curve: list[tuple[int, float]] = []
+        self._since = 0.0
+
+    def _lap(self, trainer: Any) -> float:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        lap, self._since = now - self._since, now
+        return lap
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._lap(trainer)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.train_seconds += self._lap(trainer)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.validation_seconds += self._lap(trainer)
+        self.curve.append((trainer.global_step, round(float(trainer.callback_metrics[self.metric]), 5)))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.train_seconds += self._lap(trainer)
+
+
+def fit(
+    job: Job,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    metric: str = "accuracy",
+    **trainer_options: Any,
+) -> Row:
+    """Train once, as the job's method wants it.
+
+    Args:
+        job: What to run.
+        module: The Boss.
+        data: Of a full run.
+        metric: What its validation logs; measured at some epochs' ends, and at the end of training.
+        trainer_options: Of the Trainer, before those that all benchmarks share.
+
+    Returns:
+        The job's own fields, and what came out.
+    """
+    callback = Method(job.method).callback(job.budget)
+    stopwatch = Stopwatch(metric)
+    options = {
+        "accelerator": "gpu" if job.device == "cuda" else "cpu",
+        "devices": 1,
+        "precision": job.precision,
+        "max_epochs": job.epochs,
+        "check_val_every_n_epoch": validation_interval(job.epochs),
+        "callbacks": [stopwatch] if callback is None else [callback, stopwatch],
+        "logger": False,
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(**{**options, **trainer_options})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, datamodule=data if callback is None else AutoAssistDataModule(data, budget=job.budget))
+    summary = {} if callback is None else callback.summary()
+    return {
+        **asdict(job),
+        "settings": {} if callback is None else _settings(callback),
+        metric: stopwatch.curve[-1][1],
+        "updates": trainer.global_step,
+        "seconds": round(stopwatch.train_seconds, 2),
+        "validation_seconds": round(stopwatch.validation_seconds, 2),
+        "keep_rate": round(summary["keep_rate"], 4) if summary else None,
+        "overhead_ms": round(summary["overhead_ms"], 4) if summary else None,
+        "curve": stopwatch.curve,
+        "warnings": sorted({str(one.message) for one in caught if re.search("AutoAssist|filter", str(one.message))}),
+    }
+
+
+def validation_interval(epochs: int) -> int:
+    """Epochs between two points of the curve, the last of them at the end of training."""
+    return next(n for n in range(max(1, epochs // NUM_CURVE_POINTS), 0, -1) if epochs % n == 0)
+
+
+def _settings(callback: AutoAssistCallback) -> dict[str, Any]:
+    """What the method was, in full."""
+    policy = {key: value for key, value in vars(callback.policy).items() if isinstance(value, (int, float, str))}
+    return {
+        "policy": {key: value for key, value in policy.items() if not key.startswith("_")},
+        "assistant": type(callback.assistant).__name__,
+        "score": callback.score,
+        "weights": callback.weights,
+        "tail": callback.tail,
+    }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run.
+
+    Args:
+        stages: Data sets and budgets, in their order.
+        methods: See :class:`Method`.
+        seeds: Of the final runs.
+        grid: Peak learning rates to choose from.
+        rates_from: Data set whose chosen rates are used; None: each data set's own.
+        template: A job with everything that is the same in all.
+        metric: What is better the higher it is, and chooses the rates: a column of the rows.
+    """
+
+    stages: tuple[tuple[str, float], ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    grid: tuple[float, ...]
+    rates_from: str | None
+    template: Job
+    metric: str = "accuracy"
+
+    def jobs(self, rows: dict[Job, Row]) -> Iterator[Job | None]:
+        """All jobs in their order; None in place of those whose learning rate is not known yet."""
+        for dataset, budget in self.stages:
+            tuned_on = self.rates_from or dataset
+            for method in self.methods:
+                yield from self._tuning(rows, tuned_on, method, budget)
+            for seed in self.seeds:
+                for method in self.methods:
+                    rate = self._best_rate(rows, tuned_on, method, budget)
+                    yield None if rate is None else self._job("final", dataset, method, budget, rate, seed)
+
+    def _job(self, phase: str, dataset: str, method: str, budget: float, rate: float, seed: int) -> Job:
+        budget = 1.0 if Method(method).is_full else budget
+        return replace(
+            self.template,
+            phase=phase,
+            dataset=dataset,
+            method=method,
+            budget=budget,
+            learning_rate=rate,
+            seed=seed,
+        )
+
+    def _tuning(self, rows: dict[Job, Row], dataset: str, method: str, budget: float) -> Iterator[Job | None]:
+        """The runs that choose a rate: over the grid at 0.6 and for the full run, else around what was chosen there."""
+        if budget == TUNED_BUDGET or Method(method).is_full:
+            rates: tuple[float, ...] = self.grid
+        else:
+            yield from self._tuning(rows, dataset, method, TUNED_BUDGET)
+            best = self._best_rate(rows, dataset, method, TUNED_BUDGET)
+            if best is None:
+                yield None
+                return
+            rates = (best, best / 2, best * 2)
+        for rate in rates:
+            yield self._job("tune", dataset, method, budget, rate, TUNE_SEED)
+
+    def _best_rate(self, rows: dict[Job, Row], dataset: str, method: str, budget: float) -> float | None:
+        jobs = list(self._tuning(rows, dataset, method, budget))
+        if any(job is None or job not in rows for job in jobs):
+            return None
+        at_budget = [job for job in jobs if job is not None and (job.budget == budget or Method(method).is_full)]
+        return max(at_budget, key=lambda job: rows[job][self.metric]).learning_rate
+
+
+def finished(table: str, folder: Path, kind: type[Job]) -> dict[Job, Row]:
+    """The rows of a table that there are, by their jobs.
+
+    Args:
+        table: Name of the rows' file, without its ending.
+        folder: Of the file.
+        kind: The job's class.
+    """
+    names = [field.name for field in fields(kind)]
+    return {kind(**{name: row[name] for name in names}): row for row in rows_of(table, folder)}
+
+
+@contextmanager
+def claimed(job: Job, folder: Path) -> Iterator[bool]:
+    """Whether this process has the job; the claim ends with the process, however that ends."""
+    locks = folder / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(json.dumps(asdict(job)).encode()).hexdigest()[:16]
+    with (locks / name).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+class Runner:
+    """Runs a plan's jobs one after the other, beside other processes that do the same.
+
+    Args:
+        plan: What to run.
+        table: Name of the rows' file, without its ending.
+        folder: Of the file.
+        run_job: Runs a job; returns its row, which begins with the job's own fields.
+    """
+
+    def __init__(self, plan: Plan, table: str, folder: Path, run_job: Callable[[Job], Row]) -> None:
+        self.plan = plan
+        self.table = table
+        self.folder = folder
+        self.run_job = run_job
+        self.failed: set[Job] = set()
+
+    def rows(self) -> dict[Job, Row]:
+        """The rows there are, by their jobs."""
+        return finished(self.table, self.folder, type(self.plan.template))
+
+    def run(self) -> int:
+        """Run until nothing is left; returns how many this process ran."""
+        num_run = 0
+        while True:
+            step = self._next()
+            if step == "done":
+                return num_run
+            if step == "wait":
+                time.sleep(5)
+            else:
+                num_run += 1
+
+    def _next(self) -> str:
+        """Run the first job that is left; "wait" where other processes have what is left."""
+        rows = self.rows()
+        jobs = list(self.plan.jobs(rows))
+        left = [job for job in jobs if job is not None and job not in rows and job not in self.failed]
+        for job in left:
+            with claimed(job, self.folder) as is_mine:
+                # Another process may have finished it since the rows were read.
+                if is_mine and job not in self.rows():
+                    self._run(job, len(set(left)))
+                    return "ran"
+        others_run = any(job not in self.rows() for job in left)
+        if others_run or (None in jobs and not self.failed):
+            return "wait"
+        return "done"
+
+    def _run(self, job: Job, num_left: int) -> None:
+        started = time.strftime("%H:%M:%S")
+        try:
+            row = self.run_job(job)
+        except Exception:  # hours of other runs need not end with it
+            traceback.print_exc()
+            self.failed.add(job)
+            return
+        append_row(self.table, row, self.folder)
+        what = f"{job.phase:5s} {job.dataset:13s} {job.method:18s} {job.budget:.2f} lr {job.learning_rate:<5g}"
+        value = f"{self.plan.metric} {row[self.plan.metric]:.4f}"
+        came_out = f"{value} {row['updates']:6,d} updates {row['seconds']:7.1f} s"
+        print(
+            f"{started} {what} seed {job.seed:<4d} {came_out}; {num_left - 1} known left", *row["warnings"], flush=True
+        )
+
+
+def be_quiet(num_threads: int) -> None:
+    """Leave the terminal to the runs' own lines, and a core or more to this process."""
+    warnings.filterwarnings("ignore")
+    for flavour in ("pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(flavour).setLevel(logging.ERROR)
+    torch.set_num_threads(num_threads)
+
+
+def check(holds: bool, message: str) -> None:
+    """Raise RuntimeError unless something holds."""
+    if not holds:
+        raise RuntimeError(message)
