@@ -19,6 +19,7 @@ from lightning_autoassist.policies import (
     UniformPolicy,
 )
 from lightning_autoassist.sampler import ShrinkingBatchSampler
+from lightning_autoassist.text_assistant import TextAssistant
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ __all__ = [
     "RandomPolicy",
     "SelectiveBackpropPolicy",
     "ShrinkingBatchSampler",
+    "TextAssistant",
     "UniformPolicy",
     "diagnose",
 ]
