@@ -24,8 +24,9 @@ class BatchTokens:
     masks and segment ids have) are none. Where something else is to be read, say what by ``function``.
 
     Padding is the run of one id at the end of a row; the same id elsewhere is a token. Where the id is not given, it is
-    the one with the longest such run in the batch, of two positions at least; a run of one is padding where all other
-    rows end in one mark, and it follows this mark. Negative ids are no tokens anywhere.
+    the one with the longest such run in the batch, if this is of four positions or more; or of two, and half of the
+    rows end in it; or of any length, and without it all rows end in one mark. Where texts end in repetitions of their
+    own, give the id. Padding at the start of rows is not told from tokens. Negative ids are no tokens anywhere.
 
     Args:
         function: Gets the batch, returns its sequence, shape ``(B, T)``, or a tuple of two.
@@ -86,11 +87,10 @@ class BatchTokens:
     def _given(returned: Any, batch_size: int) -> list[Tensor]:
         found = [returned] if isinstance(returned, Tensor) else list(returned)
         if not 1 <= len(found) <= NUM_SEQUENCES or not all(_is_sequence(tensor, batch_size) for tensor in found):
-            shapes = ", ".join(
-                str((tuple(one.shape), one.dtype)) if isinstance(one, Tensor) else repr(one) for one in found
-            )
+            got = [f"{one.dtype} {tuple(one.shape)}" if isinstance(one, Tensor) else repr(one) for one in found]
             raise ValueError(
-                f"features= must return token ids, one integer tensor of shape ({batch_size}, T) or two; got {shapes}"
+                f"features= must return token ids, one integer tensor of shape ({batch_size}, T) or two; got "
+                + ", ".join(got)
             )
         return [tensor.detach() for tensor in found]
 
@@ -128,16 +128,24 @@ def found_pad_id(tokens: Tensor) -> Tensor:
     last = tokens[:, -1]
     runs = trailing_run(tokens, last[:, None]).sum(1)
     longest, row = runs.max(0)
-    nothing = torch.full_like(last[0], NO_TOKEN)
-    short = nothing
-    if tokens.shape[1] > 1:
-        low, high = last.min(), last.max()
-        ends_in_two_ways = ((last == low) | (last == high)).all() & (low != high)
-        low_follows = (tokens[:, -2] == high).where(last == low, True).all()
-        high_follows = (tokens[:, -2] == low).where(last == high, True).all()
-        short = torch.where(low_follows, low, torch.where(high_follows, high, nothing))
-        short = short.where(ends_in_two_ways & (low_follows != high_follows), nothing)
-    return torch.where(longest > 1, last.gather(0, row[None])[0], short)
+    candidate = last.gather(0, row[None])[0]
+    is_long = (longest > 3) | ((longest > 1) & (((last == candidate).float().mean() >= 0.5) | _ends(tokens, candidate)))
+    # Runs of one: rows end in the padding, or in the mark that goes before it. Which is which has to be plain.
+    low, high = last.min(), last.max()
+    low_is, high_is = _ends(tokens, low), _ends(tokens, high)
+    nothing = torch.full_like(low, NO_TOKEN)
+    short = torch.where(low_is, low, high).where((low_is != high_is) & (longest == 1), nothing)
+    return candidate.where(is_long, short)
+
+
+def _ends(tokens: Tensor, token: Tensor) -> Tensor:
+    """Whether some rows end in a token, others do not, and without it all end in one mark; a tensor of one bool."""
+    run = trailing_run(tokens, token).sum(1)
+    marks = tokens.gather(1, (tokens.shape[1] - 1 - run).clamp(min=0)[:, None])[:, 0]
+    is_empty = run == tokens.shape[1]
+    lowest = marks.where(~is_empty, torch.iinfo(marks.dtype).max).min()
+    highest = marks.where(~is_empty, torch.iinfo(marks.dtype).min).max()
+    return (lowest == highest) & (run > 0).any() & (run == 0).any()
 
 
 def trailing_run(tokens: Tensor, token: Tensor | int) -> Tensor:

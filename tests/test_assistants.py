@@ -7,6 +7,7 @@ import torch
 
 from lightning_autoassist.assistants import ASSISTANTS, LogisticAssistant
 from lightning_autoassist.features import Instances
+from lightning_autoassist.tokens import tokens_of
 
 
 class ReferenceLogistic:
@@ -89,7 +90,8 @@ def test_labels_that_are_no_classes_share_the_first_bias():
 @pytest.mark.parametrize("name", ASSISTANTS)
 def test_every_assistant_restores_its_state(name):
     assistant, restored = ASSISTANTS[name](), ASSISTANTS[name]()
-    instances = Instances(torch.rand(8, 3), torch.arange(8), torch.rand(8), torch.arange(8))
+    tokens = tokens_of(torch.randint(-1, 50, (8, 6)))
+    instances = Instances(torch.rand(8, 3), torch.arange(8), torch.rand(8), torch.arange(8), tokens)
     assistant.update(instances, torch.rand(8))
     restored.load_state_dict(assistant.state_dict())
     scores = torch.rand(8)
@@ -107,7 +109,8 @@ def test_every_assistant_predicts_finite_scores_and_leaves_the_global_rng(name):
         features = torch.rand(16, 300, generator=generator) * 1e4
         labels = torch.randint(-100, 2000, (16,), generator=generator)
         scores = torch.rand(16, generator=generator) * 1e6
-        instances = Instances(features.half(), labels, scores, torch.full((16,), age))
+        tokens = tokens_of(torch.randint(-1, 2**21, (16, 300), generator=generator))
+        instances = Instances(features.half(), labels, scores, torch.full((16,), age), tokens)
         outcome = assistant.update(instances, scores)
         predictions = assistant.predict(instances)
         assert predictions.shape == outcome.predictions.shape == outcome.targets.shape == (16,)

@@ -14,8 +14,17 @@ from lightning_autoassist.distributed import OwnedCandidates
 from tests.ordinary import Classifier, trainer
 from tests.two_processes import CASES, EPOCHS, Loaders, N
 
-RESUMED = ("filtered@17", "filtered@14", "workers@31", "proportional@30", "file@17", "random start@9")
-FILTERED = [name for name in CASES if name not in {"plain", "unfiltered", "uneven", "unsharded", "distributed"}]
+RESUMED = (
+    "filtered@17",
+    "filtered@14",
+    "workers@31",
+    "proportional@30",
+    "file@17",
+    "random start@9",
+    "text@17",
+    "text@14",
+)
+FILTERED = [name for name in CASES if name not in {"plain", "unfiltered", "uneven", "unsharded", "distributed", "text"}]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +78,7 @@ def test_the_trainers_own_sharding_is_left_to_the_user_where_he_asks(runs):
     assert len(mine & yours) <= 1  # DistributedSampler gives one instance twice, to even out
 
 
-@pytest.mark.parametrize("name", ["filtered", "proportional", "file", "weighted", "random start"])
+@pytest.mark.parametrize("name", ["filtered", "proportional", "file", "weighted", "random start", "text"])
 def test_assistants_are_equal_after_each_exchange(runs, name):
     first, second = runs[1][name]
     assert_same(first["assistant"], second["assistant"])
@@ -77,6 +86,13 @@ def test_assistants_are_equal_after_each_exchange(runs, name):
         assert_same(first["store"][column], second["store"][column])
     assert first["store"]["seen"].any()
     assert first["summary"]["keep_rate"] < 1
+
+
+def test_tokens_that_either_process_saw_are_remembered_by_both(runs):
+    first, second = (seen["store"] for seen in runs[1]["text"])
+    assert_same(first["tokens"], second["tokens"])
+    assert first["has_features"].sum() > N - 20
+    assert [seen["assistant"]["num_documents"] for seen in runs[1]["text"]] == [first["has_features"].sum()] * 2
 
 
 @pytest.mark.parametrize("name", RESUMED)

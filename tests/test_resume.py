@@ -14,6 +14,7 @@ import torch
 from lightning_autoassist import ASSISTANTS, POLICIES, AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.features import FEATURE_MEMORY, REMEMBERED
 from tests.ordinary import Classifier, ClustersData, trainer
+from tests.texts import BagOfWords, TextsData
 
 EPOCHS, EPOCH_LENGTH = 5, 12  # 200 instances, batches of 10, budget 0.6: passes begin near steps 0, 20, 33, 46
 
@@ -56,7 +57,8 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
     settings = {name: options.pop(name) for name in ("assistant", "policy", "lag") if name in options}
     weights = options.pop("weights", "none")
     memory = options.pop("feature_memory", FEATURE_MEMORY)
-    data = AutoAssistDataModule(ClustersData(200, 10, **options), budget=0.6, seed=3)
+    source = TextsData if module_type is BagOfWords else ClustersData
+    data = AutoAssistDataModule(source(200, 10, **options), budget=0.6, seed=3)
     callback = AutoAssistCallback(weights=weights, feature_memory=memory, **settings)
     saving = pl.callbacks.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     if saved_steps is not None:
@@ -86,7 +88,8 @@ def remembered(instances):
     if instances is None:
         return {}
     columns = {name: getattr(instances, name) for name in (*REMEMBERED, "features")}
-    return {name: column for name, column in columns.items() if column is not None}
+    columns = {name: column for name, column in columns.items() if column is not None}
+    return columns if instances.tokens is None else {**columns, **tensors_of(instances.tokens.state_dict(), "tokens")}
 
 
 def tensors_of(state, name):
@@ -111,7 +114,9 @@ LOADERS = {
     "weights": (STEPS, {"weights": "mean"}),
     "lag": (STEPS, {"lag": 3}),
     "features in a file": (STEPS, {"feature_memory": 0}),
-    **{f"assistant {name}": (FEWER, {"assistant": name}) for name in ASSISTANTS},
+    **{f"assistant {name}": (FEWER, {"assistant": name}) for name in ASSISTANTS if name != "text"},
+    "assistant text": (STEPS, {"assistant": "text", "module_type": BagOfWords}),
+    "assistant text, lag": (FEWER, {"assistant": "text", "module_type": BagOfWords, "lag": 3, "num_workers": 1}),
     **{f"policy {name}": (FEWER, {"policy": name, "weights": "auto"}) for name in POLICIES},
 }
 

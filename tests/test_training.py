@@ -20,6 +20,7 @@ from lightning_autoassist import (
     ProportionalPolicy,
 )
 from tests.ordinary import Classifier, ClustersData, CountingDataset, ModuleLossClassifier, index_of, trainer
+from tests.texts import BagOfWords, TextsData
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
@@ -283,8 +284,10 @@ def test_every_policy_trains(policy):
 @pytest.mark.parametrize("assistant", ASSISTANTS)
 def test_every_assistant_trains(assistant):
     callback = AutoAssistCallback(assistant, "proportional")
-    data = AutoAssistDataModule(ClustersData(300, 10), budget=0.6)
-    _, run = parameters_after(lambda: Classifier(lr=0.01), data, callback, max_epochs=8)
+    reads_text = "tokens" in callback.assistant.reads
+    data = AutoAssistDataModule(TextsData(300, 10) if reads_text else ClustersData(300, 10), budget=0.6)
+    make = BagOfWords if reads_text else lambda: Classifier(lr=0.01)
+    _, run = parameters_after(make, data, callback, max_epochs=8)
     assert run.global_step == 8 * 18
     assert run.callback_metrics["val_loss"] < 0.7
     assert data.candidate_stream.num_considered > 1.1 * data.candidate_stream.num_kept
