@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from image_report import image_tables, stale_curves, wall_clock_table, write_curves
+from image_report import IMAGES, image_tables, stale_curves, wall_clock_table, write_curves
 from rows import rows_of
+from text_report import TEXTS, text_tables
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -69,6 +70,7 @@ def scale_table() -> str:
 
 TABLES = {
     "images": image_tables,
+    "text": text_tables,
     "wall_clock": wall_clock_table,
     "overhead": overhead_table,
     "scale": scale_table,
@@ -92,10 +94,11 @@ def main() -> None:
     before = README.read_text()
     after = rewritten(before)
     if check:
-        stale = (["README.md"] if after != before else []) + stale_curves()
+        stale = (["README.md"] if after != before else []) + stale_curves(IMAGES) + stale_curves(TEXTS)
         sys.exit(f"{', '.join(stale)} differ from the rows: run python benchmarks/report.py" if stale else 0)
     README.write_text(after)
-    write_curves()
+    for benchmark in (IMAGES, TEXTS):
+        write_curves(benchmark)
 
 
 if __name__ == "__main__":

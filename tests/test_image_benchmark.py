@@ -135,9 +135,9 @@ def test_tables_are_those_of_the_rows(benchmark, tmp_path, monkeypatch):
     table = report.image_tables()
     assert "| full run | 100 | - | 81.00 ± 1.00 | - | 3 | 2 | 0.1 |" in table
     assert "| uniform, budget 0.6 | 60 | 40% | 79.50 ± 0.50 | -1.50 ± 0.50 | 3 | 2 | 0.1 |" in table
-    assert report.stale_curves() == ["images-digits-24-cpu.png"]
-    report.write_curves()
-    assert report.stale_curves() == []
+    assert report.stale_curves(report.IMAGES) == ["images-digits-24-cpu.png"]
+    report.write_curves(report.IMAGES)
+    assert report.stale_curves(report.IMAGES) == []
     first = json.loads((tmp_path / "images.jsonl").read_text().splitlines()[0])
     rows.append_row("images", {**first, "seed": 2}, tmp_path)
-    assert report.stale_curves() == ["images-digits-24-cpu.png"]
+    assert report.stale_curves(report.IMAGES) == ["images-digits-24-cpu.png"]

@@ -1,0 +1,35 @@
+"""Tables of the text benchmark, from its rows."""
+
+from __future__ import annotations
+
+from image_report import Benchmark, Row, accuracy_table
+
+
+def text_tables() -> str:
+    """One table for each setting."""
+    tables = [accuracy_table(TEXTS, group) for group in TEXTS.groups()]
+    return "\n\n".join(tables) or "Not measured yet: `python benchmarks/text_classification.py`."
+
+
+def _title(row: Row) -> str:
+    parts = [
+        f"Debian's package descriptions by section, {row['train_instances']:,} training texts",
+        {"bag": "embeddings, mean and maximum", "transformer": "small Transformer"}[row["model"]],
+        f"batch {row['batch_size']}",
+        f"{row['epochs']} epochs",
+        row["precision"] if row["precision"] != "32-true" else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _stem(row: Row) -> str:
+    parts = ["text", row["dataset"], row["model"], row["max_length"], row["epochs"], row["device"]]
+    return "-".join(str(part) for part in parts)
+
+
+TEXTS = Benchmark(
+    "text",
+    ("dataset", "max_length", "model", "batch_size", "epochs", "device", "precision", "train_instances"),
+    _title,
+    _stem,
+)
