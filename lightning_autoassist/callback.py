@@ -56,8 +56,8 @@ class AutoAssistCallback(CallbackBase):
     Args:
         assistant: What predicts scores: a name in ``ASSISTANTS``, an :class:`~lightning_autoassist.Assistant`, or
             ``"auto"``: the policy's own (``"logistic"`` for the paper's).
-        policy: What turns predicted scores into keep probabilities: a name in ``POLICIES`` or a
-            :class:`~lightning_autoassist.Policy`.
+        policy: What turns predicted scores into keep probabilities: a :class:`~lightning_autoassist.Policy`, or a name
+            in ``POLICIES`` for one with the defaults that suit the budget.
         score: What the Assistant predicts: ``"gradient_norm"`` of the instance's loss at the loss's input,
             ``"loss"``, or ``"auto"``: what the policy's source uses.
         weights: What balances kept against dropped instances: ``"none"``, ``"sum"``, ``"mean"`` (see
@@ -102,6 +102,7 @@ class AutoAssistCallback(CallbackBase):
         decode: Decode | None = None,
     ) -> None:
         self.policy: Policy = _named(policy, POLICIES, "policy")
+        self._suits_budget = isinstance(policy, str)
         self.assistant: Assistant = _named(
             self.policy.default_assistant if assistant == "auto" else assistant, ASSISTANTS, "assistant"
         )
@@ -146,6 +147,9 @@ class AutoAssistCallback(CallbackBase):
         if stage != "fit":
             return
         self._data = _data_module_of(trainer)
+        if self._suits_budget and not self._has_begun:
+            self.policy = type(self.policy).for_budget(self._data.budget)
+            self._learner.use(self.policy)
         if self._ranks.world_size != trainer.world_size:
             self._ranks = Ranks(trainer.global_rank, trainer.world_size)
         self.report.num_ranks = self._ranks.world_size

@@ -100,6 +100,10 @@ class Learner:
         # Instances of a restored store whose labels were looked at, and of these those that have another; None: enough.
         self._compared: tuple[int, int] | None = None
 
+    def use(self, policy: Policy) -> None:
+        """Let ``policy`` decide, before anything was asked."""
+        self.policy = self.rows.policy = policy
+
     def join(self, ranks: Ranks) -> None:
         """Learn from what all of ``ranks`` see, beginning with one Assistant; all processes must call this."""
         self._ranks = ranks
