@@ -161,24 +161,26 @@ class TextAssistant(Assistant):
 
     def _count(self, tokens: Tokens, is_new: Tensor) -> None:
         """Take note of instances for the inverse document frequencies and the mean lengths."""
-        columns = tokens.columns[is_new[tokens.bags]]
+        bags = tokens.bags
+        columns = tokens.columns[is_new[bags]]
         self.num_with_token.index_add_(0, columns, torch.ones(len(columns)))
         self.num_documents += int(is_new.sum())
-        self.length_sum += _lengths(tokens)[is_new].sum(0)
+        self.length_sum += _lengths(tokens, _sequences(tokens, bags))[is_new].sum(0)
 
     def _inputs(self, tokens: Tokens) -> _Inputs:
-        sequences, num_sequences = _sequences(tokens), NUM_SEQUENCES * len(tokens.sizes)
+        bags, num_sequences = tokens.bags, NUM_SEQUENCES * len(tokens.sizes)
+        sequences = _sequences(tokens, bags)
         num_distinct = torch.bincount(sequences, minlength=num_sequences)
         idf = 1 + torch.log((1 + self.num_documents) / (1 + _at(self.num_with_token, tokens.columns)))
         tfidf = tokens.counts * idf
         norm = torch.bincount(sequences, tfidf.square(), minlength=num_sequences).sqrt()
         unit = (self.length_sum / max(self.num_documents, 1)).clamp(min=LENGTH_UNIT)
         return _Inputs(
-            bags=tokens.bags,
+            bags=bags,
             columns=tokens.columns,
             presence=1 / num_distinct[sequences].float(),
             tfidf=tfidf / norm[sequences],
-            lengths=(_lengths(tokens) / unit).float(),
+            lengths=(_lengths(tokens, sequences) / unit).float(),
         )
 
     def _logits(self, inputs: _Inputs) -> Tensor:
@@ -205,15 +207,15 @@ def _tokens(instances: Instances) -> Tokens:
     return instances.tokens
 
 
-def _sequences(tokens: Tokens) -> Tensor:
+def _sequences(tokens: Tokens, bags: Tensor) -> Tensor:
     """Which sequence of which bag each column belongs to, as 2·bag or 2·bag + 1, shape ``(m,)``."""
-    return NUM_SEQUENCES * tokens.bags + tokens.columns % NUM_SEQUENCES
+    return NUM_SEQUENCES * bags + tokens.columns % NUM_SEQUENCES
 
 
-def _lengths(tokens: Tokens) -> Tensor:
+def _lengths(tokens: Tokens, sequences: Tensor) -> Tensor:
     """Tokens of each sequence, shape ``(n, 2)``, float64."""
     num_sequences = NUM_SEQUENCES * len(tokens.sizes)
-    return torch.bincount(_sequences(tokens), tokens.counts.double(), num_sequences).view(-1, NUM_SEQUENCES)
+    return torch.bincount(sequences, tokens.counts.double(), num_sequences).view(-1, NUM_SEQUENCES)
 
 
 def _at(values: Tensor, columns: Tensor) -> Tensor:
