@@ -35,7 +35,7 @@ from lightning_autoassist.loss_capture import SCORES, CapturedStep, InstanceLoss
 from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, over_ranks, warn_about_limits
 from lightning_autoassist.rng import restore_rng_state, rng_state
-from lightning_autoassist.run_log import Decode, RunLog
+from lightning_autoassist.run_log import Decode, RunLog, summed
 from lightning_autoassist.selection import Selection
 
 
@@ -108,8 +108,13 @@ class AutoAssistCallback(CallbackBase):
         if exchange_every < 1:
             raise ValueError(f"exchange_every must be at least 1, got {exchange_every}; 16 is the default")
         self.lag = lag
+        self.features = features
+        self.max_features = max_features
+        self.feature_memory = feature_memory
+        self.exchange_every = exchange_every
+        self.decode = decode
         self.report = FilterReport()
-        self._log = RunLog(self, decode)
+        self._log = RunLog(self)
         self._capture = InstanceLossCapture(score=self.score)
         self._ranks = Ranks()
         self._learner = Learner(
@@ -223,7 +228,8 @@ class AutoAssistCallback(CallbackBase):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
-        self._log.end_epoch(trainer, pl_module)
+        classes = summed(self._ranks.gather(self._log.class_counts()))
+        self._log.end_epoch(trainer, pl_module, classes)
         metrics = self._ranks.gather(self.report.end_epoch(self._data.candidate_stream))
         pl_module.log_dict(over_ranks(metrics), sync_dist=True)
 
@@ -262,15 +268,36 @@ class AutoAssistCallback(CallbackBase):
         """What is remembered of each instance; None before the first batch, and where the policy needs no scores."""
         return self._learner.store
 
+    @property
+    def filter_settings(self) -> dict[str, Any]:
+        """The settings in force beside policy and Assistant, as loggers get them."""
+        names = (
+            "score",
+            "weights",
+            "features",
+            "tail",
+            "max_features",
+            "feature_memory",
+            "lag",
+            "exchange_every",
+            "decode",
+        )
+        return {name: getattr(self, name) for name in names}
+
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        return {"learner": self._learner.state_dict(), "reports": self._ranks.gather(self.report.state_dict())}
+        return {
+            "learner": self._learner.state_dict(),
+            "reports": self._ranks.gather(self.report.state_dict()),
+            "counts": self._log.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._learner.load_state_dict(state_dict["learner"])
         reports = state_dict["reports"]
         self.report.load_state_dict(reports[self._ranks.rank % len(reports)])
+        self._log.load_state_dict(state_dict["counts"])
         self._has_begun = True
 
     def _prepare_store(self, num_instances: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_autoassist import __version__
-from lightning_autoassist.compare import CompareError, as_table, compare, printable
+from lightning_autoassist.compare import CompareError, as_text, compare, printable
 from lightning_autoassist.compare_page import as_json, draw, write_page
 from lightning_autoassist.demo_data import DEFAULT_DATA_DIR, DEFAULT_OUT, DEMO_DATA
 from lightning_autoassist.diagnosis import diagnose
@@ -45,7 +45,7 @@ project (entity/project). NAME=RUN names it; runs of one name count as seeds of 
 examples:
   autoassist compare autoassist-demo/wandb --baseline "digits, full"
   autoassist compare full=logs/version_0 filtered=logs/version_1 --metric val_acc --baseline full --target 0.95
-  autoassist compare me/my-project --group-by autoassist.policy.name --baseline uniform
+  autoassist compare me/my-project --group-by autoassist.policy.name --baseline UniformPolicy
 
 exits with 0, or with 2 where a run cannot be read or compared
 """
@@ -205,22 +205,22 @@ def _compare(options: argparse.Namespace) -> None:
         is_named = equals and name and not Path(word).exists()
         found = read_runs(place if is_named else word)
         runs += [replace(run, name=name) for run in found] if is_named else found
-    grouping = {"group_by": options.group_by, "batch_size": options.batch_size}
     comparison = compare(
         runs,
         metric=options.metric,
         mode=options.mode,
         target=options.target,
         baseline=options.baseline,
-        **grouping,
+        group_by=options.group_by,
+        batch_size=options.batch_size,
     )
     options.out.mkdir(parents=True, exist_ok=True)
     page = options.out / "compare.html"
-    write_page(page, comparison, runs, **grouping)
-    print(as_json(comparison.as_dict()) if options.json else as_table(comparison))
+    write_page(page, comparison, runs)
+    print(as_json(comparison.as_dict()) if options.json else as_text(comparison))
     try:
         for picture in ("compare.png", "compare.svg"):
-            draw(options.out / picture, comparison, runs, **grouping)
+            draw(options.out / picture, comparison, runs)
         written = "compare.html, compare.png, compare.svg"
     except ModuleNotFoundError as error:
         written = f"compare.html; no pictures: {error}, pip install 'lightning-autoassist[compare]'"

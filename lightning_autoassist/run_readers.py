@@ -7,6 +7,7 @@ where they are shown.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import re
 import zlib
@@ -14,6 +15,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 WANDB_STEP = "trainer/global_step"
 # The W&B file: after a header of 7 bytes, blocks of 32 KiB with records of (checksum, length, type), as LevelDB's logs.
@@ -41,6 +45,18 @@ class Row(NamedTuple):
     values: dict[str, float]
 
 
+class Column(NamedTuple):
+    """One metric of a run.
+
+    Attributes:
+        rows: In which rows it was logged, shape ``(n,)``.
+        values: Shape ``(n,)``.
+    """
+
+    rows: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class LoggedRun:
     """One run, as its logger left it.
@@ -61,10 +77,29 @@ class LoggedRun:
     group: str = ""
     job_type: str = ""
 
-    @property
-    def metrics(self) -> set[str]:
-        """Names of everything that was logged."""
-        return {name for row in self.rows for name in row.values}
+    @functools.cached_property
+    def columns(self) -> dict[str, Column]:
+        """Everything that was logged, by its name."""
+        found: dict[str, tuple[list[int], list[float]]] = {}
+        for number, row in enumerate(self.rows):
+            for name, value in row.values.items():
+                numbers, values = found.setdefault(name, ([], []))
+                numbers.append(number)
+                values.append(value)
+        return {
+            name: Column(np.array(numbers, np.int64), np.array(values, np.float64))
+            for name, (numbers, values) in found.items()
+        }
+
+    @functools.cached_property
+    def steps(self) -> npt.NDArray[np.float64]:
+        """The step of each row, NaN where there is none."""
+        return np.array([np.nan if row.step is None else row.step for row in self.rows], np.float64)
+
+    @functools.cached_property
+    def wall_seconds(self) -> npt.NDArray[np.float64]:
+        """The time of each row, NaN where it was not noted."""
+        return np.array([np.nan if row.wall_seconds is None else row.wall_seconds for row in self.rows], np.float64)
 
 
 def read_runs(place: str) -> list[LoggedRun]:

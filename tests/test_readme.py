@@ -48,7 +48,7 @@ def test_python_blocks(monkeypatch):
         data = AutoAssistDataModule(ordinary.ClustersData(), budget=0.6)
         ordinary.trainer(max_epochs=4, callbacks=[callback]).fit(names[name](), datamodule=data)
         assert callback.summary()["keep_rate"] < 1
-    assert names["callback"]._log.decode(ordinary.CountingDataset(10)[4]) == "class 1"
+    assert names["callback"].decode(ordinary.CountingDataset(10)[4]) == "class 1"
 
 
 # What Lightning's use of jsonargparse, whose new versions deprecate some of it, has to say is not ours.
