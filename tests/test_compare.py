@@ -19,7 +19,7 @@ from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.cli import main
 from lightning_autoassist.compare import CompareError, as_text, compare, curve_of, mean_curve
 from lightning_autoassist.compare_page import as_json, draw, write_page
-from lightning_autoassist.run_readers import LoggedRun, Row, RunError, read_runs, read_wandb_file
+from lightning_autoassist.run_readers import LoggedRun, Row, RunError, _from_json, read_runs, read_wandb_file
 from tests.ordinary import Classifier, ClustersData, trainer
 from tests.runs import BATCH_SIZE, BUDGET, NUM_EPOCHS, NUM_INSTANCES, train
 from tests.test_cli import one_line_error
@@ -258,11 +258,31 @@ def test_a_wandb_file_cut_short_is_read_as_far_as_it_goes(tmp_path):
     (file,) = (tmp_path / "run").rglob("*.wandb")
     (whole,) = read_runs(str(file))
     assert len(whole.rows) > 5
-    for length in (len(file.read_bytes()) * 2 // 3, 9, 7):
-        (tmp_path / "cut.wandb").write_bytes(file.read_bytes()[:length])
-        cut = read_wandb_file(tmp_path / "cut.wandb")
-        assert whole.rows[: len(cut.rows)] == cut.rows
-        assert len(cut.rows) < len(whole.rows)
+    content, cut_file = file.read_bytes(), tmp_path / "cut.wandb"
+    for length in (len(content) * 2 // 3, 9, 7):
+        for rest in (b"", bytes(100)):
+            cut_file.write_bytes(content[:length] + (rest if length == 7 else b""))
+            cut = read_wandb_file(cut_file)
+            assert whole.rows[: len(cut.rows)] == cut.rows
+            assert len(cut.rows) < len(whole.rows)
+
+
+def test_a_wandb_file_of_many_blocks_is_read_whole_and_its_damage_is_told(tmp_path):
+    run = wandb.init(dir=tmp_path, mode="offline", settings=wandb.Settings(silent=True, console="off"))
+    texts = ["x" * length for length in (1, 40_000, 32_700, 32_761, 100, 70_000)]  # over blocks, and ending near theirs
+    for step, text in enumerate(texts):
+        run.log({"trainer/global_step": step, "loss": step / 10, "text": text})
+    run.finish()
+    wandb.teardown()
+    (file,) = tmp_path.rglob("*.wandb")
+    (whole,) = read_runs(str(file))
+    assert whole.columns["loss"].values.tolist() == [step / 10 for step in range(len(texts))]
+    content = bytearray(file.read_bytes())
+    for place in (len(content) // 2, len(content) - 200):
+        damaged = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        (tmp_path / "damaged.wandb").write_bytes(damaged)
+        with pytest.raises(RunError, match=r"damaged\.wandb is damaged, within its first [\d,]+ bytes"):
+            read_wandb_file(tmp_path / "damaged.wandb")
 
 
 def test_files_that_are_no_runs(tmp_path):
@@ -274,6 +294,12 @@ def test_files_that_are_no_runs(tmp_path):
     (tmp_path / "a.wandb").write_bytes(b":W&B\xe1\xbe\x00" + header + content)
     with pytest.raises(RunError, match="damaged"):
         read_runs(str(tmp_path / "a.wandb"))
+    (tmp_path / "metrics.csv").write_bytes(b"step,loss\n0,\xff\n")
+    with pytest.raises(RunError, match="no CSV file"):
+        read_runs(str(tmp_path / "metrics.csv"))
+    (tmp_path / "metrics.csv").write_text("step,loss\n0," + "1" * 200_000)
+    with pytest.raises(RunError, match="no CSV file: field larger"):
+        read_runs(str(tmp_path / "metrics.csv"))
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
     with pytest.raises(RunError, match="no column step"):
         read_runs(str(tmp_path / "metrics.csv"))
@@ -286,6 +312,10 @@ def test_settings_build_no_objects(tmp_path):
     )
     (run,) = read_runs(str(tmp_path))
     assert run.config == {"lr": 0.1, "bad": None, "class": None}
+
+
+def test_json_of_a_thousand_brackets_is_text():
+    assert _from_json("[" * 100_000) == "[" * 100_000
 
 
 # ---- pages
