@@ -1,6 +1,7 @@
 """What the committed notebooks show; `make notebooks` runs them."""
 
 import ast
+import base64
 import json
 from pathlib import Path
 
@@ -43,3 +44,11 @@ def test_every_cell_was_run_in_order(path):
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     for cell in code:
         ast.parse("".join(cell["source"]))
+
+
+def test_the_readmes_picture_is_the_second_notebooks():
+    picture = base64.b64encode((NOTEBOOKS[1].parent / "what_gets_filtered.png").read_bytes()).decode()
+    pictures = [
+        output["data"]["image/png"] for output in outputs_of(NOTEBOOKS[1]) if "image/png" in output.get("data", {})
+    ]
+    assert picture in ["".join(one.split()) for one in pictures]

@@ -388,11 +388,12 @@ def test_pictures(value, shape):
 
 @pytest.mark.skipif(pl.__version__ < "2.5", reason="Lightning 2.4 trains on one batch too many after a resume")
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
+@pytest.mark.parametrize("update", ["sync", "async"])
 @pytest.mark.parametrize("step", [7, 12, 23])  # in an epoch, at its end, once some were dropped
-def test_counts_go_on_after_a_resume(tmp_path, step):
+def test_counts_go_on_after_a_resume(tmp_path, step, update):
     def fit_on(folder, *callbacks, **options):
         pl.seed_everything(0, verbose=False)
-        callback = AutoAssistCallback(policy="proportional")
+        callback = AutoAssistCallback(policy="proportional", update=update)
         settings = {"max_epochs": NUM_EPOCHS, "log_every_n_steps": 3, "callbacks": [callback, *callbacks]}
         run = trainer(logger=CSVLogger(folder), **settings)
         run.fit(Net(), datamodule=AutoAssistDataModule(Pictures(), budget=0.5), **options)
