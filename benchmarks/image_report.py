@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,8 @@ def write_curves(benchmark: Benchmark) -> None:
 
     for group in benchmark.groups():
         figure = Figure(figsize=(7, 4.5), layout="constrained")
-        title = benchmark.title(group[0])
-        axes = figure.add_subplot(xlabel="Boss updates", ylabel="test accuracy (%)", title=title)
+        axes = figure.add_subplot(xlabel="Boss updates", ylabel="test accuracy (%)")
+        axes.set_title(textwrap.fill(benchmark.title(group[0]), 64), fontsize="medium")
         tops = []
         for rows in grouped(group, ("method", "budget")):
             points = [[update for update, _ in row["curve"]] for row in rows]
