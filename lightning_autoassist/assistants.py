@@ -39,10 +39,14 @@ class Assistant:
 
     Attributes:
         reads: The columns of the instance store that :meth:`predict` needs, a subset of
-            ``{"features", "labels", "scores", "ages"}``. Columns that are not named are not gathered.
+            ``{"features", "labels", "scores", "ages", "indices"}``. Columns that are not named are not gathered.
+        judges_unseen: Whether :meth:`predict` needs nothing that the Boss has shown of an instance, as where the
+            Assistant was given what it reads beforehand. Then candidates are filtered from the first one on; else
+            each is kept until the Boss has seen it, and the whole first pass is.
     """
 
     reads: tuple[str, ...] = ()
+    judges_unseen: bool = False
 
     def predict(self, instances: Instances) -> Tensor:
         """Predicted score of each candidate, shape ``(n,)``, float32."""

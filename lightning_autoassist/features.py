@@ -36,12 +36,14 @@ class Instances(NamedTuple):
         labels: Class labels, shape ``(n,)``, integer.
         scores: The last score observed, shape ``(n,)``, float32.
         ages: Batches learnt from since that score was observed, shape ``(n,)``, int32; -1 where none ever was.
+        indices: Positions in the data set, shape ``(n,)``, int64: for Assistants that know the data by themselves.
     """
 
     features: Tensor | None = None
     labels: Tensor | None = None
     scores: Tensor | None = None
     ages: Tensor | None = None
+    indices: Tensor | None = None
 
 
 class InstanceStore:
@@ -79,7 +81,7 @@ class InstanceStore:
 
         Args:
             indices: Shape ``(n,)``, int64.
-            columns: A subset of ``{"features", "labels", "scores", "ages"}``.
+            columns: A subset of ``{"features", "labels", "scores", "ages", "indices"}``.
         """
 
         def column(name: str) -> Tensor | None:
@@ -91,7 +93,8 @@ class InstanceStore:
         if "ages" in columns:
             observed_at = self.observed_at.index_select(0, indices)
             ages = (self.num_batches - 1 - observed_at).where(observed_at >= 0, -1)
-        return Instances(column("features"), column("labels"), column("scores"), ages)
+        own = indices if "indices" in columns else None
+        return Instances(column("features"), column("labels"), column("scores"), ages, own)
 
     def holds(self, indices: Tensor, columns: Sequence[str]) -> Tensor:
         """Whether features are remembered of each instance, where ``columns`` name them; shape ``(n,)``, bool."""
