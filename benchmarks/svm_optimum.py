@@ -79,10 +79,7 @@ def optimum(objective: Objective, folder: Path | None = None) -> Optimum:
         RuntimeError: If the minimum is not known to 1e-10.
     """
     path = None if folder is None else folder.expanduser() / f"svm-optimum-{_fingerprint(objective)}.npy"
-    if path is not None and path.exists():
-        weight = np.load(path)
-    else:
-        weight = _solve(objective)
+    weight = np.load(path) if path is not None and path.exists() else _solve(objective)
     solved = Optimum(weight, objective(weight), duality_gap(objective, weight))
     if not solved.gap <= TOLERANCE:
         raise RuntimeError(f"the minimum is known to {solved.gap:.1e} only, it has to be to {TOLERANCE:.0e}")
@@ -95,7 +92,7 @@ def optimum(objective: Objective, folder: Path | None = None) -> Optimum:
 def duality_gap(objective: Objective, weight: FloatArray) -> float:
     r"""P at ``weight`` less the best dual value that is found near it.
 
-    The dual is :math:`\lambda (\sum_i a_i - \|\sum_i a_i y_i x_i\|^2 / 2)` for a in [0, C], :math:`C = 1 / (\lambda N)`.
+    The dual is :math:`\lambda (\sum_i a_i - \|\sum_i a_i y_i x_i\|^2 / 2)` for a in [0, C], C = 1 / (lambda N).
     Instances of margins below 1 have a = C, above 1 a = 0; those at 1 get what best explains ``weight``, by bounded
     least squares. Any feasible a gives a lower bound of the minimum.
 

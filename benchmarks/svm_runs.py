@@ -277,7 +277,7 @@ METHODS: dict[str, Method | None] = {
 class Curve(pl.Callback):
     r"""Suboptimality of the average and of the last weights against what was spent on them.
 
-    The average is :math:`\bar w_t = (1 - \frac{\eta + 1}{t + \eta}) \bar w_{t-1} + \frac{\eta + 1}{t + \eta} w_t`, which
+    The average is :math:`\bar w_t = (1 - a_t) \bar w_{t-1} + a_t w_t` with :math:`a_t = (\eta + 1) / (t + \eta)`, which
     is O(1/t) from the minimum with steps of 1 / (lambda t); for the last weights O(log t / t) is known.
 
     Source: Shamir & Zhang, Stochastic Gradient Descent for Non-smooth Optimization, ICML 2013, arXiv:1212.1824.
