@@ -44,11 +44,13 @@ class Draw(NamedTuple):
         indices: Shape ``(B,)``, int64: positions in the data set, or which candidates of a stream they were.
         weights: Shape ``(B,)``, float32; None where instances are not weighted.
         rows: The instances themselves, where they come from a stream.
+        lacks_features: Whether features of some instance were still to be had when the batch was drawn.
     """
 
     indices: IndexArray
     weights: FloatArray | None
     rows: Rows | None = None
+    lacks_features: bool = False
 
 
 class CandidateStream:
