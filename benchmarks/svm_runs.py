@@ -252,8 +252,10 @@ class Method:
     policy: Callable[[float], Policy]
 
     def callback(self, boss: LinearSVM, data: TwoClasses, floor: float) -> AutoAssistCallback:
-        """The callback, with weights that leave the objective as it is."""
-        return AutoAssistCallback(self.assistant(boss, data), self.policy(floor), score="loss", weights="mean", tail=0)
+        """The callback, whose weights leave the objective as it is, in step with the Boss."""
+        return AutoAssistCallback(
+            self.assistant(boss, data), self.policy(floor), score="loss", weights="mean", tail=0, update="sync"
+        )
 
 
 def _proportional(floor: float) -> Policy:

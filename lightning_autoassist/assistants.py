@@ -42,7 +42,8 @@ class Assistant:
             ``{"features", "labels", "scores", "ages", "indices"}``. Columns that are not named are not gathered.
         judges_unseen: Whether :meth:`predict` needs nothing that the Boss has shown of an instance, as where the
             Assistant was given what it reads beforehand. Then candidates are filtered from the first one on; else
-            each is kept until the Boss has seen it, and the whole first pass is.
+            each is kept until the Boss has seen it, and the whole first pass is. One that reads the Boss's own weights
+            wants ``AutoAssistCallback(update="sync")``: beside the training loop they change while it reads.
     """
 
     reads: tuple[str, ...] = ()
