@@ -102,8 +102,8 @@ def _table(group: list[Row]) -> str:
         f"**{_title(group[0])}**",
         "",
         "| method | gradient evaluations to 1e-2 | to 1e-3 | against SGD, to 1e-3 | margins of candidates, to 1e-3 "
-        "| seconds, to 1e-3 | slope | seeds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| slope | seeds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for rows in _methods(group):
         reached = [point_below(row, BOUNDS[-1]) for row in rows]
@@ -118,7 +118,6 @@ def _table(group: list[Row]) -> str:
             *(_counts([evaluations_to(row, bound) for row in rows]) for bound in BOUNDS),
             "-" if is_sgd or not ratios else f"{_with_error([100 * ratio for ratio in ratios], '+.0f')} %",
             _counts([None if point is None else int(point[MARGINS]) for point in reached]),
-            f"{statistics.mean(point[SECONDS] for point in reached if point):.0f}" if any(reached) else "-",
             _with_error([slope(row) for row in rows], ".2f"),
             str(len(rows)),
         ]
@@ -132,8 +131,8 @@ def _table(group: list[Row]) -> str:
             "",
             f"{measured_on(group)} Means ± standard errors over the seeds, of the averaged weights; ratios are paired "
             f"by seed. The minimum, {group[0]['minimum']:.10f}, is known to {max(gap, 1e-16):.0e} by its duality gap. "
-            "The slope is of log suboptimality against log updates, over the last four fifths of a run. Seconds are of "
-            "a machine that others used too.",
+            "The slope is of log suboptimality against log updates, over the last four fifths of a run. The machine "
+            "was shared by many others, so that the rows' seconds compare nothing.",
         ]
     )
 
