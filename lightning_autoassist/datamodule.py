@@ -175,6 +175,17 @@ class AutoAssistDataModule(DataModuleBase):
         if trainer is not None:
             group_runs(trainer, self.budget, self.wrapped)
 
+    @property
+    def filter_settings(self) -> dict[str, Any]:
+        """What this data module was given beside the data."""
+        return {
+            "budget": self.budget,
+            "seed": self._seed,
+            "flatten": self._flatten,
+            "steps_per_epoch": self._steps_per_epoch,
+            "pad_values": self._pad_values,
+        }
+
     # Lightning logs and saves the hyperparameters that it finds under these names.
     @property
     def hparams(self) -> Any:
