@@ -14,6 +14,7 @@ from typing import Any
 
 from image_report import IMAGES, image_tables, stale_curves, wall_clock_table, write_curves
 from rows import rows_of
+from svm_report import stale_svm_curves, svm_tables, write_svm_curves
 from text_report import TEXTS, text_tables
 
 README = Path(__file__).parent.parent / "README.md"
@@ -72,6 +73,7 @@ TABLES = {
     "images": image_tables,
     "text": text_tables,
     "wall_clock": wall_clock_table,
+    "linear_svm": svm_tables,
     "overhead": overhead_table,
     "scale": scale_table,
 }
@@ -94,11 +96,13 @@ def main() -> None:
     before = README.read_text()
     after = rewritten(before)
     if check:
-        stale = (["README.md"] if after != before else []) + stale_curves(IMAGES) + stale_curves(TEXTS)
+        stale = [*stale_curves(IMAGES), *stale_curves(TEXTS), *stale_svm_curves()]
+        stale += ["README.md"] if after != before else []
         sys.exit(f"{', '.join(stale)} differ from the rows: run python benchmarks/report.py" if stale else 0)
     README.write_text(after)
     for benchmark in (IMAGES, TEXTS):
         write_curves(benchmark)
+    write_svm_curves()
 
 
 if __name__ == "__main__":

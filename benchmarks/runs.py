@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -195,7 +195,7 @@ def fit(
     summary = {} if callback is None else callback.summary()
     return {
         **asdict(job),
-        "settings": {} if callback is None else _settings(callback),
+        "settings": {} if callback is None else settings_of(callback),
         metric: stopwatch.curve[-1][1],
         "updates": trainer.global_step,
         "seconds": round(stopwatch.train_seconds, 2),
@@ -206,8 +206,13 @@ def fit(
         "curve": stopwatch.curve,
         "curve_seconds": stopwatch.curve_seconds,
         "curve_cpu_seconds": stopwatch.curve_cpu_seconds,
-        "warnings": sorted({str(one.message) for one in caught if re.search("AutoAssist|filter", str(one.message))}),
+        "warnings": filter_warnings(caught),
     }
+
+
+def filter_warnings(caught: Iterable[warnings.WarningMessage]) -> list[str]:
+    """Those that are about filtering."""
+    return sorted({str(one.message) for one in caught if re.search("AutoAssist|filter", str(one.message))})
 
 
 def validation_interval(epochs: int) -> int:
@@ -215,7 +220,7 @@ def validation_interval(epochs: int) -> int:
     return next(n for n in range(max(1, epochs // NUM_CURVE_POINTS), 0, -1) if epochs % n == 0)
 
 
-def _settings(callback: AutoAssistCallback) -> dict[str, Any]:
+def settings_of(callback: AutoAssistCallback) -> dict[str, Any]:
     """What the method was, in full."""
     policy = {key: value for key, value in vars(callback.policy).items() if isinstance(value, (int, float, str))}
     return {
@@ -248,6 +253,7 @@ class Plan:
     rates_from: str | None
     template: Job
     metric: str = "accuracy"
+    choices = ("budget", "learning_rate")  # of a job, for the lines that tell of it
 
     def jobs(self, rows: dict[Job, Row]) -> Iterator[Job | None]:
         """All jobs in their order; None in place of those whose learning rate is not known yet."""
@@ -325,13 +331,13 @@ class Runner:
     """Runs a plan's jobs one after the other, beside other processes that do the same.
 
     Args:
-        plan: What to run.
+        plan: What to run: a :class:`Plan`, or what has its ``jobs``, ``template``, ``metric`` and ``choices``.
         table: Name of the rows' file, without its ending.
         folder: Of the file.
         run_job: Runs a job; returns its row, which begins with the job's own fields.
     """
 
-    def __init__(self, plan: Plan, table: str, folder: Path, run_job: Callable[[Job], Row]) -> None:
+    def __init__(self, plan: Any, table: str, folder: Path, run_job: Callable[[Job], Row]) -> None:
         self.plan = plan
         self.table = table
         self.folder = folder
@@ -379,8 +385,9 @@ class Runner:
             self.failed.add(job)
             return
         append_row(self.table, row, self.folder)
-        what = f"{job.phase:5s} {job.dataset:13s} {job.method:18s} {job.budget:.2f} lr {job.learning_rate:<5g}"
-        value = f"{self.plan.metric} {row[self.plan.metric]:.4f}"
+        chosen = " ".join(f"{name} {getattr(job, name):g}" for name in self.plan.choices)
+        what = f"{job.phase:5s} {job.dataset:13s} {job.method:19s} {chosen}"
+        value = f"{self.plan.metric} {row[self.plan.metric]:.4g}"
         came_out = f"{value} {row['updates']:6,d} updates {row['seconds']:7.1f} s"
         print(
             f"{started} {what} seed {job.seed:<4d} {came_out}; {num_left - 1} known left", *row["warnings"], flush=True

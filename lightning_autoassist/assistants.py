@@ -43,11 +43,16 @@ class Assistant:
 
     Attributes:
         reads: The columns of the instance store that :meth:`predict` needs, a subset of
-            ``{"features", "labels", "scores", "ages", "tokens"}``. Columns that are not named are not gathered;
-            ``"tokens"`` take the place of ``"features"``.
+            ``{"features", "labels", "scores", "ages", "tokens", "indices"}``. Columns that are not named are not
+            gathered; ``"tokens"`` take the place of ``"features"``.
+        judges_unseen: Whether :meth:`predict` needs nothing that the Boss has shown of an instance, as where the
+            Assistant was given what it reads beforehand. Then candidates are filtered from the first one on; else
+            each is kept until the Boss has seen it, and the whole first pass is. One that reads the Boss's own weights
+            wants ``AutoAssistCallback(update="sync")``: beside the training loop they change while it reads.
     """
 
     reads: tuple[str, ...] = ()
+    judges_unseen: bool = False
 
     @property
     def reads_batches(self) -> bool:

@@ -202,7 +202,7 @@ class AutoAssistCallback(CallbackBase):
             self._data.start_fetching()
         stream = self._data.candidate_stream
         if stream is not None:
-            warn_about_limits(trainer, stream)
+            warn_about_limits(trainer, stream, keeps_first_pass=not self._learner.judges_unseen)
         self.report.start_epoch(stream)
         self._log.start(trainer)
         self.report.training.run()

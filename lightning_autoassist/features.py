@@ -43,6 +43,7 @@ class Instances(NamedTuple):
         scores: The last score observed, shape ``(n,)``, float32.
         ages: Batches learnt from since that score was observed, shape ``(n,)``, int32; -1 where none ever was.
         tokens: Their bags of tokens.
+        indices: Positions in the data set, shape ``(n,)``, int64: for Assistants that know the data by themselves.
     """
 
     features: Tensor | None = None
@@ -50,6 +51,7 @@ class Instances(NamedTuple):
     scores: Tensor | None = None
     ages: Tensor | None = None
     tokens: Tokens | None = None
+    indices: Tensor | None = None
 
 
 class InstanceStore:
@@ -90,7 +92,7 @@ class InstanceStore:
 
         Args:
             indices: Shape ``(n,)``, int64.
-            columns: A subset of ``{"features", "labels", "scores", "ages", "tokens"}``.
+            columns: A subset of ``{"features", "labels", "scores", "ages", "tokens", "indices"}``.
         """
 
         def column(name: str) -> Tensor | None:
@@ -103,7 +105,8 @@ class InstanceStore:
             observed_at = self.observed_at.index_select(0, indices)
             ages = (self.num_batches - 1 - observed_at).where(observed_at >= 0, -1)
         tokens = None if self.tokens is None or "tokens" not in columns else self.tokens.rows(indices)
-        return Instances(column("features"), column("labels"), column("scores"), ages, tokens)
+        own = indices if "indices" in columns else None
+        return Instances(column("features"), column("labels"), column("scores"), ages, tokens, own)
 
     def holds(self, indices: Tensor, columns: Sequence[str]) -> Tensor:
         """Whether features or tokens are remembered of each instance, where ``columns`` name them; ``(n,)``, bool."""

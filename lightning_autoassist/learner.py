@@ -172,10 +172,18 @@ class Learner:
 
     # ---- the batch generator asks
 
+    @property
+    def judges_unseen(self) -> bool:
+        """Whether instances are filtered that the Boss has not seen."""
+        return self.policy.needs_scores and self.assistant.judges_unseen
+
     def keep_probability(self, indices: IndexArray, pass_index: int) -> npt.NDArray[np.floating[Any]]:
-        """Chances of candidates, shape ``(n,)``: 1 in the first pass, for unseen instances, when not filtering."""
+        """Chances of candidates, shape ``(n,)``: 1 in the first pass, for unseen instances, when not filtering.
+
+        Where the Assistant judges unseen instances, the first pass is one like the others.
+        """
         everything = np.ones(len(indices), np.float32)
-        if pass_index == 0 or self.progress > 1 - self.tail:
+        if (pass_index == 0 and not self.judges_unseen) or self.progress > 1 - self.tail:
             return everything
         if not self.policy.needs_scores:
             return self.policy.keep_probability(torch.from_numpy(everything)).numpy()
@@ -183,7 +191,8 @@ class Learner:
             return everything
         with self.unfiltered_on_error():
             rows = torch.from_numpy(indices)
-            known = self.store.knows(rows, self.assistant.reads)
+            knows = self.store.holds if self.judges_unseen else self.store.knows
+            known = knows(rows, self.assistant.reads)
             if not known.any():
                 return everything
             candidates = self.store.rows(rows, self.assistant.reads)

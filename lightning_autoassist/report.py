@@ -235,12 +235,13 @@ def _auroc(predictions: Tensor, targets: Tensor) -> dict[str, float]:
     return {"assistant_auroc": float(binary_auroc(predictions, targets.long()))}
 
 
-def warn_about_limits(trainer: Any, stream: CandidateStream) -> None:
+def warn_about_limits(trainer: Any, stream: CandidateStream, *, keeps_first_pass: bool = True) -> None:
     """Warn of Trainer settings with which filtering saves nothing, or a schedule ends wrongly.
 
     Args:
         trainer: The Trainer, at the start of fit.
         stream: The candidate stream.
+        keeps_first_pass: Whether the first pass keeps everything.
     """
     if trainer.fast_dev_run:
         return
@@ -260,7 +261,8 @@ def warn_about_limits(trainer: Any, stream: CandidateStream) -> None:
         )
     epochs = trainer.max_epochs or -1
     trained = epochs * trainer.num_training_batches * stream.batch_size
-    if stream.keep_probability is not None and 0 < trained < 2 * stream.num_instances:
+    is_short = 0 < trained < 2 * stream.num_instances
+    if keeps_first_pass and stream.keep_probability is not None and is_short:
         rank_zero_warn(
             f"this run trains on {trained} instances, less than two passes over {stream.num_instances}: the first pass "
             "keeps everything, so hardly anything will be filtered"

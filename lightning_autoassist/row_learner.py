@@ -80,10 +80,12 @@ class RowLearner:
     @property
     def refusal(self) -> str | None:
         """Why streams cannot be filtered by this Assistant, and what to write; None where they can."""
-        if not self.policy.needs_scores or "scores" not in self.assistant.reads:
+        names = {"scores": "last score", "indices": "position in the data set"}
+        read = [name for column, name in names.items() if column in self.assistant.reads]
+        if not self.policy.needs_scores or not read:
             return None
         return (
-            f"{type(self.assistant).__name__} reads an instance's last score, and a stream does not tell which "
+            f"{type(self.assistant).__name__} reads an instance's {read[0]}, and a stream does not tell which "
             'instance came before; write AutoAssistCallback(policy=..., assistant="logistic")'
         )
 

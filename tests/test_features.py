@@ -103,6 +103,7 @@ def test_only_the_columns_asked_for_are_gathered():
     store = InstanceStore(3)
     store.put_features(torch.arange(3), torch.rand(3, 2))
     assert store.rows(torch.tensor([1]), ("scores",)) == Instances(None, None, torch.zeros(1))
+    assert store.rows(torch.tensor([2, 1]), ("indices",)).indices.tolist() == [2, 1]
 
 
 def test_store_refuses_another_number_of_features_and_another_data_set():

@@ -517,6 +517,14 @@ def test_remembered_scores_are_refused(callback):
         fit(PlainBatches(), callback=AutoAssistCallback(**callback))
 
 
+def test_positions_in_the_data_set_are_refused():
+    class Positions(LogisticAssistant):
+        reads = ("indices",)
+
+    with pytest.raises(MisconfigurationException, match="Positions reads an instance's position in the data set"):
+        fit(PlainBatches(), callback=AutoAssistCallback(Positions()))
+
+
 @pytest.mark.parametrize("policy", ["proportional", "selective_backprop", "random"])
 def test_other_policies_filter_streams(policy):
     _, module, data, _ = fit(PlainBatches(), callback=AutoAssistCallback(assistant="logistic", policy=policy), budget=1)

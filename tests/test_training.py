@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 
 import pytest
 import pytorch_lightning as pl
@@ -12,11 +13,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_autoassist import (
     ASSISTANTS,
     POLICIES,
+    Assistant,
     AutoAssistCallback,
     AutoAssistDataModule,
     AutoAssistPolicy,
     ClassQuotaPolicy,
     LogisticAssistant,
+    Outcome,
     ProportionalPolicy,
 )
 from tests.ordinary import Classifier, ClustersData, CountingDataset, ModuleLossClassifier, index_of, trainer
@@ -340,6 +343,39 @@ def test_the_first_pass_keeps_everything():
     data = AutoAssistDataModule(source, budget=1.0)
     trainer(max_epochs=1, callbacks=[AutoAssistCallback()]).fit(Classifier(), datamodule=data)
     assert sorted(source.train_set.loads) == list(range(300))
+
+
+class EvenOnes(Assistant):
+    """Knows beforehand that every second instance is worth nothing."""
+
+    reads = ("indices",)
+    judges_unseen = True
+
+    def predict(self, instances):
+        return (instances.indices % 2 == 0).float()
+
+    def update(self, instances, scores):
+        return Outcome(0.0, self.predict(instances), scores > 0)
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_an_assistant_that_judges_unseen_instances_filters_the_first_pass():
+    source = ClustersData(300, 10)
+    callback = AutoAssistCallback(EvenOnes(), AutoAssistPolicy(gamma=0.1))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "this run trains on .* less than two passes")
+        run = trainer(max_epochs=1, callbacks=[callback])
+        run.fit(Classifier(), datamodule=AutoAssistDataModule(source, budget=0.4))
+    loads = torch.tensor(source.train_set.loads)
+    assert len(loads) == 120
+    assert (loads % 2 == 0).sum() > 90
+    assert callback.summary()["keep_rate"] == pytest.approx(0.55, abs=0.12)
+    assert callback.keep_probability([0, 1]).tolist() == pytest.approx([1, 0.1])
 
 
 # ---- what is logged
