@@ -19,6 +19,7 @@ from lightning_autoassist.policies import (
     UniformPolicy,
 )
 from lightning_autoassist.sampler import ShrinkingBatchSampler
+from lightning_autoassist.token_batches import TokenBatchSampler
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ __all__ = [
     "RandomPolicy",
     "SelectiveBackpropPolicy",
     "ShrinkingBatchSampler",
+    "TokenBatchSampler",
     "UniformPolicy",
     "diagnose",
 ]

@@ -199,6 +199,7 @@ class RunLog:
             **{name: getattr(filtering, name) for name in ("score", "weights", "tail", "lag")},
             "num_instances": None if stream is None else stream.num_instances,
             "batch_size": None if stream is None else stream.batch_size,
+            "max_tokens": getattr(stream, "max_tokens", None),
         }
 
     def _labels(self, counts: InstanceCounts) -> Any:

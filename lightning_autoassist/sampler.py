@@ -5,7 +5,6 @@ Shapes: N data set (as the candidates' sampler counts it), B batch, K batches an
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -22,18 +21,6 @@ from lightning_autoassist.candidates import CandidateStream, Draw, IndexArray
 KeepProbability = Callable[[IndexArray, int], npt.NDArray[np.floating[Any]]]
 
 
-def batches_per_epoch(num_instances: int, batch_size: int, budget: float, drop_last: bool = False) -> int:
-    """K, the number of Boss batches of every epoch: ceil(budget·N / B), floor where the last batch is dropped.
-
-    Example:
-        >>> batches_per_epoch(60_000, 128, budget=0.6)
-        282
-    """
-    exact = budget * num_instances / batch_size
-    # A budget of 0.6 is not a binary fraction: 0.6 * 50 / 10 must not become 4 batches, or 2.
-    return max(1, math.floor(exact + 1e-9) if drop_last else math.ceil(exact - 1e-9))
-
-
 class WholePasses:
     """Base of samplers that give a pass as one array."""
 
@@ -47,7 +34,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
 
     Candidates come from ``sampler``, pass after pass; the stream runs on across epochs. Each candidate is kept with
     its own probability p until a batch is full, so every batch has exactly B instances and every epoch exactly
-    K = :func:`batches_per_epoch` batches. A dropped candidate is never loaded.
+    K = :func:`~lightning_autoassist.candidates.batches_per_epoch` batches. A dropped candidate is never loaded.
 
     An instance kept with probability p is under-represented by that factor. ``weights`` gives each kept instance:
     ``"sum"``: 1/p, so that a pass adds up to the gradient of an unfiltered pass; ``"mean"``: 1/p times the mean of p
@@ -122,10 +109,10 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         self._in_flight: deque[Draw] = deque()
 
     def __len__(self) -> int:
-        return batches_per_epoch(self.num_instances, self.batch_size, self.budget, self.drop_last)
+        return self.batches_at(self.budget)
 
     @property
-    def sizes(self) -> tuple[int, int]:
+    def sizes(self) -> tuple[float, ...]:
         """N and B."""
         return self.num_instances, self.batch_size
 
@@ -168,6 +155,10 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
                 for draw in self._in_flight
             ],
         }
+
+    def can_continue(self, state: dict[str, Any]) -> bool:
+        """Whether ``state`` is of a stream of this kind and length."""
+        return state.keys() == self.state_dict().keys() and state["num_instances"] == self.num_instances
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`.
@@ -323,3 +314,7 @@ class FlattenedBatches:
 
     def __len__(self) -> int:
         return self.num_instances
+
+    def set_epoch(self, epoch: int) -> None:
+        """A pass begins."""
+        announce_epoch(self.batches, epoch)

@@ -14,7 +14,7 @@ from lightning_autoassist.distributed import OwnedCandidates
 from tests.ordinary import Classifier, trainer
 from tests.two_processes import CASES, EPOCHS, Loaders, N
 
-RESUMED = ("filtered@17", "filtered@14", "workers@31", "proportional@30", "file@17", "random start@9")
+RESUMED = ("filtered@17", "filtered@14", "workers@31", "proportional@30", "file@17", "random start@9", "tokens@13")
 FILTERED = [name for name in CASES if name not in {"plain", "unfiltered", "uneven", "unsharded", "distributed"}]
 
 

@@ -92,6 +92,7 @@ def fit(
     shards=True,
     sampler=RandomSampler,
     workers=0,
+    tokens=None,
     **options,
 ):
     """One fit; returns what this process saw and has."""
@@ -102,7 +103,7 @@ def fit(
     if not plain:
         callback = AutoAssistCallback(**{"exchange_every": 4, **options})
         callbacks.append(callback)
-        data = AutoAssistDataModule(data, budget=budget)
+        data = AutoAssistDataModule(data, budget=budget, **(tokens or {}))
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=2,
@@ -147,6 +148,7 @@ CASES = {
     "distributed": {"sampler": DistributedSampler},
     "unsharded": {"shards": False},
     "uneven": {"sampler": lambda data: Uneven(), "shards": False},
+    "tokens": {"policy": "proportional", "tokens": {"max_tokens": 100, "lengths": [1 + i % 17 for i in range(N)]}},
     "failing": {"assistant": FailsInOne},
     "random start": {"assistant": RandomStart},
     "plain": {"plain": True},
