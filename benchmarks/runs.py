@@ -93,6 +93,7 @@ class Stopwatch(pl.Callback):
         self.train_seconds = 0.0
         self.validation_seconds = 0.0
         self.curve: list[tuple[int, float]] = []
+        self.curve_seconds: list[float] = []  # of training, at each point of the curve
         self._since = 0.0
 
     def _lap(self, trainer: Any) -> float:
@@ -107,6 +108,7 @@ class Stopwatch(pl.Callback):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.train_seconds += self._lap(trainer)
+        self.curve_seconds.append(round(self.train_seconds, 2))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         self.validation_seconds += self._lap(trainer)
@@ -121,6 +123,7 @@ def fit(
     module: pl.LightningModule,
     data: pl.LightningDataModule,
     metric: str = "accuracy",
+    data_options: dict[str, Any] | None = None,
     **trainer_options: Any,
 ) -> Row:
     """Train once, as the job's method wants it.
@@ -130,6 +133,7 @@ def fit(
         module: The Boss.
         data: Of a full run.
         metric: What its validation logs; measured at some epochs' ends, and at the end of training.
+        data_options: Of the AutoAssistDataModule, where there is one.
         trainer_options: Of the Trainer, before those that all benchmarks share.
 
     Returns:
@@ -153,7 +157,8 @@ def fit(
     trainer = pl.Trainer(**{**options, **trainer_options})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer.fit(module, datamodule=data if callback is None else AutoAssistDataModule(data, budget=job.budget))
+        filtered = None if callback is None else AutoAssistDataModule(data, budget=job.budget, **(data_options or {}))
+        trainer.fit(module, datamodule=data if filtered is None else filtered)
     summary = {} if callback is None else callback.summary()
     return {
         **asdict(job),
@@ -165,6 +170,7 @@ def fit(
         "keep_rate": round(summary["keep_rate"], 4) if summary else None,
         "overhead_ms": round(summary["overhead_ms"], 4) if summary else None,
         "curve": stopwatch.curve,
+        "curve_seconds": stopwatch.curve_seconds,
         "warnings": sorted({str(one.message) for one in caught if re.search("AutoAssist|filter", str(one.message))}),
     }
 
