@@ -7,7 +7,6 @@ Shapes: N instances, C classes, H and W height and width in pixels.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
+from runs import LoadCounter
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, TensorDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_autoassist.demo_data import digits, fashion_mnist
 
@@ -28,7 +28,6 @@ NUM_CLASSES = 10
 HELD_OUT_RATIO = 1 / 6
 IMBALANCE = 0.01
 NOISE_RATIO = 0.2
-MAX_WORKERS = 64
 
 
 class Images(NamedTuple):
@@ -149,20 +148,13 @@ class CountedImages(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, images: Images, augment: bool = False) -> None:
         self.images = images
         self.augment = augment
-        # A place for each worker, and one for the process itself: no two write to the same.
-        self._counts = multiprocessing.RawArray("q", MAX_WORKERS + 1)
-
-    @property
-    def num_loaded(self) -> int:
-        """Instances loaded so far."""
-        return sum(self._counts)
+        self.loads = LoadCounter()
 
     def __len__(self) -> int:
         return len(self.images.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        worker = get_worker_info()
-        self._counts[0 if worker is None else worker.id + 1] += 1
+        self.loads.add()
         image = self.images.images[index]
         return (_augmented(image) if self.augment else image), self.images.labels[index]
 

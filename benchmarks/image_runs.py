@@ -136,5 +136,5 @@ def run_job(
         "channels_last": channels_last,
         "workers": num_workers,
         "schedule": "OneCycle over the run's own updates",
-        "instances_loaded": images.train.num_loaded,
+        "instances_loaded": images.train.loads.total,
     }

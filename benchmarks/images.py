@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 from image_data import IMAGE_SETS, Images, load_images
 from image_runs import Job, run_job
 from rows import RESULTS
-from runs import FULL, TUNED_BUDGET, Plan, Row, Runner, be_quiet, check, finished
+from runs import FULL, TUNED_BUDGET, Plan, Row, Runner, add_arguments, be_quiet, check_quickly
 
 from lightning_autoassist.demo_data import DEFAULT_DATA_DIR
 from lightning_autoassist.policies import POLICIES
@@ -68,30 +67,10 @@ def _images_of(
 
 
 def quick() -> None:
-    """Every policy of the registry on digits, in a temporary folder; checks the rows, and that none is run twice.
-
-    Raises:
-        RuntimeError: If the rows are not what they should be.
-    """
+    """Every policy of the registry, on digits."""
     template = replace(TEMPLATE, batch_size=64, epochs=5)
     plan = Plan((("digits", TUNED_BUDGET),), (FULL, *POLICIES), (0,), (0.1, 0.2), None, template)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        num_run = runner_of(plan, folder, DEFAULT_DATA_DIR).run()
-        again = runner_of(plan, folder, DEFAULT_DATA_DIR).run()
-        rows = list(finished(TABLE, folder, Job).values())
-    check(num_run == len(rows) == 3 * len(plan.methods), f"{num_run} runs gave {len(rows)} rows")
-    check(again == 0, f"{again} finished runs were run again")
-    full = next(row for row in rows if row["method"] == FULL and row["phase"] == "final")
-    check(full["accuracy"] > 0.6, f"the full run reached {full['accuracy']:.1%}")
-    for row in rows:
-        check(not row["warnings"], f"{row['method']} warned: {row['warnings']}")
-        if row["phase"] == "final" and row["method"] != FULL:
-            ratio = row["updates"] / full["updates"]
-            check(0.59 < ratio < 0.65, f"{row['method']} took {ratio:.2f} of the full run's updates")
-            # Each epoch's iterator may have fetched batches that nothing was trained on.
-            loaded = row["instances_loaded"] / (row["updates"] * template.batch_size)
-            check(0.99 < loaded < 1.1, f"{row['method']} loaded {loaded:.2f} instances for each it was trained on")
+    check_quickly(plan, lambda folder: runner_of(plan, folder, DEFAULT_DATA_DIR), least=0.6)
 
 
 TEMPLATE = Job(
@@ -118,23 +97,13 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="half a minute, on digits; leaves no rows")
     add("--dataset", action="append", choices=IMAGE_SETS, help="again for more; default: the required ones")
-    add("--budget", action="append", type=float, help="again for more; default: 0.6 and 0.4")
-    add("--policy", action="append", help=f"NAME or NAME:KEY=VALUE,...; again for more; default: {' '.join(METHODS)}")
-    add("--seeds", type=int, default=5, help="final runs of each method")
-    add("--grid", type=float, nargs="+", default=GRID, help="peak learning rates to choose from")
+    add_arguments(parser, TEMPLATE, METHODS, grid=GRID, seeds=5, data_dir=DEFAULT_DATA_DIR)
     add("--rates-from", choices=IMAGE_SETS, help="use the rates chosen on this data set")
     add("--instances", type=int, help="training images, 0 for all; default: the data set's own number")
     add("--image-size", type=int, help="scale images to this height and width")
     add("--model", choices=("small", "resnet18"), default=TEMPLATE.model)
-    add("--batch-size", type=int, default=TEMPLATE.batch_size)
-    add("--epochs", type=int, default=TEMPLATE.epochs)
     add("--augment", action="store_true", help="flip and shift training images")
-    add("--data-dir", type=Path, default=DEFAULT_DATA_DIR, help="where data are, or are downloaded to")
-    add("--device", choices=("cpu", "cuda"), default=TEMPLATE.device)
-    add("--precision", default=TEMPLATE.precision, help="of the Trainer, as in bf16-mixed")
     add("--channels-last", action="store_true", help="lay images out as a GPU's convolutions want them")
-    add("--workers", type=int, default=0, help="processes that load images")
-    add("--threads", type=int, default=1, help="of torch on the CPU")
     return parser.parse_args()
 
 

@@ -209,7 +209,11 @@ def assistant_cost(name: str, num_features: int, rounds: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     store, assistant = InstanceStore(count), ASSISTANTS[name]()
     everything = torch.arange(count)
-    store.put_features(everything, torch.rand(count, num_features, generator=generator))
+    if "tokens" in assistant.reads:
+        rows = (10_000 * torch.rand(count, num_features, generator=generator) ** 3).long()  # few of them frequent
+        store.put_tokens(everything, 2 * rows)
+    else:
+        store.put_features(everything, torch.rand(count, num_features, generator=generator))
     store.put_labels(everything, torch.randint(0, NUM_CLASSES, (count,), generator=generator))
     store.put_scores(everything, torch.rand(count, generator=generator))
     threads = torch.get_num_threads()
@@ -225,8 +229,9 @@ def assistant_cost(name: str, num_features: int, rounds: int) -> dict[str, Any]:
         updates.append(updated - started)
         predictions.append(time.perf_counter() - updated)
     torch.set_num_threads(threads)
+    unit = "tokens" if "tokens" in assistant.reads else "features"
     return {
-        "case": f"Assistant {name}, {num_features} features, batch {BATCH_SIZE}",
+        "case": f"Assistant {name}, {num_features} {unit}, batch {BATCH_SIZE}",
         "update_ms": round(1e3 * min(updates), 3),
         "predict_us": round(1e6 * min(predictions) / (8 * BATCH_SIZE), 3),
     }

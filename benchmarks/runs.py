@@ -7,12 +7,15 @@ A benchmark brings a *job*: a frozen dataclass that says what makes a run the ru
 
 from __future__ import annotations
 
+import argparse
 import ast
 import fcntl
 import hashlib
 import json
 import logging
+import multiprocessing
 import re
+import tempfile
 import time
 import traceback
 import warnings
@@ -25,6 +28,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from rows import append_row, rows_of
+from torch.utils.data import get_worker_info
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.policies import POLICIES
@@ -32,6 +36,7 @@ from lightning_autoassist.policies import POLICIES
 FULL = "full"
 CALLBACK_OPTIONS = ("assistant", "score", "weights", "tail", "max_features")
 NUM_CURVE_POINTS = 6
+MAX_WORKERS = 64
 TUNED_BUDGET = 0.6
 TUNE_SEED = 1000
 
@@ -116,6 +121,24 @@ class Stopwatch(pl.Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self.train_seconds += self._lap(trainer)
+
+
+class LoadCounter:
+    """How many instances a data set was asked for, in whichever process."""
+
+    def __init__(self) -> None:
+        # A place for each worker, and one for the process itself: no two write to the same.
+        self._counts = multiprocessing.RawArray("q", MAX_WORKERS + 1)
+
+    @property
+    def total(self) -> int:
+        """Instances so far."""
+        return sum(self._counts)
+
+    def add(self) -> None:
+        """Count one more."""
+        worker = get_worker_info()
+        self._counts[0 if worker is None else worker.id + 1] += 1
 
 
 def fit(
@@ -352,6 +375,29 @@ class Runner:
         )
 
 
+def add_arguments(parser: argparse.ArgumentParser, template: Job, methods: tuple[str, ...], **defaults: Any) -> None:
+    """The options that all benchmarks of policies have.
+
+    Args:
+        parser: Gets them.
+        template: A job with the values that hold where nothing else is asked for.
+        methods: That run where none is named.
+        defaults: ``grid``, ``seeds``, ``data_dir``.
+    """
+    add = parser.add_argument
+    add("--budget", action="append", type=float, help="again for more; default: 0.6 and 0.4")
+    add("--policy", action="append", help=f"NAME or NAME:KEY=VALUE,...; again for more; default: {' '.join(methods)}")
+    add("--seeds", type=int, default=defaults["seeds"], help="final runs of each method")
+    add("--grid", type=float, nargs="+", default=defaults["grid"], help="peak learning rates to choose from")
+    add("--batch-size", type=int, default=template.batch_size)
+    add("--epochs", type=int, default=template.epochs)
+    add("--data-dir", type=Path, default=defaults["data_dir"], help="where data are, or are downloaded to")
+    add("--device", choices=("cpu", "cuda"), default=template.device)
+    add("--precision", default=template.precision, help="of the Trainer, as in bf16-mixed")
+    add("--workers", type=int, default=0, help="processes that load instances")
+    add("--threads", type=int, default=1, help="of torch on the CPU")
+
+
 def be_quiet(num_threads: int) -> None:
     """Leave the terminal to the runs' own lines, and a core or more to this process."""
     warnings.filterwarnings("ignore")
@@ -360,7 +406,36 @@ def be_quiet(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
 
 
-def check(holds: bool, message: str) -> None:
-    """Raise RuntimeError unless something holds."""
+def check_quickly(plan: Plan, make_runner: Callable[[Path], Runner], least: float) -> None:
+    """Run a small plan in a temporary folder; checks the rows, and that none is run twice.
+
+    Args:
+        plan: Of a grid of two rates and one seed, at a budget of 0.6.
+        make_runner: Gets the folder.
+        least: What the full run has to reach.
+
+    Raises:
+        RuntimeError: If the rows are not what they should be.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        num_run = make_runner(Path(name)).run()
+        runner = make_runner(Path(name))
+        again = runner.run()
+        rows = list(runner.rows().values())
+    _check(num_run == len(rows) == 3 * len(plan.methods), f"{num_run} runs gave {len(rows)} rows")
+    _check(again == 0, f"{again} finished runs were run again")
+    full = next(row for row in rows if row["method"] == FULL and row["phase"] == "final")
+    _check(full[plan.metric] > least, f"the full run reached a {plan.metric} of {full[plan.metric]:.3f}")
+    for row in rows:
+        _check(not row["warnings"], f"{row['method']} warned: {row['warnings']}")
+        if row["phase"] == "final" and row["method"] != FULL:
+            ratio = row["updates"] / full["updates"]
+            _check(0.59 < ratio < 0.65, f"{row['method']} took {ratio:.2f} of the full run's updates")
+            # Each epoch's iterator may have fetched batches that nothing was trained on.
+            loaded = row["instances_loaded"] / (row["updates"] * plan.template.batch_size)
+            _check(0.99 < loaded < 1.1, f"{row['method']} loaded {loaded:.2f} instances for each it was trained on")
+
+
+def _check(holds: bool, message: str) -> None:
     if not holds:
         raise RuntimeError(message)

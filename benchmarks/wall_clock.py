@@ -113,7 +113,7 @@ def fit(case: Case, policy: str | None) -> dict[str, Any]:
     return {
         "seconds": stopwatch.train_seconds,
         "updates": trainer.global_step,
-        "instances_loaded": source.train.num_loaded,
+        "instances_loaded": source.train.loads.total,
     }
 
 

@@ -19,6 +19,7 @@ from lightning_autoassist.policies import (
     UniformPolicy,
 )
 from lightning_autoassist.sampler import ShrinkingBatchSampler
+from lightning_autoassist.text_assistant import TextAssistant
 from lightning_autoassist.token_batches import TokenBatchSampler
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ __all__ = [
     "RandomPolicy",
     "SelectiveBackpropPolicy",
     "ShrinkingBatchSampler",
+    "TextAssistant",
     "TokenBatchSampler",
     "UniformPolicy",
     "diagnose",

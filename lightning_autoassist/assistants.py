@@ -8,15 +8,19 @@ Shapes: n candidates, B batch, F features, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_autoassist.features import Instances
+from lightning_autoassist.features import FROM_BATCHES, BatchFeatures, FeatureFunction, Instances
 
 MAX_CLASSES = 65_536
+
+# Gets a batch and its size; returns one row an instance, or None.
+BatchReader = Callable[[Any, int], "Tensor | None"]
 
 
 class Outcome(NamedTuple):
@@ -39,10 +43,28 @@ class Assistant:
 
     Attributes:
         reads: The columns of the instance store that :meth:`predict` needs, a subset of
-            ``{"features", "labels", "scores", "ages"}``. Columns that are not named are not gathered.
+            ``{"features", "labels", "scores", "ages", "tokens"}``. Columns that are not named are not gathered;
+            ``"tokens"`` take the place of ``"features"``.
     """
 
     reads: tuple[str, ...] = ()
+
+    @property
+    def reads_batches(self) -> bool:
+        """Whether it reads what only the batches can tell."""
+        return any(name in self.reads for name in FROM_BATCHES)
+
+    def reader(self, function: FeatureFunction | None, max_features: int) -> BatchReader:
+        """What takes from a batch, on its device, what this Assistant reads of it.
+
+        Args:
+            function: The user's ``features=``.
+            max_features: Most numbers, or tokens of a sequence, that an instance may take.
+        """
+        return BatchFeatures(function, max_features)
+
+    def begin_pass(self) -> None:
+        """A pass over the data begins: what comes now is learnt from in its batches."""
 
     def predict(self, instances: Instances) -> Tensor:
         """Predicted score of each candidate, shape ``(n,)``, float32."""

@@ -25,7 +25,6 @@ from lightning_autoassist.feature_file import FeaturePlace
 from lightning_autoassist.features import (
     FEATURE_MEMORY,
     MAX_FEATURES,
-    BatchFeatures,
     FeatureFunction,
     InstanceStore,
 )
@@ -57,12 +56,15 @@ class AutoAssistCallback(CallbackBase):
             ``"loss"``, or ``"auto"``: what the policy's source uses.
         weights: What balances kept against dropped instances: ``"none"``, ``"sum"``, ``"mean"`` (see
             :class:`~lightning_autoassist.ShrinkingBatchSampler`), or ``"auto"``: the policy's own.
-        features: Gets a batch and returns ``(B, F)`` features for the Assistant; None takes them from the batch, see
-            :class:`~lightning_autoassist.features.BatchFeatures`.
+        features: Gets a batch and returns ``(B, F)`` features for the Assistant, or one or two ``(B, T)`` tensors of
+            token ids for one that reads tokens; None takes them from the batch, see
+            :class:`~lightning_autoassist.features.BatchFeatures` and
+            :class:`~lightning_autoassist.text_features.BatchTokens`.
         tail: Share of training at whose end every candidate is kept, in [0, 1); None: the policy's own.
-        max_features: Most numbers that are remembered of an instance.
+        max_features: Most numbers that are remembered of an instance, or most tokens of each of its sequences.
         feature_memory: Most bytes that the remembered features may take in memory and in each checkpoint; more of them
-            go to a file beside the checkpoints (named ``autoassist-features-...``), which a resumed run needs.
+            go to a file beside the checkpoints (named ``autoassist-features-...``), which a resumed run needs. Tokens
+            beyond it are not remembered, and their instances always kept, with a warning.
         lag: Steps between a batch and the Assistant's learning from it; 0 learns at once. None: 0 on CPU, 4 on other
             devices, so that the device never waits.
         exchange_every: Steps between two exchanges of what several processes saw; each learns from all.
@@ -115,7 +117,7 @@ class AutoAssistCallback(CallbackBase):
         self._learner = Learner(
             self.assistant,
             self.policy,
-            BatchFeatures(features, max_features),
+            self.assistant.reader(features, max_features),
             self.report,
             tail=self.tail,
             feature_memory=feature_memory,

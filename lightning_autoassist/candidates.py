@@ -42,7 +42,7 @@ class Rows(NamedTuple):
     Attributes:
         batch: The user's batch that holds them.
         size: n.
-        features: Shape ``(n, F)``, or None.
+        features: Shape ``(n, F)``, or rows of tokens, shape ``(n, W)``, or None.
         integers: What may be their labels: the batch's integer tensors of shape ``(n,)``, by their place in it.
     """
 
@@ -59,11 +59,13 @@ class Draw(NamedTuple):
         indices: Shape ``(B,)``, int64: positions in the data set, or which candidates of a stream they were.
         weights: Shape ``(B,)``, float32; None where instances are not weighted.
         rows: The instances themselves, where they come from a stream.
+        pass_index: The pass that was on when the batch was complete.
     """
 
     indices: IndexArray
     weights: FloatArray | None
     rows: Rows | None = None
+    pass_index: int = 0
 
 
 class CandidateStream:

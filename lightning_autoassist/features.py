@@ -1,4 +1,4 @@
-"""What is remembered of each instance: reduced features, label, last score.
+"""What is remembered of each instance: reduced features or tokens, label, last score.
 
 Shapes: N data set, B batch, n candidates, F features, C channels.
 """
@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_autoassist.feature_file import FeatureFile, FeaturePlace
+from lightning_autoassist.tokens import Tokens, TokenStore, tokens_of
 
 MAX_FEATURES = 256
 FEATURE_MEMORY = 256 * 2**20
@@ -25,7 +27,11 @@ FEATURE_BOUND = 1e4
 # Columns of the store beside the features.
 REMEMBERED = ("has_features", "labels", "scores", "seen", "observed_at")
 
-FeatureFunction = Callable[[Any], Tensor]
+# What is taken from batches: an Assistant reads one or the other.
+FROM_BATCHES = ("features", "tokens")
+
+# Gets a batch; returns features, shape (B, F), or sequences of token ids, shape (B, T).
+FeatureFunction = Callable[[Any], Any]
 
 
 class Instances(NamedTuple):
@@ -36,12 +42,14 @@ class Instances(NamedTuple):
         labels: Class labels, shape ``(n,)``, integer.
         scores: The last score observed, shape ``(n,)``, float32.
         ages: Batches learnt from since that score was observed, shape ``(n,)``, int32; -1 where none ever was.
+        tokens: Their bags of tokens.
     """
 
     features: Tensor | None = None
     labels: Tensor | None = None
     scores: Tensor | None = None
     ages: Tensor | None = None
+    tokens: Tokens | None = None
 
 
 class InstanceStore:
@@ -49,11 +57,12 @@ class InstanceStore:
 
     Label, score, its time and flags take 14 bytes an instance, features F·2 bytes. Features are allocated when the
     first ones arrive: in memory, and then in every checkpoint, or in a file (see :class:`FeatureFile`) where they would
-    take more than ``feature_memory``.
+    take more than ``feature_memory``. Tokens (see :class:`~lightning_autoassist.tokens.TokenStore`) grow with the
+    instances that are seen; once they take as much, those of further instances are not remembered, with one warning.
 
     Args:
         num_instances: N.
-        feature_memory: Most bytes that features may take in memory.
+        feature_memory: Most bytes that features, or tokens, may take in memory.
         place: Where a feature file lies.
     """
 
@@ -61,6 +70,7 @@ class InstanceStore:
         self, num_instances: int, feature_memory: int = FEATURE_MEMORY, place: FeaturePlace | None = None
     ) -> None:
         self.features: Tensor | None = None
+        self.tokens: TokenStore | None = None
         self.has_features = torch.zeros(num_instances, dtype=torch.bool)
         self.labels: Tensor | None = None
         self.scores = torch.zeros(num_instances)
@@ -68,6 +78,7 @@ class InstanceStore:
         self._feature_memory = feature_memory
         self._place = FeaturePlace() if place is None else place
         self._file: FeatureFile | None = None
+        self._is_full = False
         self.observed_at = torch.full((num_instances,), -1, dtype=torch.int32)
         self.num_batches = 0
 
@@ -79,7 +90,7 @@ class InstanceStore:
 
         Args:
             indices: Shape ``(n,)``, int64.
-            columns: A subset of ``{"features", "labels", "scores", "ages"}``.
+            columns: A subset of ``{"features", "labels", "scores", "ages", "tokens"}``.
         """
 
         def column(name: str) -> Tensor | None:
@@ -91,11 +102,12 @@ class InstanceStore:
         if "ages" in columns:
             observed_at = self.observed_at.index_select(0, indices)
             ages = (self.num_batches - 1 - observed_at).where(observed_at >= 0, -1)
-        return Instances(column("features"), column("labels"), column("scores"), ages)
+        tokens = None if self.tokens is None or "tokens" not in columns else self.tokens.rows(indices)
+        return Instances(column("features"), column("labels"), column("scores"), ages, tokens)
 
     def holds(self, indices: Tensor, columns: Sequence[str]) -> Tensor:
-        """Whether features are remembered of each instance, where ``columns`` name them; shape ``(n,)``, bool."""
-        if "features" in columns:
+        """Whether features or tokens are remembered of each instance, where ``columns`` name them; ``(n,)``, bool."""
+        if any(name in columns for name in FROM_BATCHES):
             return self.has_features.index_select(0, indices)
         return torch.ones(len(indices), dtype=torch.bool)
 
@@ -124,6 +136,30 @@ class InstanceStore:
         self.features[indices] = bounded(features)
         self.has_features[indices] = True
 
+    def put_tokens(self, indices: Tensor, rows: Tensor) -> None:
+        """Remember tokens; an instance keeps those it was given first.
+
+        Args:
+            indices: Shape ``(n,)``, int64.
+            rows: Of columns, shape ``(n, W)``, integer; see :mod:`~lightning_autoassist.tokens`.
+
+        Raises:
+            ValueError: If there is no token in any row.
+        """
+        if not (rows >= 0).any():
+            raise ValueError("the batch holds no token ids but padding and masks; pass features= to return them")
+        if self.tokens is None:
+            self.tokens = TokenStore(len(self))
+        _, first = np.unique(indices.numpy(), return_index=True)  # a batch may hold an instance twice
+        new = torch.from_numpy(np.sort(first))
+        new = new[~self.has_features[indices[new]]]
+        tokens = tokens_of(rows[new])
+        if self.tokens.num_bytes + 6 * len(tokens.columns) > self._feature_memory:
+            self._warn_that_memory_is_full()
+            return
+        self.tokens.put(indices[new], tokens)
+        self.has_features[indices[new]] = True
+
     def put_labels(self, indices: Tensor, labels: Tensor) -> None:
         """Remember integer labels, shape ``(n,)``."""
         if self.labels is None:
@@ -146,6 +182,7 @@ class InstanceStore:
         return {
             "features": self.features if self._file is None else None,
             "feature_file": None if self._file is None else self._file.state_dict(),
+            "tokens": None if self.tokens is None else self.tokens.state_dict(),
             "num_batches": self.num_batches,
             **{name: getattr(self, name) for name in REMEMBERED},
         }
@@ -164,7 +201,10 @@ class InstanceStore:
         self.num_batches = state["num_batches"]
         for name in REMEMBERED:
             setattr(self, name, None if state[name] is None else state[name].clone())
-        self.features, self._file = None, None
+        self.features, self._file, self.tokens = None, None, None
+        if state["tokens"] is not None:
+            self.tokens = TokenStore(len(self))
+            self.tokens.load_state_dict(state["tokens"])
         if state["feature_file"] is not None:
             self._load_features_of(state["feature_file"])
         elif state["features"] is not None:
@@ -190,6 +230,16 @@ class InstanceStore:
     def _copy_features(self, features: Tensor) -> None:
         self.features = self._room_for(features.shape[1])
         self.features.copy_(features)
+
+    def _warn_that_memory_is_full(self) -> None:
+        if not self._is_full:
+            self._is_full = True
+            warnings.warn(
+                f"the tokens of {int(self.has_features.sum()):,} of {len(self):,} instances take all of "
+                f"{self._feature_memory:,} bytes: those of the others are not remembered, and they are always kept; "
+                "raise feature_memory=",
+                stacklevel=2,
+            )
 
     def _is_large(self, num_features: int) -> bool:
         return 2 * len(self) * num_features > self._feature_memory
@@ -246,7 +296,7 @@ class BatchFeatures:
         """
         with torch.no_grad():
             if self.function is not None:
-                features = self.function(batch)
+                features: Tensor = self.function(batch)
                 if features.ndim != 2 or len(features) != batch_size:
                     raise ValueError(f"features= must return shape ({batch_size}, F), got {tuple(features.shape)}")
                 return features.detach()

@@ -17,11 +17,11 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_autoassist.assistants import Assistant
+from lightning_autoassist.assistants import Assistant, BatchReader
 from lightning_autoassist.candidates import Draw, IndexArray, Rows
 from lightning_autoassist.distributed import Ranks
 from lightning_autoassist.feature_file import FeaturePlace
-from lightning_autoassist.features import BatchFeatures, InstanceStore
+from lightning_autoassist.features import InstanceStore
 from lightning_autoassist.loss_capture import Observation
 from lightning_autoassist.policies import Policy
 from lightning_autoassist.report import FilterReport
@@ -38,6 +38,7 @@ class Observed(NamedTuple):
     features: Tensor | None
     integers: dict[str, Tensor] | None  # of a stream's batch, whose indices name no instances
     arrived: torch.cuda.Event | None  # None: the tensors are on the CPU
+    pass_index: int = 0
 
 
 class Learner:
@@ -46,7 +47,7 @@ class Learner:
     Args:
         assistant: Predicts scores.
         policy: Turns them into keep probabilities.
-        features: Reduces a batch to features.
+        features: Takes from a batch what the Assistant reads of it.
         report: Counts what was learnt.
         tail: Share of training at whose end every candidate is kept.
         feature_memory: See :class:`~lightning_autoassist.features.InstanceStore`.
@@ -65,7 +66,7 @@ class Learner:
         self,
         assistant: Assistant,
         policy: Policy,
-        features: BatchFeatures,
+        features: BatchReader,
         report: FilterReport,
         *,
         tail: float,
@@ -85,6 +86,7 @@ class Learner:
         self.exchange_every = exchange_every
         self._ranks = Ranks()
         self._num_steps = 0
+        self._pass_index = 0  # of the batch that was learnt from last
         self._features = features
         self._feature_memory = feature_memory
         self._pending: deque[Observed] = deque()  # younger than the lag
@@ -111,6 +113,7 @@ class Learner:
             "label_column": self.rows.label_column.paths,
             "progress": self.progress,
             "num_steps": self._num_steps,
+            "pass_index": self._pass_index,
             "ranks": self._ranks.gather(own),
         }
 
@@ -120,6 +123,7 @@ class Learner:
         self.rows.label_column.paths = state["label_column"]
         self.progress = state["progress"]
         self._num_steps = state["num_steps"]
+        self._pass_index = state["pass_index"]
         ranks = state["ranks"]
         own = ranks[self._ranks.rank % len(ranks)]
         self.is_filtering = own["is_filtering"]
@@ -195,7 +199,7 @@ class Learner:
         """Features of the batch, where the Assistant reads them and some instance has none yet."""
         if draw.rows is not None:
             return draw.rows.features
-        if "features" not in self.assistant.reads or self.store is None:
+        if not self.assistant.reads_batches or self.store is None:
             return None
         if self.store.knows(torch.from_numpy(draw.indices), self.assistant.reads).all():
             return None
@@ -230,6 +234,9 @@ class Learner:
 
     def _learn(self, observed: Observed) -> None:
         """Let the Assistant learn from one batch of the Boss."""
+        if observed.pass_index > self._pass_index:  # of several processes, the first to get there
+            self._pass_index = observed.pass_index
+            self.assistant.begin_pass()
         if observed.integers is not None:
             self._learn_from_rows(observed, observed.integers)
             return
@@ -241,7 +248,8 @@ class Learner:
             self.store.forget(indices[~finite])
             self.report.count_nonfinite(int((~finite).sum()))
         if observed.features is not None:
-            self.store.put_features(indices[finite], observed.features[finite])
+            put = self.store.put_tokens if "tokens" in self.assistant.reads else self.store.put_features
+            put(indices[finite], observed.features[finite])
         # A resumed run may have lost features of instances that the interrupted one was about to learn from.
         learnt = finite & self.store.holds(indices, self.assistant.reads)
         indices, scores = indices[learnt], scores[learnt]
@@ -301,6 +309,7 @@ def to_host(draw: Draw, observation: Observation, features: Tensor | None) -> Ob
         features=None if features is None else started(features),
         integers=None if draw.rows is None else draw.rows.integers,
         arrived=torch.cuda.current_stream(observation.losses.device).record_event() if on_cuda else None,
+        pass_index=draw.pass_index,
     )
 
 

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_autoassist.assistants import Assistant, Outcome
+from lightning_autoassist.assistants import Assistant, BatchReader, Outcome
 from lightning_autoassist.candidates import Rows
-from lightning_autoassist.features import BatchFeatures, Instances, bounded
+from lightning_autoassist.features import Instances, bounded
 from lightning_autoassist.policies import Policy
+from lightning_autoassist.tokens import tokens_of
 
 
 class LabelColumn:
@@ -64,7 +65,7 @@ class RowLearner:
         label_column: Where a batch's labels stand.
     """
 
-    def __init__(self, assistant: Assistant, policy: Policy, features: BatchFeatures) -> None:
+    def __init__(self, assistant: Assistant, policy: Policy, features: BatchReader) -> None:
         self.assistant = assistant
         self.policy = policy
         self.label_column = LabelColumn()
@@ -73,8 +74,8 @@ class RowLearner:
 
     @property
     def reads_features(self) -> bool:
-        """Whether rows are judged by their features."""
-        return self.policy.needs_scores and "features" in self.assistant.reads
+        """Whether rows are judged by their features or tokens."""
+        return self.policy.needs_scores and self.assistant.reads_batches
 
     @property
     def refusal(self) -> str | None:
@@ -87,7 +88,7 @@ class RowLearner:
         )
 
     def features(self, batch: Any, num_rows: int) -> Tensor:
-        """Features of a batch as the loader gave it, shape ``(n, F)``, in half precision on the CPU.
+        """Features of a batch as the loader gave it, shape ``(n, F)``, in half precision on the CPU, or its tokens.
 
         Raises:
             ValueError: If the batch has none, or another number than earlier ones.
@@ -95,6 +96,8 @@ class RowLearner:
         features = self._features(batch, num_rows)
         if features is None:
             raise ValueError("the batch holds no tensor with one row an instance; pass features=")
+        if "tokens" in self.assistant.reads:
+            return features.cpu()
         self._width = self._width or features.shape[1]
         if features.shape[1] != self._width:
             raise ValueError(
@@ -107,7 +110,7 @@ class RowLearner:
         """Chances of rows, shape ``(n,)``."""
         if not self.policy.needs_scores:
             return self.policy.keep_probability(torch.ones(rows.size)).numpy()
-        instances = Instances(rows.features, self.label_column.of(rows.integers))
+        instances = self._instances(rows.features, self.label_column.of(rows.integers))
         probs = self.policy.keep_probability(self.assistant.predict(instances))
         # A prediction that is not a number says nothing against the instance.
         return probs.where(~probs.isnan(), 1.0).numpy()
@@ -132,6 +135,11 @@ class RowLearner:
             return None
         labels = self.label_column.of(integers)
         columns = (None if column is None else column[finite] for column in (features, labels))
-        outcome = self.assistant.update(Instances(*columns), scores[finite])
+        outcome = self.assistant.update(self._instances(*columns), scores[finite])
         self.policy.observe(outcome.predictions, outcome.targets)
         return outcome
+
+    def _instances(self, features: Tensor | None, labels: Tensor | None) -> Instances:
+        if features is not None and "tokens" in self.assistant.reads:
+            return Instances(labels=labels, tokens=tokens_of(features))
+        return Instances(features, labels)

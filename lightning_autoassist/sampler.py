@@ -151,7 +151,11 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
             "kept_indices": torch.from_numpy(self._kept_indices),
             "kept_probs": torch.from_numpy(self._kept_probs),
             "in_flight": [
-                [torch.from_numpy(part) if part is not None else None for part in (draw.indices, draw.weights)]
+                [
+                    torch.from_numpy(draw.indices),
+                    None if draw.weights is None else torch.from_numpy(draw.weights),
+                    draw.pass_index,
+                ]
                 for draw in self._in_flight
             ],
         }
@@ -177,8 +181,8 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         self._kept_indices = state["kept_indices"].numpy().copy()
         self._kept_probs = state["kept_probs"].numpy().copy()
         self._in_flight = deque(
-            Draw(indices.numpy().copy(), None if weights is None else weights.numpy().copy())
-            for indices, weights in state["in_flight"]
+            Draw(indices.numpy().copy(), None if weights is None else weights.numpy().copy(), None, pass_index)
+            for indices, weights, pass_index in state["in_flight"]
         )
 
     def _draw(self) -> Draw:
@@ -189,7 +193,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
             self._consider(self._next_candidates())
         taken, self._kept_indices = self._kept_indices[: self.batch_size], self._kept_indices[self.batch_size :]
         probs, self._kept_probs = self._kept_probs[: self.batch_size], self._kept_probs[self.batch_size :]
-        draw = Draw(taken, self._weights_of(probs))
+        draw = Draw(taken, self._weights_of(probs), None, self.pass_index)
         self.seconds += time.perf_counter() - started
         return draw
 

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from lightning_autoassist.candidates import CandidateStream, Draw, FloatArray, IndexArray, Rows
 from lightning_autoassist.loader import seed_workers
 from lightning_autoassist.rows import Column, Form, PadValues, RowSplitter, concatenate, packed, select, unpacked
+from lightning_autoassist.tokens import joined_rows
 
 KeepRows = Callable[[Rows, int], npt.NDArray[np.floating[Any]]]
 RowFeatures = Callable[[Any, int], "Tensor | None"]
@@ -40,7 +41,7 @@ class _Piece(NamedTuple):
         columns: As the batch's form has them.
         numbers: Which candidates of the stream they are, shape ``(n,)``, int64.
         probs: What they were kept with, shape ``(n,)``, float64.
-        features: Shape ``(n, F)``, or None.
+        features: Shape ``(n, F)``, or rows of tokens, shape ``(n, W)``, or None.
     """
 
     columns: list[Column]
@@ -134,7 +135,7 @@ class RowStream(CandidateStream):
         self._ahead: deque[Any] = deque()  # fetched and not considered, with the loader's state before it
         self._waiting: dict[str, deque[_Piece]] = {}
         self._in_flight: deque[_Out] = deque()
-        self._unbuilt: list[tuple[str, _Piece, FloatArray | None]] = []  # in flight when the state was saved
+        self._unbuilt: list[tuple[str, _Piece, FloatArray | None, int]] = []  # in flight when the state was saved
         self._restored_kind: str | None = None
         self._waited = 0.0  # seconds of a draw that went into the data
         self._warned: set[str] = set()
@@ -214,7 +215,9 @@ class RowStream(CandidateStream):
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the stream, RNG, rows that wait, totals: tensors and builtins, and the loader's own state."""
-        in_flight = self._unbuilt or [(out.kind, out.piece, out.draw.weights) for out in self._in_flight]
+        in_flight = self._unbuilt or [
+            (out.kind, out.piece, out.draw.weights, out.draw.pass_index) for out in self._in_flight
+        ]
         state = {
             **self._counts(),
             "sizes": [self.batch_size, self.num_instances],
@@ -230,8 +233,8 @@ class RowStream(CandidateStream):
                 [kind, [_packed_piece(piece) for piece in pieces]] for kind, pieces in self._waiting.items()
             ]
             state["in_flight"] = [
-                [kind, _packed_piece(piece), None if weights is None else torch.from_numpy(weights)]
-                for kind, piece, weights in in_flight
+                [kind, _packed_piece(piece), None if weights is None else torch.from_numpy(weights), pass_index]
+                for kind, piece, weights, pass_index in in_flight
             ]
         except TypeError as error:
             self._warn_once(f"rows that wait for their batch are not in the checkpoint, and lost on a resume: {error}")
@@ -259,8 +262,8 @@ class RowStream(CandidateStream):
         self._splitter.load_state_dict(state["splitter"])
         self._waiting = {kind: deque(map(_unpacked_piece, pieces)) for kind, pieces in state["waiting"]}
         self._unbuilt = [
-            (kind, _unpacked_piece(piece), None if weights is None else weights.numpy().copy())
-            for kind, piece, weights in state["in_flight"]
+            (kind, _unpacked_piece(piece), None if weights is None else weights.numpy().copy(), pass_index)
+            for kind, piece, weights, pass_index in state["in_flight"]
         ]
         self._restored_kind = state["kind"]
         self._loader_state = state["loader"]
@@ -286,10 +289,10 @@ class RowStream(CandidateStream):
         kind, self._restored_kind = self._restored_kind, None
         if unbuilt or (kind is not None and self._num_waiting(kind) >= self.batch_size):
             self._look_ahead()
-        for kind, piece, weights in unbuilt:
+        for kind, piece, weights, pass_index in unbuilt:
             if self._form is not None and self._form.kind == kind:
                 batch = self._form.build(piece.columns)
-                self._in_flight.append(self._out(batch, piece, weights))
+                self._in_flight.append(self._out(batch, piece, weights, pass_index))
             else:  # they wait for more of their kind
                 self._waiting.setdefault(kind, deque()).appendleft(piece)
 
@@ -367,18 +370,18 @@ class RowStream(CandidateStream):
             for path, parts in zip(form.paths, zip(*(piece.columns for piece in pieces), strict=True), strict=True)
         ]
         features = [piece.features for piece in pieces if piece.features is not None]
-        is_complete = len(features) == len(pieces) and len({part.shape[1] for part in features}) == 1
         return _Piece(
             columns,
             np.concatenate([piece.numbers for piece in pieces]),
             np.concatenate([piece.probs for piece in pieces]),
-            torch.cat(features) if is_complete else None,
+            _joined_features(features) if len(features) == len(pieces) else None,
         )
 
-    def _out(self, batch: Any, piece: _Piece, weights: FloatArray | None) -> _Out:
+    def _out(self, batch: Any, piece: _Piece, weights: FloatArray | None, pass_index: int | None = None) -> _Out:
         assert self._form is not None
         rows = Rows(batch, len(piece.numbers), piece.features, _integers(piece.columns, self._form))
-        return _Out(Draw(piece.numbers, weights, rows), self._form.kind, piece)
+        pass_index = self.pass_index if pass_index is None else pass_index
+        return _Out(Draw(piece.numbers, weights, rows, pass_index), self._form.kind, piece)
 
     def _is_one_too_many(self) -> bool:
         if len(self._waiting) < MAX_KINDS:
@@ -432,6 +435,12 @@ class RowStream(CandidateStream):
         batch = self._next_batch()
         self._ahead.append((batch, state))
         _, self._form = self._splitter.take_apart(batch)
+
+
+def _joined_features(parts: list[Tensor]) -> Tensor | None:
+    if not parts[0].is_floating_point():  # rows of tokens
+        return joined_rows(parts)
+    return torch.cat(parts) if len({part.shape[1] for part in parts}) == 1 else None
 
 
 def _integers(columns: list[Column], form: Form) -> dict[str, Tensor]:

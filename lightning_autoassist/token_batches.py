@@ -152,7 +152,7 @@ class TokenBatchSampler(ShrinkingBatchSampler):
             self._gather()
             self._cut()
         indices, probs = self._ready.popleft()
-        draw = Draw(indices, self._weights_of(probs))
+        draw = Draw(indices, self._weights_of(probs), None, self.pass_index)
         self.seconds += time.perf_counter() - started
         return draw
 
