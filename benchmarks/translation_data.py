@@ -8,8 +8,8 @@ Shapes: N pairs, B batch, S source and T target tokens.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
-import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,21 +19,23 @@ import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
 from data.translation_pairs import Pair, load_pairs
+from runs import LoadCounter
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, RandomSampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from lightning_autoassist import TokenBatchSampler
 
 PAD, BEGIN, END, UNKNOWN = range(4)
-MAX_WORKERS = 64
 # Of the twenty parts of the groups: what is tested on, and what is held out of the rest while rates are chosen.
 TEST_SPLIT, TUNE_SPLIT = 0, 1
 NUM_CURVE_PAIRS = 500
 
 ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-EINER = "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn siebzehn"
+EINER = (
+    "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn siebzehn"
+)
 ZEHNER = "zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig"
 
 
@@ -105,7 +107,9 @@ class Vocabulary:
     """
 
     def __init__(self, model: bytes) -> None:
-        self._processor = _sentencepiece().SentencePieceProcessor(model_proto=model)
+        import sentencepiece
+
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
 
     def __len__(self) -> int:
         return int(self._processor.vocab_size())
@@ -128,8 +132,10 @@ def learn_vocabulary(pairs: Sequence[Pair], size: int) -> Vocabulary:
         pairs: To train on.
         size: Of the vocabulary; fewer where there are not as many.
     """
+    import sentencepiece
+
     model = io.BytesIO()
-    _sentencepiece().SentencePieceTrainer.train(
+    sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([text for pair in pairs for text in (pair.source, pair.target)]),
         model_writer=model,
         model_type="bpe",
@@ -146,14 +152,11 @@ def learn_vocabulary(pairs: Sequence[Pair], size: int) -> Vocabulary:
     return Vocabulary(model.getvalue())
 
 
-def _sentencepiece() -> Any:
-    try:
-        import sentencepiece
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'the translation benchmark needs sentencepiece and sacrebleu: pip install "lightning-autoassist[translation]"'
-        ) from error
-    return sentencepiece
+def check_packages() -> None:
+    """Raise ModuleNotFoundError unless what the benchmark needs is installed."""
+    for name in ("sentencepiece", "sacrebleu"):
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f'{name} is not installed: pip install "lightning-autoassist[translation]"')
 
 
 class TokenPairs(Dataset[tuple[Tensor, Tensor]]):
@@ -174,20 +177,13 @@ class TokenPairs(Dataset[tuple[Tensor, Tensor]]):
         self.lengths: npt.NDArray[np.int64] = np.array(
             [(len(source), len(target) - 1) for source, target in zip(self.sources, self.targets, strict=True)]
         )
-        # A place for each worker, and one for the process itself: no two write to the same.
-        self._counts = multiprocessing.RawArray("q", MAX_WORKERS + 1)
-
-    @property
-    def num_loaded(self) -> int:
-        """Instances loaded so far."""
-        return sum(self._counts)
+        self.loaded = LoadCounter()
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        worker = get_worker_info()
-        self._counts[0 if worker is None else worker.id + 1] += 1
+        self.loaded.add()
         return self.sources[index], self.targets[index]
 
 
@@ -225,7 +221,6 @@ class PairData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.train = TokenPairs(corpus.train, vocabulary)
-        # Those longer than a batch, though they have few words: strings of numbers and names.
         self.held_out = corpus.held_out
         self.vocabulary = vocabulary
         self.max_tokens = max_tokens
@@ -252,7 +247,9 @@ class PairData(pl.LightningDataModule):
         )
 
 
-def source_batches(pairs: Sequence[Pair], vocabulary: Vocabulary, max_tokens: int = 4096) -> list[tuple[Tensor, Tensor]]:
+def source_batches(
+    pairs: Sequence[Pair], vocabulary: Vocabulary, max_tokens: int = 4096
+) -> list[tuple[Tensor, Tensor]]:
     """Batches of similar length to translate.
 
     Args:

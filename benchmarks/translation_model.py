@@ -61,15 +61,17 @@ class Translator(nn.Module):
         self.embedding = nn.Embedding(vocabulary_size, size.width, padding_idx=PAD)
         nn.init.normal_(self.embedding.weight, std=size.width**-0.5)
         self.dropout = nn.Dropout(size.dropout)
+        options: Any = {"dropout": size.dropout, "batch_first": True, "norm_first": True}
+        layer = nn.TransformerEncoderLayer(size.width, size.num_heads, size.hidden, **options)
+        # The encoder that the Transformer would make, without the fast path that cannot be taken.
+        encoder = nn.TransformerEncoder(layer, size.num_layers, nn.LayerNorm(size.width), enable_nested_tensor=False)
         self.transformer = nn.Transformer(
             size.width,
             size.num_heads,
-            size.num_layers,
-            size.num_layers,
-            size.hidden,
-            size.dropout,
-            batch_first=True,
-            norm_first=True,
+            num_decoder_layers=size.num_layers,
+            dim_feedforward=size.hidden,
+            custom_encoder=encoder,
+            **options,
         )
 
     def forward(self, sources: Tensor, targets: Tensor) -> Tensor:
@@ -200,7 +202,9 @@ class TranslationBoss(pl.LightningModule):
         learning_rate: Peak of the schedule.
     """
 
-    def __init__(self, net: Translator, vocabulary: Vocabulary, references: Sequence[str], learning_rate: float) -> None:
+    def __init__(
+        self, net: Translator, vocabulary: Vocabulary, references: Sequence[str], learning_rate: float
+    ) -> None:
         super().__init__()
         self.net = net
         self.vocabulary = vocabulary

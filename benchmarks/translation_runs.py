@@ -73,9 +73,7 @@ def run_job(job: Job, corpus: Corpus, vocabulary: Vocabulary, *, num_workers: in
     net = Translator(SIZES[job.size], len(vocabulary))
     references = [pair.target for pair in corpus.held_out]
     module = TranslationBoss(net, vocabulary, references, job.learning_rate)
-    row = fit(
-        job, module, data, "curve_bleu", data_options={"max_tokens": job.max_tokens}, gradient_clip_val=1.0
-    )
+    row = fit(job, module, data, "curve_bleu", data_options={"max_tokens": job.max_tokens}, gradient_clip_val=1.0)
     lengths = data.train.lengths
     row |= {
         "train_instances": len(corpus.train),
@@ -84,8 +82,8 @@ def run_job(job: Job, corpus: Corpus, vocabulary: Vocabulary, *, num_workers: in
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "workers": num_workers,
         "schedule": "inverse square root, warm-up over a tenth of the run's own updates",
-        "instances_loaded": data.train.num_loaded,
-        "passes": round(data.train.num_loaded / len(data.train), 2),
+        "instances_loaded": data.train.loaded.total,
+        "passes": round(data.train.loaded.total / len(data.train), 2),
     }
     return row if job.phase == "tune" else row | measured(net, corpus, vocabulary)
 

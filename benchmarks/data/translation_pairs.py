@@ -1,11 +1,9 @@
 """English and German texts that say the same, from Debian packages.
 
-Three sources: the help pages of LibreOffice, paired by the id of each paragraph and heading; its menus and messages, from
-its catalogues; and the descriptions of Debian's packages, from apt's own lists. Fragments and paragraphs as well as
-sentences, so that BLEU is not comparable with that on news. Licences: MPL-2.0 for LibreOffice's; each package's own for
-descriptions.
-
-    python benchmarks/data/translation_pairs.py    # makes the file of pairs, or says what is missing
+Three sources: the help pages of LibreOffice, paired by the id of each paragraph and heading; its menus and messages,
+from its catalogues; and the descriptions of Debian's packages, from apt's own lists. Fragments and paragraphs as well
+as sentences, so that BLEU is not comparable with that on news. Licences: MPL-2.0 for LibreOffice's; each package's own
+for descriptions.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from apt import PrivateApt
+from data.apt import PrivateApt
 
 from lightning_autoassist.demo_data import DEFAULT_DATA_DIR
 
@@ -30,9 +28,10 @@ ELEMENT = re.compile(r'<(p|h\d)\b[^>]*\bid="((?:par|hd)_[^"]+)"[^>]*>(.*?)</\1>'
 TAG = re.compile(r"<[^>]+>")
 BULLET = re.compile(r"\n {1,4}[*+o-] ")
 LETTER = re.compile(r"[^\W\d_]")
-# Words that a translation cannot help but use, if it is one.
-ENGLISH = frozenset("the of and is are to for with this that from by be it an or not can which on".split())
-GERMAN = frozenset("der die das und ist sind zu für mit dies von den dem ein eine oder nicht kann auf im zum zur".split())
+# Words that hardly a text does without.
+_ENGLISH = "the of and is are to for with this that from by be it an or not can which on"
+_GERMAN = "der die das und ist sind zu für mit dies von den dem ein eine oder nicht kann auf im zum zur"
+ENGLISH, GERMAN = frozenset(_ENGLISH.split()), frozenset(_GERMAN.split())
 
 
 class Pair(NamedTuple):
@@ -184,9 +183,3 @@ def unique(pairs: Iterable[Pair]) -> Iterator[Pair]:
         if normalised not in seen:
             seen.add(normalised)
             yield pair
-
-
-if __name__ == "__main__":
-    made = load_pairs()
-    test = sum(pair.split == 0 for pair in made)
-    print(f"{len(made):,} pairs, {test:,} of them to test on, in {DEFAULT_DATA_DIR.expanduser() / PAIRS_FILE}")
