@@ -31,6 +31,7 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python benchmarks/overhead.py --quick
 	$(BIN)/python benchmarks/scale.py --quick
 	$(BIN)/python benchmarks/images.py --quick
+	$(BIN)/python benchmarks/translation.py --quick
 	$(BIN)/python benchmarks/report.py --check
 
 notebooks: $(INSTALLED)

@@ -22,7 +22,7 @@ GPU_COMMAND = (
 
 def image_tables() -> str:
     """One table for each setting."""
-    tables = [_table(group) for group in _grouped(_final_rows(), SETTING)]
+    tables = [_table(group) for group in grouped(_final_rows(), SETTING)]
     if not any(row["device"] == "cuda" for row in _final_rows()):
         tables.append(f"ResNet-18 on a GPU was not run yet. The command: `{GPU_COMMAND}`.")
     return "\n\n".join(tables)
@@ -42,18 +42,18 @@ def wall_clock_table() -> str:
         case = f"{row['case']} ({row['full_step_ms']:.0f} ms a step), budget {row['budget']}"
         seconds = f"{row['full_seconds']:.1f} | {row['budget_seconds']:.1f} | {row['seconds_ratio']:.3f}"
         lines.append(f"| {case} | {seconds} | {row['updates_ratio']:.3f} | {loaded:.3f} |")
-    return "\n".join([*lines, "", f"{_measured_on(rows)} Fastest of {rows[0]['rounds']} runs of each kind, in turns."])
+    return "\n".join([*lines, "", f"{measured_on(rows)} Fastest of {rows[0]['rounds']} runs of each kind, in turns."])
 
 
 def write_curves() -> None:
     """Draw accuracy against Boss updates, one PNG for each setting."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures for the whole process
 
-    for group in _grouped(_final_rows(), SETTING):
+    for group in grouped(_final_rows(), SETTING):
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.add_subplot(xlabel="Boss updates", ylabel="test accuracy (%)", title=_title(group[0]))
         tops = []
-        for rows in _grouped(group, ("method", "budget")):
+        for rows in grouped(group, ("method", "budget")):
             points = [[update for update, _ in row["curve"]] for row in rows]
             accuracies = [[100 * accuracy for _, accuracy in row["curve"]] for row in rows]
             means = [statistics.mean(values) for values in zip(*accuracies, strict=True)]
@@ -62,16 +62,16 @@ def write_curves() -> None:
         axes.set_ylim(max(tops) - 12, max(tops) + 1)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
-        figure.savefig(_path(group), format="png", dpi=120, metadata={"Description": _fingerprint(group)})
+        figure.savefig(_path(group), format="png", dpi=120, metadata={"Description": fingerprint(group)})
 
 
 def stale_curves() -> list[str]:
     """The PNGs that are missing, or were drawn from other rows."""
-    groups = _grouped(_final_rows(), SETTING)
+    groups = grouped(_final_rows(), SETTING)
     return [
         _path(group).name
         for group in groups
-        if not _path(group).exists() or _fingerprint(group).encode() not in _path(group).read_bytes()
+        if not _path(group).exists() or fingerprint(group).encode() not in _path(group).read_bytes()
     ]
 
 
@@ -79,7 +79,8 @@ def _final_rows() -> list[Row]:
     return [row for row in rows_of("images") if row["phase"] == "final"]
 
 
-def _grouped(rows: Iterable[Row], names: tuple[str, ...]) -> list[list[Row]]:
+def grouped(rows: Iterable[Row], names: tuple[str, ...]) -> list[list[Row]]:
+    """Rows that have the same values in the columns ``names``, together."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
@@ -95,15 +96,15 @@ def _table(group: list[Row]) -> str:
         "| method | Boss updates | saved | test accuracy, % | against the full run | seconds | seeds | peak rate |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    methods = _grouped(group, ("method", "budget"))
+    methods = grouped(group, ("method", "budget"))
     for rows in sorted(methods, key=lambda rows: (-rows[0]["budget"], -_mean(rows, "accuracy"))):
         row = rows[0]
         pairs = [100 * (one["accuracy"] - full[one["seed"]]["accuracy"]) for one in rows if one["seed"] in full]
         is_full = row["method"] == "full"
         saved = f"{1 - row['updates'] / full_updates:.0%}" if full_updates and not is_full else "-"
-        against = _with_error(pairs, "+") if pairs and not is_full else "-"
+        against = with_error(pairs, "+") if pairs and not is_full else "-"
         rates = "/".join(f"{rate:g}" for rate in sorted({one["learning_rate"] for one in rows}))
-        accuracy = _with_error([100 * one["accuracy"] for one in rows])
+        accuracy = with_error([100 * one["accuracy"] for one in rows])
         cells = [_name(row), f"{row['updates']:,}", saved, accuracy, against, f"{_mean(rows, 'seconds'):.0f}"]
         lines.append(f"| {' | '.join(cells)} | {len(rows)} | {rates} |")
     return "\n".join(
@@ -112,7 +113,7 @@ def _table(group: list[Row]) -> str:
             "",
             f"![Accuracy against Boss updates](benchmarks/results/{_path(group).name})",
             "",
-            f"{_measured_on(group)} Means ± standard errors over the seeds; differences are paired by seed; "
+            f"{measured_on(group)} Means ± standard errors over the seeds; differences are paired by seed; "
             "seconds are of training without validation, on a machine that others used too.",
         ]
     )
@@ -135,7 +136,8 @@ def _title(row: Row) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _measured_on(rows: list[Row]) -> str:
+def measured_on(rows: list[Row]) -> str:
+    """A sentence on hardware, versions and commands of rows."""
     where = sorted({f"{row['hardware']}; torch {row['versions']['torch']}" for row in rows})
     commands = sorted({row["command"] for row in rows})
     return f"Measured on {' and '.join(where)}, by {' and '.join(f'`{command}`' for command in commands)}."
@@ -145,14 +147,16 @@ def _mean(rows: list[Row], name: str) -> float:
     return statistics.mean(row[name] for row in rows)
 
 
-def _with_error(values: list[float], sign: str = "") -> str:
+def with_error(values: list[float], sign: str = "") -> str:
+    """Mean and standard error of values, in words."""
     mean = f"{statistics.mean(values):{sign}.2f}"
     if len(values) < 2:
         return mean
     return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
 
 
-def _fingerprint(rows: list[Row]) -> str:
+def fingerprint(rows: list[Row]) -> str:
+    """What a picture of these rows bears, so that one of others is known."""
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from image_report import image_tables, stale_curves, wall_clock_table, write_curves
 from rows import rows_of
+from translation_report import stale_translation_curves, translation_tables, write_translation_curves
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -69,6 +70,7 @@ def scale_table() -> str:
 
 TABLES = {
     "images": image_tables,
+    "translation": translation_tables,
     "wall_clock": wall_clock_table,
     "overhead": overhead_table,
     "scale": scale_table,
@@ -92,10 +94,11 @@ def main() -> None:
     before = README.read_text()
     after = rewritten(before)
     if check:
-        stale = (["README.md"] if after != before else []) + stale_curves()
+        stale = (["README.md"] if after != before else []) + stale_curves() + stale_translation_curves()
         sys.exit(f"{', '.join(stale)} differ from the rows: run python benchmarks/report.py" if stale else 0)
     README.write_text(after)
     write_curves()
+    write_translation_curves()
 
 
 if __name__ == "__main__":
