@@ -65,8 +65,8 @@ def _table(group: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     methods = grouped(group, ("method", "budget"))
-    for rows in sorted(methods, key=lambda rows: (-rows[0]["budget"], -_mean(rows, "beam_bleu"))):
-        lines.append(f"| {' | '.join(_cells(rows, full))} |")
+    methods.sort(key=lambda rows: (-rows[0]["budget"], -_mean(rows, "beam_bleu")))
+    lines += [f"| {' | '.join(_cells(rows, full))} |" for rows in methods]
     row = group[0]
     return "\n".join(
         [
@@ -75,8 +75,8 @@ def _table(group: list[Row]) -> str:
             f"![BLEU against Boss updates and seconds](benchmarks/results/{_path(group).name})",
             "",
             f"{measured_on(group)} {row['held_out_instances']:,} test pairs, {row['parameters']:,} parameters; "
-            f"`{'`, `'.join(row['signatures'])}`. Means ± standard errors over the seeds; differences are paired by seed; "
-            f"seconds are of training without validation, {_clock(group)}.",
+            f"`{'`, `'.join(row['signatures'])}`. Means ± standard errors over the seeds; differences are paired by "
+            f"seed; seconds are of training without validation, {_clock(group)}.",
         ]
     )
 

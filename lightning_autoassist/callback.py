@@ -5,6 +5,7 @@ Shapes: N data set, B batch, n candidates, F features.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from lightning_autoassist.assistants import ASSISTANTS, Assistant
 from lightning_autoassist.candidates import WEIGHT_MODES, Draw
+from lightning_autoassist.checkpoint import LAYOUT, is_readable
 from lightning_autoassist.datamodule import HOW_TO_USE, AutoAssistDataModule
 from lightning_autoassist.distributed import Ranks
 from lightning_autoassist.feature_file import FeaturePlace
@@ -29,13 +31,16 @@ from lightning_autoassist.features import (
     InstanceStore,
 )
 from lightning_autoassist.flavours import CallbackBase, overrides
-from lightning_autoassist.learner import Learner, to_host
+from lightning_autoassist.jobs import Jobs, UpdateThread
+from lightning_autoassist.learner import Learner, Observed, to_host
 from lightning_autoassist.loss_capture import SCORES, CapturedStep, InstanceLossCapture, Observation
 from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, over_ranks, warn_about_limits
 from lightning_autoassist.rng import restore_rng_state, rng_state
 from lightning_autoassist.run_log import Decode, RunLog
 from lightning_autoassist.selection import Selection
+
+UPDATES = ("auto", "sync", "async")
 
 
 class AutoAssistCallback(CallbackBase):
@@ -50,8 +55,8 @@ class AutoAssistCallback(CallbackBase):
     Args:
         assistant: What predicts scores: a name in ``ASSISTANTS``, an :class:`~lightning_autoassist.Assistant`, or
             ``"auto"``: the policy's own (``"logistic"`` for the paper's).
-        policy: What turns predicted scores into keep probabilities: a name in ``POLICIES`` or a
-            :class:`~lightning_autoassist.Policy`.
+        policy: What turns predicted scores into keep probabilities: a :class:`~lightning_autoassist.Policy`, or a name
+            in ``POLICIES`` for one with the defaults that suit the budget.
         score: What the Assistant predicts: ``"gradient_norm"`` of the instance's loss at the loss's input,
             ``"loss"``, or ``"auto"``: what the policy's source uses.
         weights: What balances kept against dropped instances: ``"none"``, ``"sum"``, ``"mean"`` (see
@@ -67,6 +72,9 @@ class AutoAssistCallback(CallbackBase):
             beyond it are not remembered, and their instances always kept, with a warning.
         lag: Steps between a batch and the Assistant's learning from it; 0 learns at once. None: 0 on CPU, 4 on other
             devices, so that the device never waits.
+        update: Where the Assistant learns and batches are drawn: ``"sync"`` in the training loop, ``"async"`` in a
+            thread beside it, which draws each batch one step ahead; ``"auto"``: ``"async"``, on CPU ``"sync"``. Runs
+            of one seed are equal either way.
         exchange_every: Steps between two exchanges of what several processes saw; each learns from all.
         decode: Gets an instance as the data set gives it, returns text or a picture for the galleries that W&B and
             TensorBoard get; None takes the largest picture in it.
@@ -91,10 +99,12 @@ class AutoAssistCallback(CallbackBase):
         max_features: int = MAX_FEATURES,
         feature_memory: int = FEATURE_MEMORY,
         lag: int | None = None,
+        update: str = "auto",
         exchange_every: int = 16,
         decode: Decode | None = None,
     ) -> None:
         self.policy: Policy = _named(policy, POLICIES, "policy")
+        self._suits_budget = isinstance(policy, str)
         self.assistant: Assistant = _named(
             self.policy.default_assistant if assistant == "auto" else assistant, ASSISTANTS, "assistant"
         )
@@ -109,11 +119,15 @@ class AutoAssistCallback(CallbackBase):
             raise ValueError(f"feature_memory must not be negative, got {feature_memory}; 0 keeps features in a file")
         if exchange_every < 1:
             raise ValueError(f"exchange_every must be at least 1, got {exchange_every}; 16 is the default")
+        if update not in UPDATES:
+            raise ValueError(f"update must be one of {', '.join(UPDATES)}, got {update!r}")
         self.lag = lag
+        self.update = update
         self.report = FilterReport()
         self._log = RunLog(self, decode)
         self._capture = InstanceLossCapture(score=self.score)
         self._ranks = Ranks()
+        self._jobs = Jobs()
         self._learner = Learner(
             self.assistant,
             self.policy,
@@ -135,10 +149,19 @@ class AutoAssistCallback(CallbackBase):
         if stage != "fit":
             return
         self._data = _data_module_of(trainer)
+        if self._suits_budget and not self._has_begun:
+            self.policy = type(self.policy).for_budget(self._data.budget)
+            self._learner.use(self.policy)
         if self._ranks.world_size != trainer.world_size:
             self._ranks = Ranks(trainer.global_rank, trainer.world_size)
         self.report.num_ranks = self._ranks.world_size
         self._learner.join(self._ranks)
+        is_on_cpu = trainer.strategy.root_device.type == "cpu"
+        if self.lag is None:
+            self.lag = 0 if is_on_cpu else 4
+        self._jobs.close()
+        is_beside = self.update == "async" or (self.update == "auto" and not is_on_cpu)
+        self._learner.jobs = self._jobs = UpdateThread() if is_beside else Jobs()
         if overrides(pl_module, "on_before_batch_transfer"):
             # Lightning would say that the module's hook is ignored; the data module calls it.
             warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in both")
@@ -152,6 +175,8 @@ class AutoAssistCallback(CallbackBase):
             self._learner.row_features if self._learner.rows.reads_features else None,
             self._learner.rows.refusal,
             self._log.count,
+            self._learner.lacks_features,
+            self._jobs,
         )
         self._data.select_by(selection, self._ranks, restart=not self._has_begun)
 
@@ -163,8 +188,6 @@ class AutoAssistCallback(CallbackBase):
             )
         if self.policy.needs_scores:
             self._wrap_training_step(trainer, pl_module)
-        if self.lag is None:
-            self.lag = 0 if pl_module.device.type == "cpu" else 4
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
@@ -181,22 +204,29 @@ class AutoAssistCallback(CallbackBase):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert self._data is not None
-        assert self.lag is not None
         draw = self._data.confirm_draw()
         self.report.count_batch(0 if draw is None else len(draw.indices), trainer.global_step)
-        if trainer.max_epochs > 0:
-            self._learner.progress = (
-                trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
-            ) / trainer.max_epochs
         step, self._step = self._step, None
-        if self.policy.needs_scores:
-            with self.report.timed(), self._learner.unfiltered_on_error():
-                self._learner.end_step(None if step is None else to_host(*step), self.lag)
-            if self._learner.has_other_terms and self.weights != "mean":
-                self._fall_to_mean_weights()
+        with self.report.timed():
+            observed = None
+            with self._learner.unfiltered_on_error():
+                observed = None if step is None else to_host(*step)
+            progress = _progress(trainer, batch_idx)
+            self._jobs.submit(functools.partial(self._end_step, observed, progress, self._capture.has_other_terms))
         self._log.end_step(trainer, pl_module, batch_idx)
 
-        self._rng_before_validation = rng_state() if self._may_validate_next(trainer) else None
+        self._rng_before_validation = None
+        if self._may_validate_next(trainer):
+            self._jobs.settle()  # validation's workers are forked, and a thread had better be at rest then
+            self._rng_before_validation = rng_state()
+
+    def _end_step(self, observed: Observed | None, progress: float, has_other_terms: bool) -> None:
+        """The job at the end of a step, wherever it is done."""
+        assert self.lag is not None
+        with self._learner.unfiltered_on_error():
+            self._learner.end_step(observed, lag=self.lag, progress=progress, has_other_terms=has_other_terms)
+        if self._learner.has_other_terms and self.weights != "mean":
+            self._fall_to_mean_weights()
 
     def _may_validate_next(self, trainer: Any) -> bool:
         """Whether validation may follow this batch of a filtered run."""
@@ -225,6 +255,7 @@ class AutoAssistCallback(CallbackBase):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
+        self._jobs.settle()
         self._log.end_epoch(trainer, pl_module)
         metrics = self._ranks.gather(self.report.end_epoch(self._data.candidate_stream))
         pl_module.log_dict(over_ranks(metrics), sync_dist=True)
@@ -249,6 +280,7 @@ class AutoAssistCallback(CallbackBase):
             ``nonfinite_instances``, ``overhead_ms`` (milliseconds a step), and with an Assistant ``assistant_loss``
             (nats) and ``assistant_auroc`` of the last epoch.
         """
+        self._jobs.settle()
         return self.report.summary(None if self._data is None else self._data.candidate_stream)
 
     def keep_probability(self, indices: Iterable[int]) -> npt.NDArray[np.floating[Any]]:
@@ -257,19 +289,27 @@ class AutoAssistCallback(CallbackBase):
         Args:
             indices: Positions in the train data set, shape ``(n,)``.
         """
+        self._jobs.settle()
         return self._learner.keep_probability(np.fromiter(indices, np.int64), pass_index=1)
 
     @property
     def instances(self) -> InstanceStore | None:
         """What is remembered of each instance; None before the first batch, and where the policy needs no scores."""
+        self._jobs.settle()
         return self._learner.store
 
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        return {"learner": self._learner.state_dict(), "reports": self._ranks.gather(self.report.state_dict())}
+        return {
+            "layout": LAYOUT,
+            "learner": self._learner.state_dict(),
+            "reports": self._ranks.gather(self.report.state_dict()),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not is_readable(state_dict):
+            return
         self._learner.load_state_dict(state_dict["learner"])
         reports = state_dict["reports"]
         self.report.load_state_dict(reports[self._ranks.rank % len(reports)])
@@ -325,7 +365,6 @@ class AutoAssistCallback(CallbackBase):
             self._learner.stop_filtering(captured.reason or "no per-instance loss was found in training_step")
             return
         self._step = draw, observation, features
-        self._learner.has_other_terms |= self._capture.has_other_terms
 
     def _fall_to_mean_weights(self) -> None:
         """Keep the balance between the instances' losses and terms of the loss that have no instances."""
@@ -341,6 +380,7 @@ class AutoAssistCallback(CallbackBase):
         if self._unwrap is not None:
             self._unwrap()
             self._unwrap = None
+        self._jobs.close()
         if self._data is not None:
             self._data.select_by(None)
         self._step = None
@@ -367,6 +407,13 @@ def _check_equal_epochs(num_batches: list[int | float]) -> None:
             f"the processes would train on {', '.join(map(str, num_batches))} batches an epoch and wait for each other "
             "for ever; give every process as many instances, or leave sharding to the Trainer (use_distributed_sampler)"
         )
+
+
+def _progress(trainer: Any, batch_idx: int) -> float:
+    """Share of training that is done, where its length is known."""
+    if trainer.max_epochs <= 0:
+        return 0.0
+    return float((trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches) / trainer.max_epochs)
 
 
 def _is_within_fit(trainer: Any) -> bool:

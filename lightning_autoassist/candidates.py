@@ -60,12 +60,14 @@ class Draw(NamedTuple):
         weights: Shape ``(B,)``, float32; None where instances are not weighted.
         rows: The instances themselves, where they come from a stream.
         pass_index: The pass that was on when the batch was complete.
+        lacks_features: Whether features of some instance were still to be had when the batch was drawn.
     """
 
     indices: IndexArray
     weights: FloatArray | None
     rows: Rows | None = None
     pass_index: int = 0
+    lacks_features: bool = False
 
 
 class CandidateStream:

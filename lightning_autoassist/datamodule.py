@@ -14,6 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
 from lightning_autoassist.candidates import Draw
+from lightning_autoassist.checkpoint import LAYOUT, is_readable
 from lightning_autoassist.distributed import Ranks, owned
 from lightning_autoassist.flavours import DATA_MODULE_TYPES, MODULE_TYPES, DataModuleBase, TrainData, overrides
 from lightning_autoassist.loader import (
@@ -245,6 +246,8 @@ class AutoAssistDataModule(DataModuleBase):
         return any(iterator is own for own in self._fetching_iterators())
 
     def begin(self, loader: FetchedLoader) -> Iterator[Draw]:
+        if self._selection is not None:
+            self._selection.jobs.settle()  # workers are forked next, and a thread had better be at rest then
         if self._selection is not None and isinstance(loader, CarryingLoader):
             self._selection.on_data(len(loader.dataset))
         self._source = loader.source()
@@ -325,6 +328,7 @@ class AutoAssistDataModule(DataModuleBase):
             state["data"] = self.wrapped.state_dict()
         if self._sampler is not None:
             own = {"sampler": self._sampler.state_dict(), "rng": rng_state()}
+            state["layout"] = LAYOUT
             state["ranks"] = self._ranks.gather(own)  # all processes must get here, as for all of a checkpoint
         return state
 
@@ -332,7 +336,7 @@ class AutoAssistDataModule(DataModuleBase):
         if "data" in state_dict and isinstance(self.wrapped, DATA_MODULE_TYPES):
             self.wrapped.load_state_dict(state_dict["data"])
         self._sampler = None
-        ranks = state_dict.get("ranks", [])
+        ranks = state_dict["ranks"] if "ranks" in state_dict and is_readable(state_dict) else []
         own = ranks[self._ranks.rank] if len(ranks) == self._ranks.world_size else {}
         if ranks and not own:
             rank_zero_warn(

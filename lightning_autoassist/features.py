@@ -177,6 +177,12 @@ class InstanceStore:
         """Mark instances as unseen, so that they are kept when they come up again."""
         self.seen[indices] = False
 
+    def forget_everything(self) -> None:
+        """Remember nothing of any instance."""
+        self.seen.zero_()
+        self.has_features.zero_()
+        self.features = self.labels = self._file = None
+
     def state_dict(self) -> dict[str, Any]:
         """All columns, as tensors or None, and the number of batches; of features in a file, which file it is."""
         return {

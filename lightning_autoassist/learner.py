@@ -5,6 +5,7 @@ Shapes: N data set, B batch, n candidates, F features.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -22,10 +23,14 @@ from lightning_autoassist.candidates import Draw, IndexArray, Rows
 from lightning_autoassist.distributed import Ranks
 from lightning_autoassist.feature_file import FeaturePlace
 from lightning_autoassist.features import InstanceStore
+from lightning_autoassist.jobs import Jobs
 from lightning_autoassist.loss_capture import Observation
 from lightning_autoassist.policies import Policy
 from lightning_autoassist.report import FilterReport
 from lightning_autoassist.row_learner import RowLearner
+
+# Labels that tell whether a checkpoint is of this data set.
+MIN_COMPARED = 64
 
 
 class Observed(NamedTuple):
@@ -54,6 +59,7 @@ class Learner:
         exchange_every: Steps between two exchanges with the other processes, where there are any.
 
     Attributes:
+        jobs: Where it learns; whatever is asked in the training loop waits for what was submitted before.
         store: What is remembered; None before the first batch, and where the policy needs no scores.
         rows: The same for streams, of whose instances nothing is remembered.
         is_filtering: False once something went wrong.
@@ -79,6 +85,7 @@ class Learner:
         self.tail = tail
         self.store: InstanceStore | None = None
         self.rows = RowLearner(assistant, policy, features)
+        self.jobs = Jobs()
         self.is_filtering = policy.needs_scores
         self.reason: str | None = None
         self.progress = 0.0
@@ -92,6 +99,12 @@ class Learner:
         self._pending: deque[Observed] = deque()  # younger than the lag
         self._ready: list[Observed] = []  # to be learnt from at the next exchange
         self._restored: dict[str, Any] | None = None
+        # Instances of a restored store whose labels were looked at, and of these those that have another; None: enough.
+        self._compared: tuple[int, int] | None = None
+
+    def use(self, policy: Policy) -> None:
+        """Let ``policy`` decide, before anything was asked."""
+        self.policy = self.rows.policy = policy
 
     def join(self, ranks: Ranks) -> None:
         """Learn from what all of ``ranks`` see, beginning with one Assistant; all processes must call this."""
@@ -101,6 +114,7 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """State of all processes, which must all call this, as tensors and builtins."""
+        self.jobs.settle()
         own = {
             "pending": [on_host(observed)._asdict() for observed in self._pending],
             "ready": [on_host(observed)._asdict() for observed in self._ready],
@@ -154,6 +168,7 @@ class Learner:
         self.store = InstanceStore(num_instances, self._feature_memory, place)
         if restored is not None:
             self.store.load_state_dict(restored)
+            self._compared = 0, 0
 
     # ---- the batch generator asks
 
@@ -181,6 +196,7 @@ class Learner:
 
     def keep_rows(self, rows: Rows, pass_index: int) -> npt.NDArray[np.floating[Any]]:
         """Chances of a stream's rows, shape ``(n,)``; there is no unseen one to be kept."""
+        self.jobs.settle()
         if self.progress <= 1 - self.tail and (self.is_filtering or not self.policy.needs_scores):
             with self.unfiltered_on_error():
                 return self.rows.keep_probability(rows)
@@ -195,13 +211,17 @@ class Learner:
 
     # ---- the Boss answers
 
+    def lacks_features(self, indices: IndexArray) -> bool:
+        """Whether the Assistant reads features, and some of these instances have none yet."""
+        if not self.assistant.reads_batches or self.store is None:
+            return False
+        return not self.store.knows(torch.from_numpy(indices), self.assistant.reads).all()
+
     def new_features(self, draw: Draw, batch: Any) -> Tensor | None:
-        """Features of the batch, where the Assistant reads them and some instance has none yet."""
+        """Features of the batch, where they are still to be had."""
         if draw.rows is not None:
             return draw.rows.features
-        if not self.assistant.reads_batches or self.store is None:
-            return None
-        if self.store.knows(torch.from_numpy(draw.indices), self.assistant.reads).all():
+        if not draw.lacks_features or not self.assistant.reads_batches:
             return None
         with self.unfiltered_on_error():
             features = self._features(batch, len(draw.indices))
@@ -210,13 +230,19 @@ class Learner:
             return features
         return None
 
-    def end_step(self, observed: Observed | None, lag: int) -> None:
+    def end_step(self, observed: Observed | None, *, lag: int, progress: float, has_other_terms: bool) -> None:
         """Let the Assistant learn from what is older than ``lag`` steps; all processes must call this at every step.
 
         Args:
             observed: This step's answer; None where there is none.
             lag: In steps.
+            progress: Share of training that is done.
+            has_other_terms: Whether the loss had terms beside the instances' own.
         """
+        self.progress = progress
+        if not self.policy.needs_scores:
+            return
+        self.has_other_terms |= has_other_terms
         self._num_steps += 1
         if observed is not None:
             self._pending.append(observed)
@@ -242,6 +268,8 @@ class Learner:
             return
         assert self.store is not None
         indices, losses, scores = observed.indices, observed.losses, observed.scores
+        if observed.labels is not None:
+            self._compare_labels(self.store, indices, observed.labels)
         finite = losses.isfinite() & scores.isfinite()
         if not finite.all():
             # Neither learnt from nor dropped: kept again when it comes up, in the hope of a finite loss.
@@ -263,6 +291,26 @@ class Learner:
         self.policy.observe(outcome.predictions, outcome.targets)
         self.report.count_outcome(outcome)
 
+    def _compare_labels(self, store: InstanceStore, indices: Tensor, labels: Tensor) -> None:
+        """Forget what a checkpoint remembers of another data set, which its labels give away."""
+        if self._compared is None or store.labels is None:
+            return
+        seen = store.seen[indices]
+        differ = (store.labels[indices] != labels) & seen
+        num_compared, num_differing = self._compared[0] + int(seen.sum()), self._compared[1] + int(differ.sum())
+        self._compared = num_compared, num_differing
+        if num_compared < MIN_COMPARED:
+            return
+        self._compared = None
+        if num_differing > num_compared / 4:
+            warnings.warn(
+                f"of {num_compared} instances that the checkpoint remembers {num_differing} have another label now: it "
+                "is of another data set, or of another order of it. What was remembered is dropped, every instance is "
+                "kept until it was seen again",
+                stacklevel=2,
+            )
+            store.forget_everything()
+
     def _learn_from_rows(self, observed: Observed, integers: dict[str, Tensor]) -> None:
         """The same for a stream's batch."""
         scores = observed.scores.where(observed.losses.isfinite(), torch.nan)
@@ -283,6 +331,9 @@ class Learner:
 
     def stop_filtering(self, reason: str) -> None:
         """Keep every instance from now on, with one warning."""
+        self.jobs.submit(functools.partial(self._stop_filtering, reason))
+
+    def _stop_filtering(self, reason: str) -> None:
         if self.is_filtering:
             self.is_filtering, self.reason = False, reason
             self._forget_pending()

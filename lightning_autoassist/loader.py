@@ -70,7 +70,7 @@ class PlainBatches:
         announce_epoch(getattr(self.batch_sampler, "sampler", None), self.num_epochs)
         self.num_epochs += 1
         for batch in islice(self.batch_sampler, limit):
-            yield Draw(index_array(batch), None)
+            yield Draw(index_array(batch), None, lacks_features=True)
 
     def confirm(self, draw: Draw) -> None:
         pass

@@ -5,9 +5,11 @@ Shapes: N data set (as the candidates' sampler counts it), B batch, K batches an
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import Future
 from itertools import chain, islice
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler, SubsetRandomSampler
 
 from lightning_autoassist.candidates import CandidateStream, Draw, IndexArray
+from lightning_autoassist.jobs import Jobs
 
 KeepProbability = Callable[[IndexArray, int], npt.NDArray[np.floating[Any]]]
 
@@ -100,9 +103,13 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         self.chunk_size = chunk_size or batch_size
         # Gets candidates, their p and whether each was kept, for reports.
         self.on_considered: Callable[[IndexArray, Any, Any], None] | None = None
+        # Gets kept instances, says whether features of some of them are still to be had.
+        self.lacks_features: Callable[[IndexArray], bool] | None = None
+        self.jobs = Jobs()
         # The candidate stream.
         self._order: IndexArray = np.empty(0, np.int64)
         self._position = 0
+        self._considered_before = 0  # candidates up to the last batch
         # Kept instances that wait for their batch to fill, and batches handed out but not confirmed.
         self._kept_indices: IndexArray = np.empty(0, np.int64)
         self._kept_probs = np.empty(0, np.float64)
@@ -127,14 +134,34 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         Args:
             limit: Batches of the epoch, where they are fewer than K: the rest of an epoch that was interrupted.
         """
-        again = list(self._in_flight)
-        for number in range(len(self) if limit is None else limit):
-            if number < len(again):
-                yield again[number]
-                continue
-            draw = self._draw()
-            self._in_flight.append(draw)
-            yield draw
+        count = len(self) if limit is None else limit
+        self.jobs.settle()
+        out = deque(self._in_flight)  # drawn, and not handed out
+        num_drawn = len(out)
+
+        def draw_until(wanted: int) -> None:
+            nonlocal num_drawn
+            while num_drawn < wanted and (draw := self._draw()) is not None:
+                self._in_flight.append(draw)
+                out.append(draw)
+                num_drawn += 1
+
+        earlier: Future[None] | None = None
+        for number in range(count):
+            started = time.perf_counter()
+            wanted = min(number + 1 + self.jobs.draws_ahead, count)
+            later = self.jobs.submit(functools.partial(draw_until, wanted))
+            if earlier is not None:
+                earlier.result()
+            earlier = later
+            if not out:
+                self.jobs.settle()
+            while not out:
+                # Here and not in a job: the user's sampler draws from the global RNG, as his module does.
+                self._begin_pass()
+                draw_until(wanted)
+            self.seconds += time.perf_counter() - started
+            yield out.popleft()
 
     def confirm(self, draw: Draw) -> None:
         """Take note that the Boss was trained on ``draw``, the oldest unconfirmed batch."""
@@ -143,6 +170,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
 
     def state_dict(self) -> dict[str, Any]:
         """Position and order of the stream, RNG, kept and unconfirmed instances, totals: tensors and builtins."""
+        self.jobs.settle()
         return {
             **self._counts(),
             "num_instances": self.num_instances,
@@ -155,6 +183,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
                     torch.from_numpy(draw.indices),
                     None if draw.weights is None else torch.from_numpy(draw.weights),
                     draw.pass_index,
+                    draw.lacks_features,
                 ]
                 for draw in self._in_flight
             ],
@@ -176,37 +205,42 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
                 "resume with the data set of the interrupted run"
             )
         self._restore_counts(state)
+        self._considered_before = self.num_considered
         self._order = state["order"].numpy().copy()
         self._position = state["position"]
         self._kept_indices = state["kept_indices"].numpy().copy()
         self._kept_probs = state["kept_probs"].numpy().copy()
         self._in_flight = deque(
-            Draw(indices.numpy().copy(), None if weights is None else weights.numpy().copy(), None, pass_index)
-            for indices, weights, pass_index in state["in_flight"]
+            Draw(
+                indices.numpy().copy(),
+                None if weights is None else weights.numpy().copy(),
+                pass_index=pass_index,
+                lacks_features=lacks_features,
+            )
+            for indices, weights, pass_index, lacks_features in state["in_flight"]
         )
 
-    def _draw(self) -> Draw:
-        started = time.perf_counter()
-        considered = self.num_considered
+    def _draw(self) -> Draw | None:
+        """The next batch; None where the pass ends before it is full."""
         while len(self._kept_indices) < self.batch_size:
-            self._check_progress(considered)
-            self._consider(self._next_candidates())
+            if not self._consider_next():
+                return None
+        self._considered_before = self.num_considered
         taken, self._kept_indices = self._kept_indices[: self.batch_size], self._kept_indices[self.batch_size :]
         probs, self._kept_probs = self._kept_probs[: self.batch_size], self._kept_probs[self.batch_size :]
-        draw = Draw(taken, self._weights_of(probs), None, self.pass_index)
-        self.seconds += time.perf_counter() - started
-        return draw
+        return self._draw_of(taken, probs)
 
-    def _next_candidates(self) -> IndexArray:
-        """The next chunk of the stream; it never spans two passes."""
-        if self._position >= len(self._order):
-            self.pass_index += 1
-            self._order = np.empty(0, np.int64)  # so that two orders are never in memory
-            self._order = self._new_pass()
-            self._position = 0
-        chunk = self._order[self._position : self._position + self.chunk_size]
-        self._position += len(chunk)
-        return chunk
+    def _draw_of(self, indices: IndexArray, probs: npt.NDArray[np.float64]) -> Draw:
+        """The batch of instances that were kept with ``probs``."""
+        lacks_features = self.lacks_features is not None and self.lacks_features(indices)
+        weights = self._weights_of(probs)
+        return Draw(indices, weights, pass_index=self.pass_index, lacks_features=lacks_features)
+
+    def _begin_pass(self) -> None:
+        self.pass_index += 1
+        self._order = np.empty(0, np.int64)  # so that two orders are never in memory
+        self._order = self._new_pass()
+        self._position = 0
 
     def _new_pass(self) -> IndexArray:
         announce_epoch(self.sampler, self.pass_index)
@@ -214,6 +248,15 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         if not len(order):
             raise RuntimeError(f"a pass of {type(self.sampler).__name__} has no instances; give every process some")
         return order
+
+    def _consider_next(self) -> bool:
+        """Consider the next chunk, which is never of two passes; False where the pass has ended."""
+        self._check_progress(self._considered_before)
+        candidates = self._order[self._position : self._position + self.chunk_size]
+        self._position += len(candidates)
+        if len(candidates):
+            self._consider(candidates)
+        return len(candidates) > 0
 
     def _consider(self, candidates: IndexArray) -> None:
         if self.keep_probability is None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_autoassist.candidates import IndexArray
+from lightning_autoassist.jobs import Jobs
 from lightning_autoassist.sampler import KeepProbability, ShrinkingBatchSampler
 from lightning_autoassist.streaming import KeepRows, RowFeatures, RowStream
 
@@ -23,6 +25,8 @@ class Selection:
         row_features: Gets a batch of a stream and n, returns its rows' features; None where nobody reads them.
         no_streams: Why streams cannot be filtered so, with what to write; None where they can.
         on_considered: Called with candidates, their p and whether each was kept; not for streams.
+        lacks_features: Gets kept instances, says whether features of some are still to be had; not for streams.
+        jobs: Where batches are drawn; streams are drawn from in the training loop.
     """
 
     keep_probability: KeepProbability
@@ -33,6 +37,8 @@ class Selection:
     row_features: RowFeatures | None
     no_streams: str | None
     on_considered: Callable[[Any, Any, Any], None]
+    lacks_features: Callable[[IndexArray], bool]
+    jobs: Jobs
 
     def apply_to(self, stream: ShrinkingBatchSampler | RowStream, *, pass_whole: bool = False) -> None:
         """Let ``stream`` select so.
@@ -49,3 +55,5 @@ class Selection:
         else:
             stream.keep_probability = None if self.keeps_everything else self.keep_probability
             stream.on_considered = self.on_considered
+            stream.lacks_features = self.lacks_features
+            stream.jobs = self.jobs

@@ -6,7 +6,6 @@ batches an epoch.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -146,26 +145,24 @@ class TokenBatchSampler(ShrinkingBatchSampler):
         super().load_state_dict(state)
         self._ready = deque((indices.numpy().copy(), probs.numpy().copy()) for indices, probs in state["ready"])
 
-    def _draw(self) -> Draw:
-        started = time.perf_counter()
+    def _draw(self) -> Draw | None:
         if not self._ready:
-            self._gather()
+            if not self._gather():
+                return None
+            self._considered_before = self.num_considered
             self._cut()
-        indices, probs = self._ready.popleft()
-        draw = Draw(indices, self._weights_of(probs), None, self.pass_index)
-        self.seconds += time.perf_counter() - started
-        return draw
+        return self._draw_of(*self._ready.popleft())
 
-    def _gather(self) -> None:
-        """Consider candidates until the pool is full: more than a batch is in it then."""
-        considered = self.num_considered
+    def _gather(self) -> bool:
+        """Consider candidates until the pool is full: more than a batch is in it then. False where the pass ends."""
         num_counted, num_tokens = 0, 0
-        while num_tokens <= self._pool_tokens:
+        while True:
             num_tokens += int(self.lengths[self._kept_indices[num_counted:]].sum())
             num_counted = len(self._kept_indices)
-            if num_tokens <= self._pool_tokens:
-                self._check_progress(considered)
-                self._consider(self._next_candidates())
+            if num_tokens > self._pool_tokens:
+                return True
+            if not self._consider_next():
+                return False
 
     def _cut(self) -> None:
         """Cut the pool into batches, and leave in it what fills none."""

@@ -14,7 +14,16 @@ from lightning_autoassist.distributed import OwnedCandidates
 from tests.ordinary import Classifier, trainer
 from tests.two_processes import CASES, EPOCHS, Loaders, N
 
-RESUMED = ("filtered@17", "filtered@14", "workers@31", "proportional@30", "file@17", "random start@9", "tokens@13")
+RESUMED = (
+    "filtered@17",
+    "filtered@14",
+    "workers@31",
+    "proportional@30",
+    "file@17",
+    "async@17",
+    "random start@9",
+    "tokens@13",
+)
 FILTERED = [name for name in CASES if name not in {"plain", "unfiltered", "uneven", "unsharded", "distributed"}]
 
 
@@ -69,7 +78,7 @@ def test_the_trainers_own_sharding_is_left_to_the_user_where_he_asks(runs):
     assert len(mine & yours) <= 1  # DistributedSampler gives one instance twice, to even out
 
 
-@pytest.mark.parametrize("name", ["filtered", "proportional", "file", "weighted", "random start"])
+@pytest.mark.parametrize("name", ["filtered", "proportional", "file", "weighted", "async", "random start"])
 def test_assistants_are_equal_after_each_exchange(runs, name):
     first, second = runs[1][name]
     assert_same(first["assistant"], second["assistant"])
@@ -95,8 +104,9 @@ def test_unfiltered_processes_train_as_plain_ones(runs):
         assert_same(plain["module"], unfiltered["module"])
 
 
-def test_a_process_whose_assistant_fails_goes_on_unfiltered_and_hangs_nobody(runs):
-    first, second = runs[1]["failing"]
+@pytest.mark.parametrize("name", ["failing", "failing async"])
+def test_a_process_whose_assistant_fails_goes_on_unfiltered_and_hangs_nobody(runs, name):
+    first, second = runs[1][name]
     assert first["is_filtering"]
     assert not first["warnings"]
     assert not second["is_filtering"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
     """
     pl.seed_everything(seed, verbose=False)
     module = module_type()
-    settings = {name: options.pop(name) for name in ("assistant", "policy", "lag") if name in options}
+    settings = {name: options.pop(name) for name in ("assistant", "policy", "lag", "update") if name in options}
     weights = options.pop("weights", "none")
     memory = options.pop("feature_memory", FEATURE_MEMORY)
     tokens = {name: options.pop(name) for name in ("max_tokens", "lengths") if name in options}
@@ -117,6 +118,10 @@ LOADERS = {
     "lag": (STEPS, {"lag": 3}),
     "batches by tokens": (STEPS, {"max_tokens": 55, "lengths": [1 + index % 10 for index in range(200)]}),
     "batches by tokens, workers": (FEWER, {"max_tokens": 55, "lengths": [5, 6] * 100, "num_workers": 2}),
+    "batches by tokens, async": (FEWER, {"max_tokens": 55, "lengths": [5, 6] * 100, "update": "async"}),
+    "async": (STEPS, {"update": "async", "weights": "mean"}),
+    "async, lag, 2 workers": (FEWER, {"update": "async", "lag": 3, "num_workers": 2}),
+    "async, 2 persistent workers": (FEWER, {"update": "async", "num_workers": 2, "persistent_workers": True}),
     "features in a file": (STEPS, {"feature_memory": 0}),
     **{f"assistant {name}": (FEWER, {"assistant": name}) for name in ASSISTANTS},
     **{f"policy {name}": (FEWER, {"policy": name, "weights": "auto"}) for name in POLICIES},
@@ -164,37 +169,45 @@ class Dying(pl.Callback):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """What a run gives that nobody interrupts, in a process of its own: the number of threads tells in the last bit."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    finished = run_in_a_process("whole", folder, "", FEATURE_MEMORY)
-    assert finished.returncode == 0, finished.stderr
-    return torch.load(folder / "found.pt", weights_only=True)
+    """What runs give that nobody interrupts, by where the Assistant learns.
+
+    In processes of their own: the number of threads tells in the last bit.
+    """
+    found = {}
+    for update in ("sync", "async"):
+        folder = tmp_path_factory.mktemp("uninterrupted")
+        finished = run_in_a_process("whole", folder, "", {"update": update})
+        assert finished.returncode == 0, finished.stderr
+        found[update] = torch.load(folder / "found.pt", weights_only=True)
+    return found
 
 
 @pytest.mark.parametrize(
-    ("way", "last_step", "feature_memory"),
+    ("way", "last_step", "options"),
     [
-        ("SIGKILL", 30, FEATURE_MEMORY),
-        ("SIGKILL", 30, 0),
-        ("SIGTERM", 31, FEATURE_MEMORY),
-        ("exception", 30, FEATURE_MEMORY),
+        ("SIGKILL", 30, {}),
+        ("SIGKILL", 30, {"feature_memory": 0}),
+        ("SIGKILL", 30, {"update": "async"}),
+        ("SIGTERM", 31, {}),
+        ("exception", 30, {}),
+        ("exception", 30, {"update": "async"}),
     ],
 )
-def test_a_killed_process_is_resumed_in_a_new_one(way, last_step, feature_memory, uninterrupted, tmp_path):
+def test_a_killed_process_is_resumed_in_a_new_one(way, last_step, options, uninterrupted, tmp_path):
     """Dies in the step after the 30th, which Lightning ends after a SIGTERM."""
-    killed = run_in_a_process("die", tmp_path, way, feature_memory)
+    killed = run_in_a_process("die", tmp_path, way, options)
     assert killed.returncode == {"SIGKILL": -9, "SIGTERM": 0, "exception": 1}[way], killed.stderr
     checkpoint = max((tmp_path / "killed").glob("*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]))
     assert checkpoint.stem == f"step={last_step}"
-    assert len(list((tmp_path / "killed").glob("autoassist-features-*"))) == (feature_memory == 0)
-    resumed = run_in_a_process("resume", tmp_path, checkpoint, feature_memory)
+    assert len(list((tmp_path / "killed").glob("autoassist-features-*"))) == ("feature_memory" in options)
+    resumed = run_in_a_process("resume", tmp_path, checkpoint, options)
     assert resumed.returncode == 0, resumed.stderr
-    assert_equal(uninterrupted, torch.load(tmp_path / "found.pt", weights_only=True))
+    assert_equal(uninterrupted[options.get("update", "sync")], torch.load(tmp_path / "found.pt", weights_only=True))
 
 
-def run_in_a_process(*arguments):
+def run_in_a_process(job, folder, argument, options):
     return subprocess.run(
-        [sys.executable, "-m", "tests.test_resume", *map(str, arguments)],
+        [sys.executable, "-m", "tests.test_resume", job, str(folder), str(argument), json.dumps(options)],
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
@@ -204,10 +217,10 @@ def run_in_a_process(*arguments):
 
 
 if __name__ == "__main__":
-    job, folder, argument, memory = sys.argv[1], Path(sys.argv[2]), sys.argv[3], {"feature_memory": int(sys.argv[4])}
+    job, folder, argument, options = sys.argv[1], Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
     if job == "die":
-        fit(folder / "killed", Dying(argument, 30), **memory)
+        fit(folder / "killed", Dying(argument, 30), **options)
     elif job == "resume":
-        torch.save(fit(folder / "resumed", ckpt_path=argument, seed=99, **memory), folder / "found.pt")
+        torch.save(fit(folder / "resumed", ckpt_path=argument, seed=99, **options), folder / "found.pt")
     else:
-        torch.save(fit(folder, saved_steps=(), **memory), folder / "found.pt")
+        torch.save(fit(folder, saved_steps=(), **options), folder / "found.pt")

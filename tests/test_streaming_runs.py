@@ -380,16 +380,18 @@ RESUMED = {
     "2 persistent workers": {"num_workers": 2, "persistent_workers": True},
     "weights": {"weights": "mean"},
     "lag": {"lag": 3},
+    "async": {"lag": 3, "update": "async"},
     "names": {"collate_fn": as_dataclass},
 }
 
 
-def outcome(folder, steps=(), loader_type=StatefulLoader, ckpt_path=None, seed=0, **options):
-    callback = AutoAssistCallback(weights=options.pop("weights", "none"), lag=options.pop("lag", None))
+def outcome(folder, steps=(), loader_type=StatefulLoader, ckpt_path=None, seed=0, extra=(), **options):
+    settings = {name: options.pop(name) for name in ("weights", "lag", "update") if name in options}
+    callback = AutoAssistCallback(**settings)
     loader = loader_type(Stream(100), batch_size=8, **options)
     saving = Saving(folder, steps)
     _, module, data, _ = fit(
-        loader, OfParts() if "collate_fn" in options else None, saving, callback=callback, seed=seed,
+        loader, OfParts() if "collate_fn" in options else None, saving, *extra, callback=callback, seed=seed,
         ckpt_path=ckpt_path, steps_per_epoch=8,
     )  # fmt: skip
     found = {
