@@ -38,6 +38,7 @@ notebooks: $(INSTALLED)
 	$(if $(NOTEBOOKS),$(BIN)/jupyter execute --timeout=600 $(NOTEBOOKS))
 
 package: $(INSTALLED)
+	rm -rf build dist
 	$(BIN)/python -m build
 	for file in dist/*.whl dist/*.tar.gz; do \
 	    rm -rf build/fresh && $(PYTHON) -m venv build/fresh && \

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def write_curves() -> None:
 
     for group in grouped(_final_rows(), SETTING):
         figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.add_subplot(xlabel="Boss updates", ylabel="test accuracy (%)", title=_title(group[0]))
+        axes = figure.add_subplot(xlabel="Boss updates", ylabel="test accuracy (%)")
+        axes.set_title(textwrap.fill(_title(group[0]), 64), fontsize="medium")
         tops = []
         for rows in grouped(group, ("method", "budget")):
             points = [[update for update, _ in row["curve"]] for row in rows]

@@ -37,7 +37,7 @@ from lightning_autoassist.loss_capture import SCORES, CapturedStep, InstanceLoss
 from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, over_ranks, warn_about_limits
 from lightning_autoassist.rng import restore_rng_state, rng_state
-from lightning_autoassist.run_log import Decode, RunLog
+from lightning_autoassist.run_log import Decode, RunLog, summed
 from lightning_autoassist.selection import Selection
 
 UPDATES = ("auto", "sync", "async")
@@ -122,9 +122,14 @@ class AutoAssistCallback(CallbackBase):
         if update not in UPDATES:
             raise ValueError(f"update must be one of {', '.join(UPDATES)}, got {update!r}")
         self.lag = lag
+        self.features = features
+        self.max_features = max_features
+        self.feature_memory = feature_memory
         self.update = update
+        self.exchange_every = exchange_every
+        self.decode = decode
         self.report = FilterReport()
-        self._log = RunLog(self, decode)
+        self._log = RunLog(self)
         self._capture = InstanceLossCapture(score=self.score)
         self._ranks = Ranks()
         self._jobs = Jobs()
@@ -256,7 +261,8 @@ class AutoAssistCallback(CallbackBase):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
         self._jobs.settle()
-        self._log.end_epoch(trainer, pl_module)
+        classes = summed(self._ranks.gather(self._log.class_counts()))
+        self._log.end_epoch(trainer, pl_module, classes)
         metrics = self._ranks.gather(self.report.end_epoch(self._data.candidate_stream))
         pl_module.log_dict(over_ranks(metrics), sync_dist=True)
 
@@ -298,6 +304,23 @@ class AutoAssistCallback(CallbackBase):
         self._jobs.settle()
         return self._learner.store
 
+    @property
+    def filter_settings(self) -> dict[str, Any]:
+        """The settings in force beside policy and Assistant, as loggers get them."""
+        names = (
+            "score",
+            "weights",
+            "features",
+            "tail",
+            "max_features",
+            "feature_memory",
+            "lag",
+            "update",
+            "exchange_every",
+            "decode",
+        )
+        return {name: getattr(self, name) for name in names}
+
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
@@ -305,6 +328,7 @@ class AutoAssistCallback(CallbackBase):
             "layout": LAYOUT,
             "learner": self._learner.state_dict(),
             "reports": self._ranks.gather(self.report.state_dict()),
+            "counts": self._log.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -313,6 +337,7 @@ class AutoAssistCallback(CallbackBase):
         self._learner.load_state_dict(state_dict["learner"])
         reports = state_dict["reports"]
         self.report.load_state_dict(reports[self._ranks.rank % len(reports)])
+        self._log.load_state_dict(state_dict["counts"])
         self._has_begun = True
 
     def _prepare_store(self, num_instances: int) -> None:

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any, NoReturn
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_autoassist import __version__
-from lightning_autoassist.compare import CompareError, as_table, compare, printable
+from lightning_autoassist.compare import CompareError, as_text, compare, printable
 from lightning_autoassist.compare_page import as_json, draw, write_page
 from lightning_autoassist.demo_data import DEFAULT_DATA_DIR, DEFAULT_OUT, DEMO_DATA
 from lightning_autoassist.diagnosis import diagnose
+from lightning_autoassist.flavours import quiet
 from lightning_autoassist.run_readers import LoggedRun, RunError, read_runs
 
 EXIT_UNFILTERED = 1
@@ -30,13 +32,15 @@ examples:
   autoassist check train.py:MyModule --data train.py:MyDataModule
   autoassist check my_project.models:build    # a module with loaders of its own
 
-exits with 0 where filtering is on, 1 where it is off
+exits with 0 where filtering is on, 1 where it is off, 2 where the module cannot be had or fails
 """
 DEMO_EXAMPLES = """\
 examples:
   autoassist demo                             # 8x8 digits, nothing to download
   autoassist demo --budget 0.4 --epochs 24    # fewer Boss updates an epoch, more epochs
   autoassist demo --data fashion-mnist --wandb off
+
+exits with 0, or with 2 where data, packages or W&B are not to be had
 """
 COMPARE_EXAMPLES = """\
 RUN is a W&B offline folder, a folder of CSVLogger or TensorBoardLogger, a folder with several of these, or a W&B
@@ -45,7 +49,7 @@ project (entity/project). NAME=RUN names it; runs of one name count as seeds of 
 examples:
   autoassist compare autoassist-demo/wandb --baseline "digits, full"
   autoassist compare full=logs/version_0 filtered=logs/version_1 --metric val_acc --baseline full --target 0.95
-  autoassist compare me/my-project --group-by autoassist.policy.name --baseline uniform
+  autoassist compare me/my-project --group-by autoassist.policy.name --baseline UniformPolicy
 
 exits with 0, or with 2 where a run cannot be read or compared
 """
@@ -138,8 +142,18 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    data = None if options.data is None else _named(options.data)
-    diagnosis = diagnose(_named(options.module), data)
+    try:
+        data = None if options.data is None else _named(options.data)
+        module = _named(options.module)
+        with quiet():
+            diagnosis = diagnose(module, data)
+    except (UsageError, MisconfigurationException):
+        raise
+    except Exception as error:  # of the user's own code: it must not look like filtering that is off
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"{options.module}: {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
+        ) from error
     if not diagnosis.is_filtered:
         raise SystemExit(EXIT_UNFILTERED)
 
@@ -205,22 +219,22 @@ def _compare(options: argparse.Namespace) -> None:
         is_named = equals and name and not Path(word).exists()
         found = read_runs(place if is_named else word)
         runs += [replace(run, name=name) for run in found] if is_named else found
-    grouping = {"group_by": options.group_by, "batch_size": options.batch_size}
     comparison = compare(
         runs,
         metric=options.metric,
         mode=options.mode,
         target=options.target,
         baseline=options.baseline,
-        **grouping,
+        group_by=options.group_by,
+        batch_size=options.batch_size,
     )
     options.out.mkdir(parents=True, exist_ok=True)
     page = options.out / "compare.html"
-    write_page(page, comparison, runs, **grouping)
-    print(as_json(comparison.as_dict()) if options.json else as_table(comparison))
+    write_page(page, comparison, runs)
+    print(as_json(comparison.as_dict()) if options.json else as_text(comparison))
     try:
         for picture in ("compare.png", "compare.svg"):
-            draw(options.out / picture, comparison, runs, **grouping)
+            draw(options.out / picture, comparison, runs)
         written = "compare.html, compare.png, compare.svg"
     except ModuleNotFoundError as error:
         written = f"compare.html; no pictures: {error}, pip install 'lightning-autoassist[compare]'"

@@ -5,9 +5,10 @@ Shapes: R rows of a run that hold the metric.
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_autoassist.report import AXES, PREFIX
-from lightning_autoassist.run_readers import LoggedRun, Row
+from lightning_autoassist.run_readers import LoggedRun
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -24,7 +25,7 @@ MODES = ("max", "min")
 _PREFERRED = ("(val|test).*acc", "acc", "(val|test).*(f1|auc|auroc|iou|bleu|map)", "(val|test).*loss", "loss")
 _NO_METRICS = re.compile(r"epoch|hp_metric|step|lr-.*|autoassist/.*")
 _LOWER_IS_BETTER = re.compile(
-    r"loss|err|perplexity|ppl|nll|mse|mae|(^|[_/.-])(wer|cer|fid|ece)($|[_/.-])", re.IGNORECASE
+    r"loss|error|perplexity|(^|[_/. -])(err|ppl|nll|r?mse|mae|mape|wer|cer|ter|fid|ece)($|[_/. -])", re.IGNORECASE
 )
 
 
@@ -103,6 +104,8 @@ class Comparison:
         groups: In the order given.
         baseline: Name of the group that savings are counted against.
         target: Value of the metric that is to be reached.
+        group_by: What tells the groups apart.
+        batch_size: Instances an update, of runs that did not log how many they saw.
         seconds_are_wall: Whether seconds are by the clock, validation included, since some run logged no other.
         notes: What the figures do not say.
     """
@@ -112,6 +115,8 @@ class Comparison:
     groups: tuple[Group, ...]
     baseline: str | None
     target: float | None
+    group_by: str
+    batch_size: int | None
     seconds_are_wall: bool
     notes: tuple[str, ...]
 
@@ -168,12 +173,13 @@ def compare(
     is_wall = clock_is_wall(runs)
     curves = {id(run): curve_of(run, metric, batch_size=batch_size, is_wall=is_wall) for run in runs}
     if target is None and baseline is not None:
-        target = statistics.fmean(float(curves[id(run)].values[-1]) for run in groups[baseline])
+        end = statistics.fmean(float(curves[id(run)].values[-1]) for run in groups[baseline])
+        target = end if math.isfinite(end) else None
 
     def figures(run: LoggedRun) -> RunFigures:
         curve = curves[id(run)]
         finite = curve.values[np.isfinite(curve.values)]
-        ends = [_last(axis) for axis in axes_of(run, run.rows, batch_size=batch_size, is_wall=is_wall)]
+        ends = [_last(axis) for axis in _axes_at(run, np.arange(len(run.rows)), batch_size, is_wall)]
         updates, seconds = _reaching(curve, target, mode)
         return RunFigures(
             name=run.name,
@@ -193,6 +199,8 @@ def compare(
         groups=tuple(Group(name, tuple(map(figures, members))) for name, members in groups.items()),
         baseline=baseline,
         target=target,
+        group_by=group_by,
+        batch_size=batch_size,
         seconds_are_wall=is_wall,
         notes=tuple(_notes(runs, is_wall, batch_size)),
     )
@@ -212,20 +220,22 @@ def grouped(runs: Iterable[LoggedRun], group_by: str) -> dict[str, list[LoggedRu
 
 def comparable_metrics(runs: Sequence[LoggedRun]) -> list[str]:
     """Names of the metrics that all runs logged, without the axes."""
-    shared = set.intersection(*(run.metrics for run in runs)) if runs else set()
+    shared = set.intersection(*(set(run.columns) for run in runs)) if runs else set()
     return sorted(name for name in shared if not _NO_METRICS.fullmatch(name))
 
 
-def clock_is_wall(runs: Iterable[LoggedRun]) -> bool:
+def clock_is_wall(runs: Sequence[LoggedRun]) -> bool:
     """Whether seconds have to be the clock's, since some run logged no seconds of training and all have the clock."""
-    runs = list(runs)
-    if all(PREFIX + "seconds" in run.metrics for run in runs):
+    if all(PREFIX + "seconds" in run.columns for run in runs):
         return False
-    return all(any(row.wall_seconds is not None for row in run.rows) for run in runs)
+    return all(bool(np.isfinite(run.wall_seconds).any()) for run in runs)
 
 
 def curve_of(run: LoggedRun, metric: str, *, batch_size: int | None = None, is_wall: bool = False) -> Curve:
     """A metric of a run against updates, instances and seconds.
+
+    The callback's own figures where a row has them, or between rows that have; else the step, which counts updates
+    from 0.
 
     Args:
         run: A run that logged it.
@@ -233,41 +243,42 @@ def curve_of(run: LoggedRun, metric: str, *, batch_size: int | None = None, is_w
         batch_size: Instances an update, where the run did not log how many it saw.
         is_wall: Take seconds from the clock instead of the seconds of training.
     """
-    rows = [row for row in run.rows if metric in row.values]
-    return Curve(
-        *axes_of(run, rows, batch_size=batch_size, is_wall=is_wall),
-        np.array([row.values[metric] for row in rows], np.float64),
-    )
+    rows, values = run.columns[metric]
+    return Curve(*_axes_at(run, rows, batch_size, is_wall), values)
 
 
-def axes_of(
-    run: LoggedRun, rows: Sequence[Row], *, batch_size: int | None, is_wall: bool
+def mean_curve(curves: Sequence[Curve]) -> Curve | None:
+    """The mean of several runs' curves; None for one, and where they were not measured at the same updates."""
+    if len(curves) < 2 or any(not np.array_equal(curve.updates, curves[0].updates) for curve in curves):
+        return None
+    return Curve(*np.mean([np.stack(curve) for curve in curves], axis=0))
+
+
+def _axes_at(
+    run: LoggedRun, rows: npt.NDArray[np.int64], batch_size: int | None, is_wall: bool
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Boss updates, instances and seconds at rows of a run, each of shape ``(R,)``, NaN where not known.
-
-    The callback's own figures where a row has them, or between rows that have; else the step, which counts updates
-    from 0.
-    """
-    steps = np.array([np.nan if row.step is None else row.step for row in rows], np.float64)
-    updates, instances, seconds = (_logged(run, PREFIX + name, rows, steps) for name in AXES)
-    updates = np.where(np.isnan(updates), steps + 1, updates)
+    """Boss updates, instances and seconds at rows of a run, each of shape ``(R,)``, NaN where not known."""
+    updates, instances, seconds = (_logged(run, PREFIX + name, rows) for name in AXES)
+    updates = np.where(np.isnan(updates), run.steps[rows] + 1, updates)
     if batch_size is not None:
         instances = np.where(np.isnan(instances), updates * batch_size, instances)
-    if is_wall:
-        seconds = np.array([np.nan if row.wall_seconds is None else row.wall_seconds for row in rows], np.float64)
-    return updates, instances, seconds
+    return updates, instances, run.wall_seconds[rows] if is_wall else seconds
 
 
-def _logged(run: LoggedRun, axis: str, rows: Sequence[Row], steps: FloatArray) -> FloatArray:
-    known = {row.step: row.values[axis] for row in run.rows if row.step is not None and axis in row.values}
-    own = np.array([row.values.get(axis, np.nan) for row in rows], np.float64)
-    if not known:
-        return own
+def _logged(run: LoggedRun, axis: str, rows: npt.NDArray[np.int64]) -> FloatArray:
+    if axis not in run.columns:
+        return np.full(len(rows), np.nan)
+    logged_in, amounts = run.columns[axis]
+    own = np.full(len(run.rows), np.nan)
+    own[logged_in] = amounts
+    # Of a step that was noted twice, the later.
+    at, last = np.unique(run.steps[logged_in][::-1], return_index=True)
+    amounts, known = amounts[::-1][last], np.isfinite(at)
+    if not known.any():
+        return own[rows]
     # Before the first update nothing was spent; after the last note of it nobody knows.
-    at = np.array([-1.0, *sorted(known)])
-    amounts = np.array([0.0, *(known[step] for step in sorted(known))])
-    between = np.interp(steps, at, amounts, right=np.nan)
-    return np.where(np.isnan(own), between, own)
+    between = np.interp(run.steps[rows], [-1.0, *at[known]], [0.0, *amounts[known]], right=np.nan)
+    return np.where(np.isnan(own[rows]), between, own[rows])
 
 
 def _last(axis: FloatArray) -> float | None:
@@ -290,8 +301,8 @@ def _reaching(curve: Curve, target: float | None, mode: str) -> tuple[float | No
 def _metric_of(runs: Sequence[LoggedRun], metric: str | None) -> str:
     if metric is not None:
         for run in runs:
-            if metric not in run.metrics:
-                raise CompareError(f"{run.source} has no metric {metric}; it has {_listed(sorted(run.metrics))}")
+            if metric not in run.columns:
+                raise CompareError(f"{run.source} has no metric {metric}; it has {_listed(sorted(run.columns))}")
         return metric
     shared = comparable_metrics(runs)
     for pattern in _PREFERRED:
@@ -321,9 +332,9 @@ def _notes(runs: Sequence[LoggedRun], is_wall: bool, batch_size: int | None) -> 
             "Seconds are by the clock, validation included: some run logged no seconds of training. "
             'AutoAssistCallback(policy="uniform") with budget=1 logs them, and trains as plain Lightning does.'
         )
-    elif not all(PREFIX + "seconds" in run.metrics for run in runs):
+    elif not all(PREFIX + "seconds" in run.columns for run in runs):
         yield "Some runs logged no seconds of training, and their logger not the time either."
-    missing = [run for run in runs if PREFIX + "instances_seen" not in run.metrics]
+    missing = [run for run in runs if PREFIX + "instances_seen" not in run.columns]
     if missing and batch_size is None:
         yield "Some runs did not log the instances they saw; --batch-size gives the instances an update."
 
@@ -333,53 +344,84 @@ def _listed(names: Iterable[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
 
 
-# ---- the table
+# ---- the tables
 
 
-def as_table(comparison: Comparison) -> str:
-    """The groups as lines of text; control characters in their names are replaced.
+class Table(NamedTuple):
+    """Figures as text.
+
+    Attributes:
+        title: What they are.
+        lines: A line of headings, and one of cells for each group.
+    """
+
+    title: str
+    lines: list[list[str]]
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """What the groups reached and cost; and, where there is a target, what reaching it cost."""
+    cost = Table(
+        "What the runs reached, and what it cost",
+        _lines(
+            comparison,
+            [
+                (f"{comparison.metric} at the end", "final", ".4g"),
+                ("at best", "best", ".4g"),
+                ("updates", "updates", ",.0f"),
+                ("instances", "instances", ",.0f"),
+                ("seconds", "seconds", ",.1f"),
+            ],
+            saved=("updates", "seconds"),
+        ),
+    )
+    if comparison.target is None:
+        return [cost]
+    until = Table(
+        f"Until {comparison.metric} reached {comparison.target:.4g}",
+        _lines(
+            comparison,
+            [("updates", "updates_to_target", ",.0f"), ("seconds", "seconds_to_target", ",.1f")],
+            saved=("updates_to_target", "seconds_to_target"),
+        ),
+    )
+    return [cost, until]
+
+
+def _lines(comparison: Comparison, figures: Sequence[tuple[str, str, str]], saved: Sequence[str]) -> list[list[str]]:
+    """Headings and groups: of each figure its heading, its name and its format; then what is saved of some."""
+    saved = saved if comparison.baseline is not None else ()
+    headings = [
+        "run",
+        "runs",
+        *(heading for heading, _, _ in figures),
+        *(f"saved {name.split('_')[0]}" for name in saved),
+    ]
+    lines = [headings]
+    for group in comparison.groups:
+        cells = [_cell(group.statistic(name), len(group.runs), form) for _, name, form in figures]
+        shares = (comparison.saving(group, name) for name in saved)
+        cells += ["-" if share is None else f"{share:+.1%}" for share in shares]
+        lines.append([group.name, str(len(group.runs)), *cells])
+    return lines
+
+
+def as_text(comparison: Comparison) -> str:
+    """The tables and notes for a terminal; control characters in names are replaced.
 
     Args:
         comparison: What to show.
     """
-    lines = [[printable(cell) for cell in line] for line in table_cells(comparison)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(
-            cell.ljust(width) if number == 0 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
+    parts = [f"{printable(title)}\n{_aligned(lines)}" for title, lines in tables(comparison)]
+    return "\n\n".join([*parts, "\n".join(comparison.notes)] if comparison.notes else parts)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    shown = [[shortened(cell) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in shown]
     text.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*text, *comparison.notes])
-
-
-def table_cells(comparison: Comparison) -> list[list[str]]:
-    """Title and groups, as text."""
-    has_target, has_baseline = comparison.target is not None, comparison.baseline is not None
-    target = "" if comparison.target is None else f"{comparison.target:.4g}"
-    percent: Callable[[float | None], str] = lambda share: "-" if share is None else f"{share:+.1%}"  # noqa: E731
-    titles = ["run", "runs", f"{comparison.metric}, end", "best", "updates", "instances", "seconds"]
-    titles += [f"updates to {target}", f"seconds to {target}"] * has_target
-    titles += ["saved updates", "saved seconds"] * has_baseline
-    titles += [f"saved updates to {target}", f"saved seconds to {target}"] * (has_target and has_baseline)
-    lines = [titles]
-    for group in comparison.groups:
-        num_runs = len(group.runs)
-        line = [group.name, str(num_runs)]
-        line += [_cell(group.statistic(figure), num_runs, ".4g") for figure in ("final", "best")]
-        line += [_cell(group.statistic(figure), num_runs, ",.0f") for figure in ("updates", "instances")]
-        line += [_cell(group.statistic("seconds"), num_runs, ",.1f")]
-        if has_target:
-            line += [_cell(group.statistic("updates_to_target"), num_runs, ",.0f")]
-            line += [_cell(group.statistic("seconds_to_target"), num_runs, ",.1f")]
-        if has_baseline:
-            line += [percent(comparison.saving(group, figure)) for figure in ("updates", "seconds")]
-        if has_target and has_baseline:
-            line += [percent(comparison.saving(group, f"{axis}_to_target")) for axis in ("updates", "seconds")]
-        lines.append(line)
-    return lines
+    return "\n".join(text)
 
 
 def _cell(statistic: Statistic | None, num_runs: int, form: str) -> str:
@@ -389,6 +431,12 @@ def _cell(statistic: Statistic | None, num_runs: int, form: str) -> str:
     if statistic.spread:
         text += f" ± {statistic.spread:.2g}" if form == ".4g" else f" ± {statistic.spread:{form}}"
     return text if statistic.num_runs == num_runs else f"{text} ({statistic.num_runs} of {num_runs})"
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """Printable, and no longer than ``most`` characters."""
+    text = printable(text)
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def printable(text: str) -> str:

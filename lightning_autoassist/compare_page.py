@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import math
 import warnings
@@ -21,30 +22,28 @@ import numpy as np
 from lightning_autoassist.compare import (
     Comparison,
     Curve,
-    clock_is_wall,
     comparable_metrics,
     curve_of,
     grouped,
-    printable,
-    table_cells,
+    mean_curve,
+    shortened,
+    tables,
 )
 from lightning_autoassist.run_readers import LoggedRun
 
 AXIS_TITLES = ("Boss updates", "instances seen", "seconds")
-MAX_POINTS = 500  # of a curve
-MAX_METRICS = 30
-MAX_NAME = 60  # characters of a name in a picture
-# By Okabe and Ito, told apart by colour-blind readers; those of the page.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
+MAX_POINTS = 300  # of a curve
+MAX_METRICS = 20
+# Of a run's settings.
+MAX_SETTINGS, MAX_DEPTH, MAX_TEXT = 2_000, 20, 1_000
+# By Okabe and Ito, told apart by colour-blind readers, on white and on black.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 
 
 def write_page(
     path: Path,
     comparison: Comparison,
     runs: Sequence[LoggedRun],
-    *,
-    group_by: str = "name",
-    batch_size: int | None = None,
 ) -> None:
     """Write one HTML file: the table, curves of every shared metric with hover, and the settings.
 
@@ -52,13 +51,11 @@ def write_page(
         path: The file.
         comparison: Of ``runs``.
         runs: The same runs.
-        group_by: As it was given to :func:`~lightning_autoassist.compare.compare`.
-        batch_size: Likewise.
     """
     template = files("lightning_autoassist").joinpath("compare_page.html").read_text(encoding="utf-8")
     script = files("lightning_autoassist").joinpath("compare_page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    data = as_json(_page_data(comparison, runs, group_by, batch_size))
+    data = as_json(_page_data(comparison, runs))
     # Data last: what looks like a placeholder in them stays.
     page = template.replace("@HASH@", digest).replace("@SCRIPT@", script).replace("@DATA@", data)
     path.write_text(page, encoding="utf-8")
@@ -79,9 +76,6 @@ def draw(
     path: Path,
     comparison: Comparison,
     runs: Sequence[LoggedRun],
-    *,
-    group_by: str = "name",
-    batch_size: int | None = None,
 ) -> None:
     """Draw the metric against Boss updates, instances and seconds.
 
@@ -89,70 +83,101 @@ def draw(
         path: The file; its suffix, ``.png`` or ``.svg``, decides the format.
         comparison: Of ``runs``.
         runs: The same runs.
-        group_by: As it was given to :func:`~lightning_autoassist.compare.compare`.
-        batch_size: Likewise.
     """
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and a backend for the whole process
+    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(12, 4), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    is_wall = clock_is_wall(runs)
     lines = {}
-    for number, (name, members) in enumerate(grouped(runs, group_by).items()):
-        for run in members:
-            curve = curve_of(run, comparison.metric, batch_size=batch_size, is_wall=is_wall)
-            for axis, panel in zip(curve[:3], panels, strict=True):
-                known = np.isfinite(axis) & np.isfinite(curve.values)
-                colour = COLOURS[number % len(COLOURS)]
-                (lines[name],) = panel.plot(axis[known], curve.values[known], color=colour, marker=".", alpha=0.8)
+    for number, (name, members) in enumerate(grouped(runs, comparison.group_by).items()):
+        curves = [_curve(comparison, run, comparison.metric) for run in members]
+        mean, colour = mean_curve(curves), COLOURS[number % len(COLOURS)]
+        # Several runs' mean stands before them.
+        for curve in curves:
+            (lines[name],) = _plot(panels, curve, color=colour, alpha=0.9 if mean is None else 0.25)
+        if mean is not None:
+            (lines[name],) = _plot(panels, mean, color=colour, marker=".", linewidth=2)
     for title, panel in zip(AXIS_TITLES, panels, strict=True):
         panel.set_xlabel(title)
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel(_short(comparison.metric), parse_math=False)
+    panels[0].set_ylabel(shortened(comparison.metric), parse_math=False)
     # Names are set afterwards: as labels they could be mathematics, or hidden by an underscore.
     legend = figure.legend(list(lines.values()), [" "] * len(lines), loc="outside lower center", ncols=3)
     for text, name in zip(legend.get_texts(), lines, strict=True):
         text.set_parse_math(False)
-        text.set_text(_short(name))
+        text.set_text(shortened(name))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(path, format=path.suffix[1:], dpi=90)
 
 
-def _page_data(
-    comparison: Comparison, runs: Sequence[LoggedRun], group_by: str, batch_size: int | None
-) -> dict[str, Any]:
+def _plot(panels: Any, curve: Curve, **style: Any) -> list[Any]:
+    """Draw a curve into a panel for each axis; returns the last one's line."""
+    for axis, panel in zip(curve[:3], panels, strict=True):
+        known = np.isfinite(axis) & np.isfinite(curve.values)
+        drawn: list[Any] = panel.plot(axis[known], curve.values[known], **style)
+    return drawn
+
+
+def _page_data(comparison: Comparison, runs: Sequence[LoggedRun]) -> dict[str, Any]:
     others = [name for name in comparable_metrics(runs) if name != comparison.metric]
     metrics = [comparison.metric, *others[: MAX_METRICS - 1]]
-    is_wall = clock_is_wall(runs)
-    groups = grouped(runs, group_by)
+    groups = []
+    for group, members in grouped(runs, comparison.group_by).items():
+        curves = {name: [_curve(comparison, run, name) for run in members] for name in metrics}
+        means = {name: mean_curve(of_runs) for name, of_runs in curves.items()}
+        groups.append(
+            {
+                "name": group,
+                "means": {name: None if mean is None else _points(mean) for name, mean in means.items()},
+                "runs": [
+                    {
+                        "name": run.name,
+                        "source": run.source,
+                        "config": _config_text(run.config),
+                        "curves": {name: _points(curves[name][number]) for name in metrics},
+                    }
+                    for number, run in enumerate(members)
+                ],
+            }
+        )
     return {
         "metric": comparison.metric,
         "metrics": metrics,
         "axes": AXIS_TITLES,
-        "groups": list(groups),
-        "table": table_cells(comparison),
+        "tables": [table._asdict() for table in tables(comparison)],
         "notes": comparison.notes,
-        "runs": [
-            {
-                "name": run.name,
-                "group": group,
-                "source": run.source,
-                "config": json.dumps(_finite(run.config), indent=2, default=str, sort_keys=True),
-                "curves": {
-                    name: _points(curve_of(run, name, batch_size=batch_size, is_wall=is_wall)) for name in metrics
-                },
-            }
-            for group, members in groups.items()
-            for run in members
-        ],
+        "colours": COLOURS,
+        "groups": groups,
     }
+
+
+def _curve(comparison: Comparison, run: LoggedRun, metric: str) -> Curve:
+    return curve_of(run, metric, batch_size=comparison.batch_size, is_wall=comparison.seconds_are_wall)
 
 
 def _points(curve: Curve) -> list[list[float]]:
     chosen = np.unique(np.linspace(0, len(curve.values) - 1, MAX_POINTS).round().astype(int))
-    points: list[list[float]] = np.stack(curve)[:, chosen].T.tolist()
-    return points
+    return [[float(f"{number:.7g}") for number in point] for point in np.stack(curve)[:, chosen].T.tolist()]
+
+
+def _config_text(config: dict[str, Any]) -> str:
+    return json.dumps(_bounded(config, [MAX_SETTINGS]), indent=2, default=str, sort_keys=True)
+
+
+def _bounded(value: Any, left: list[int], depth: int = 0) -> Any:
+    """The same without what a page cannot show: settings may refer to themselves, or to one part a thousand times."""
+    left[0] -= 1
+    if left[0] < 0 or depth > MAX_DEPTH:
+        return "…"
+    if isinstance(value, dict):
+        items = itertools.islice(value.items(), left[0] + 1)
+        return {shortened(str(name)): _bounded(inner, left, depth + 1) for name, inner in items}
+    if isinstance(value, (list, tuple)):
+        return [_bounded(inner, left, depth + 1) for inner in value[: left[0] + 1]]
+    return value[:MAX_TEXT] if isinstance(value, str) else _finite(value)
 
 
 def _finite(value: Any) -> Any:
@@ -164,8 +189,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
     return value
-
-
-def _short(name: str) -> str:
-    name = printable(name)
-    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"

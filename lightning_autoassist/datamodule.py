@@ -127,7 +127,7 @@ class AutoAssistDataModule(DataModuleBase):
         super().__init__()
         self.budget = budget
         self._seed = seed
-        self._flatten = flatten or max_tokens is not None
+        self._flatten = flatten
         self._tokens = token_budget(max_tokens, lengths)
         self._steps_per_epoch = steps_per_epoch
         self._pad_values = pad_values
@@ -186,6 +186,18 @@ class AutoAssistDataModule(DataModuleBase):
             self.wrapped.trainer = trainer
         if trainer is not None:
             group_runs(trainer, self.budget, self.wrapped)
+
+    @property
+    def filter_settings(self) -> dict[str, Any]:
+        """What this data module was given beside the data."""
+        return {
+            "budget": self.budget,
+            "seed": self._seed,
+            "flatten": self._flatten,
+            "steps_per_epoch": self._steps_per_epoch,
+            "pad_values": self._pad_values,
+            **({} if self._tokens is None else self._tokens.settings),
+        }
 
     # Lightning logs and saves the hyperparameters that it finds under these names.
     @property
@@ -381,7 +393,7 @@ class AutoAssistDataModule(DataModuleBase):
         batch_size = getattr(batches, "batch_size", None)
         if type(batches) is BatchSampler:
             return batches.sampler, batches.batch_size, batches.drop_last
-        if not self._flatten or (self._tokens is None and not isinstance(batch_size, int)):
+        if self._tokens is None and not (self._flatten and isinstance(batch_size, int)):
             raise MisconfigurationException(
                 f"{type(batches).__name__} decides which instances share a batch, and filtering would undo that; pass "
                 "max_tokens= to put instances of similar length together, or flatten=True to take its instances one by "

@@ -8,7 +8,6 @@ Shapes: B batch, H and W height and width in pixels, C classes.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import time
 import warnings
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_autoassist.callback import AutoAssistCallback
 from lightning_autoassist.datamodule import AutoAssistDataModule
 from lightning_autoassist.demo_data import DEFAULT_DATA_DIR, DEFAULT_OUT, DEMO_DATA, Split
+from lightning_autoassist.flavours import quiet
 
 NUM_CLASSES = 10
 PLOT_NAME = "accuracy.png"
@@ -150,7 +150,7 @@ class RunResult:
         instances_seen: Instances that the Boss was trained on, repeats included.
         seconds: Of training, without validation.
         accuracy: On the held-out instances at the end, in [0, 1].
-        keep_rate: Share of the candidates that entered a batch; None without AutoAssist.
+        keep_rate: Share of the candidates that entered a batch; None where everything is kept.
         curve: Boss updates and held-out accuracy at the end of each epoch.
     """
 
@@ -249,16 +249,16 @@ def run_demo(
         wandb_mode = "offline" if importlib.util.find_spec("wandb") else "off"
         if wandb_mode == "off":
             console.print("W&B is not installed, so no runs are logged; pip install wandb brings them.")
-    callbacks = {
-        "full": None,
-        f"uniform {budget:.0%}": AutoAssistCallback(policy="uniform"),
-        f"AutoAssist {budget:.0%}": AutoAssistCallback(),
+    # The full run is plain Lightning bit for bit; the callback logs what the runs are compared by.
+    runs = {
+        "full": (AutoAssistCallback(policy="uniform"), 1.0),
+        f"uniform {budget:.0%}": (AutoAssistCallback(policy="uniform"), budget),
+        f"AutoAssist {budget:.0%}": (AutoAssistCallback(), budget),
     }
     results = []
     with _quiet(), _threads(settings.num_threads):
-        for name, callback in callbacks.items():
-            images = ImageData(split, settings.batch_size)
-            data_module = images if callback is None else AutoAssistDataModule(images, budget=budget)
+        for name, (callback, share) in runs.items():
+            data_module = AutoAssistDataModule(ImageData(split, settings.batch_size), budget=share)
             torch.manual_seed(seed)
             module = ImageClassifier(small_resnet(settings.stem_stride), settings.learning_rate)
             with _logging_to_wandb(f"{data}, {name}", wandb_mode, out) as logger, _progress(console) as progress:
@@ -323,14 +323,14 @@ def _train(
     name: str,
     module: pl.LightningModule,
     data_module: pl.LightningDataModule,
-    callback: AutoAssistCallback | None,
+    callback: AutoAssistCallback,
     bar: RunProgress,
     **trainer_options: Any,
 ) -> RunResult:
     recorder = Recorder()
     trainer = pl.Trainer(
         devices=1,
-        callbacks=[recorder, bar] if callback is None else [callback, recorder, bar],
+        callbacks=[callback, recorder, bar],
         log_every_n_steps=10,
         num_sanity_val_steps=0,
         enable_checkpointing=False,
@@ -345,7 +345,7 @@ def _train(
         instances_seen=recorder.instances_seen,
         seconds=recorder.seconds,
         accuracy=recorder.curve[-1][1],
-        keep_rate=None if callback is None else callback.summary()["keep_rate"],
+        keep_rate=callback.summary()["keep_rate"] if callback.policy.needs_scores else None,
         curve=tuple(recorder.curve),
     )
 
@@ -403,16 +403,7 @@ def _threads(num_threads: int | None) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what Lightning says about devices, workers and its own use of torch."""
-    # Where both flavours are installed, either may speak under the other's name.
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers")  # tensors in memory: nothing for them to do
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield

@@ -61,7 +61,8 @@ def diagnose(
 
     Args:
         module: The LightningModule.
-        data: What :class:`~lightning_autoassist.AutoAssistDataModule` takes; None: the module's own loaders.
+        data: What :class:`~lightning_autoassist.AutoAssistDataModule` takes, or one, as a stream without a length needs
+            it for its ``steps_per_epoch``; None: the module's own loaders.
         num_steps: Training steps; capture is off in every second one, for the comparison of times.
         quiet: Only return, do not print.
         trainer_options: For the Trainer, ``accelerator="gpu"`` for one.
@@ -99,8 +100,9 @@ def diagnose(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they say of so short a run is no news
         trainer = flavour.Trainer(callbacks=[watching, _StepTimer(watching)], **options)
-        wrapped = AutoAssistDataModule(module if data is None else data, budget=1.0)
-        trainer.fit(module, datamodule=wrapped)
+        if not isinstance(data, AutoAssistDataModule):
+            data = AutoAssistDataModule(module if data is None else data, budget=1.0)
+        trainer.fit(module, datamodule=data)
     diagnosis = watching.diagnosis(type(module).__name__)
     if not quiet:
         print(diagnosis)

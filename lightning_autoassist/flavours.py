@@ -7,6 +7,9 @@ classes of its own. A class that inherits from both is accepted by both.
 from __future__ import annotations
 
 import importlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Union
 
@@ -66,3 +69,18 @@ def overrides(owner: Any, method: str) -> bool:
     function = getattr(own, "__func__", own)
     bases = [base for base in (*DATA_MODULE_TYPES, *MODULE_TYPES) if isinstance(owner, base)]
     return all(getattr(base, method, None) is not function for base in bases)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what Lightning says for information: devices, tips, what it loads."""
+    # Where both flavours are installed, either may speak under the other's name.
+    loggers = [logging.getLogger(name) for name in FLAVOUR_NAMES]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

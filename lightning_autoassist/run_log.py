@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -34,6 +35,7 @@ GALLERY_SIZE = 12  # instances at either end
 MAX_CLASS_METRICS = 20  # of more classes there is a table only
 NUM_BINS = 64
 
+ClassCounts = dict[int, tuple[int, int]]
 Decode = Callable[[Any], Any]
 _Method = TypeVar("_Method", bound=Callable[..., None])
 
@@ -45,10 +47,12 @@ class Filtering(Protocol):
     assistant: Any
     report: FilterReport
     score: str
-    weights: str
-    tail: float
-    lag: int | None
+    decode: Decode | None
     _data: Any
+
+    @property
+    def filter_settings(self) -> dict[str, Any]:
+        """Its arguments, but for policy and Assistant."""
 
     @property
     def instances(self) -> InstanceStore | None:
@@ -79,23 +83,25 @@ class RunLog:
 
     Args:
         filtering: The callback.
-        decode: Gets an instance as the data set gives it, returns text or a picture to show it by; None shows the
-            largest picture in it.
     """
 
-    def __init__(self, filtering: Filtering, decode: Decode | None = None) -> None:
+    def __init__(self, filtering: Filtering) -> None:
         self.filtering = filtering
-        self.decode = decode
         self.counts: InstanceCounts | None = None
         self.is_on = True
         self._is_wanted = False
+        self._is_first = True
+        self._num_ranks = 1
+        self._restored: dict[str, Any] | None = None
 
     # ---- the callback tells
 
     def connect(self, trainer: Any) -> None:
         """A fit begins: the callback has its data module, and no logger has saved the run's settings yet."""
         self.is_on = True
-        self._is_wanted = bool(trainer.loggers) and trainer.is_global_zero
+        self._is_wanted = bool(trainer.loggers)
+        self._is_first = trainer.is_global_zero
+        self._num_ranks = trainer.world_size
         self._prepare_tensorboard(trainer)
 
     @_costs_no_run
@@ -108,8 +114,15 @@ class RunLog:
     @_costs_no_run
     def prepare(self, num_instances: int) -> None:
         """Make room for the counts, before the first batch is drawn."""
-        if self._is_wanted and (self.counts is None or self.counts.num_instances != num_instances):
+        restored, self._restored = self._restored, None
+        if not self._is_wanted:
+            return
+        if self.counts is None or self.counts.num_instances != num_instances:
             self.counts = InstanceCounts(num_instances)
+        # The first process's; on another number of processes it has another share of the data.
+        sizes = num_instances, self._num_ranks
+        if restored is not None and self._is_first and (restored["num_instances"], restored["num_ranks"]) == sizes:
+            self.counts.load_state_dict(restored)
 
     @_costs_no_run
     def count(self, candidates: IndexArray, probs: FloatArray, kept: Any) -> None:
@@ -149,23 +162,43 @@ class RunLog:
         values = {name: torch.tensor(float(value)) for name, value in bar.items()}
         pl_module.log_dict(values, prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
+    def class_counts(self) -> ClassCounts:
+        """How many candidates of each class this process kept and dropped in this epoch."""
+        found: ClassCounts = {}
+        self._count_classes(found)
+        return found
+
     @_costs_no_run
-    def end_epoch(self, trainer: Any, pl_module: Any) -> None:
-        """An epoch ends, and its metrics are logged next."""
+    def _count_classes(self, found: ClassCounts) -> None:
+        labels = None if self.counts is None else self._labels(self.counts)
+        if self.counts is not None and labels is not None:
+            found.update(self.counts.by_class(labels))
+            found.pop(-1, None)
+
+    @_costs_no_run
+    def end_epoch(self, trainer: Any, pl_module: Any, classes: ClassCounts) -> None:
+        """An epoch ends, and its metrics are logged next.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The Boss.
+            classes: The :meth:`class_counts` of all processes.
+        """
         counts = self.counts
         if counts is None:
             return
         ranked = self.filtering.report.ranked()
         shown = None if ranked is None else reliability(*ranked)
-        classes = self._by_class(counts)
         metrics = {f"keep_rate_class_{label}": kept / (kept + dropped) for label, (kept, dropped) in classes.items()}
         if len(metrics) > MAX_CLASS_METRICS:
             metrics = {}
         if shown is not None and shown.calibration_error is not None:
             metrics["assistant_calibration_error"] = shown.calibration_error
-        pl_module.log_dict({PREFIX + name: value for name, value in metrics.items()}, rank_zero_only=True)
+        # Alike in all processes, and so without an exchange.
+        pl_module.log_dict({PREFIX + name: value for name, value in metrics.items()})
 
-        boards = [logger.experiment for logger in trainer.loggers if _is_a(logger, "TensorBoardLogger")]
+        loggers = trainer.loggers if self._is_first else []
+        boards = [logger.experiment for logger in loggers if _is_a(logger, "TensorBoardLogger")]
         runs = list(_wandb_runs(trainer))
         if boards or runs:
             histograms = self._histograms(counts)
@@ -184,6 +217,16 @@ class RunLog:
         for run in _wandb_runs(trainer):
             run.summary.update({PREFIX + name: summary[name] for name in (*AXES, "saved_ratio", "keep_rate")})
 
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """The counts of this process, which are the first one's; None where nothing is counted."""
+        return None if self.counts is None else {**self.counts.state_dict(), "num_ranks": self._num_ranks}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Restore :meth:`state_dict`, in :meth:`prepare`."""
+        self.counts, self._restored = None, state
+
     # ---- what is logged
 
     def _settings(self) -> dict[str, Any]:
@@ -191,15 +234,15 @@ class RunLog:
 
         filtering = self.filtering
         stream = filtering._data.candidate_stream
+        given = {**filtering._data.filter_settings, **filtering.filter_settings}
         return {
             "version": __version__,
-            "budget": filtering._data.budget,
+            **{name: _in_words(value) for name, value in given.items()},
             "policy": card(filtering.policy),
             "assistant": card(filtering.assistant) if filtering.policy.needs_scores else None,
-            **{name: getattr(filtering, name) for name in ("score", "weights", "tail", "lag")},
             "num_instances": None if stream is None else stream.num_instances,
             "batch_size": None if stream is None else stream.batch_size,
-            "max_tokens": getattr(stream, "max_tokens", None),
+            "num_processes": self._num_ranks,
         }
 
     def _labels(self, counts: InstanceCounts) -> Any:
@@ -209,12 +252,6 @@ class RunLog:
             return None
         rows = torch.from_numpy(counts.indices)
         return store.labels[rows].where(store.seen[rows], -1).numpy()
-
-    def _by_class(self, counts: InstanceCounts) -> dict[int, tuple[int, int]]:
-        labels = self._labels(counts)
-        by_class = {} if labels is None else counts.by_class(labels)
-        by_class.pop(-1, None)
-        return by_class
 
     def _histograms(self, counts: InstanceCounts) -> dict[str, Any]:
         values = {"keep_probs": counts.probs[np.isfinite(counts.probs)]}
@@ -249,10 +286,31 @@ class RunLog:
         return gallery
 
     def _shown(self, instance: Any) -> str | Picture | None:
-        if self.decode is not None:
-            decoded = self.decode(instance)
+        if self.filtering.decode is not None:
+            decoded = self.filtering.decode(instance)
             return decoded if isinstance(decoded, str) else picture_of(decoded)
         return picture_of(instance)
+
+
+def summed(counts: Iterable[ClassCounts]) -> ClassCounts:
+    """The processes' counts in one.
+
+    Example:
+        >>> summed([{0: (1, 2), 1: (1, 0)}, {0: (3, 0)}])
+        {0: (4, 2), 1: (1, 0)}
+    """
+    totals: ClassCounts = {}
+    for label, (kept, dropped) in chain.from_iterable(own.items() for own in counts):
+        before = totals.get(label, (0, 0))
+        totals[label] = before[0] + kept, before[1] + dropped
+    return dict(sorted(totals.items()))
+
+
+def _in_words(setting: Any) -> Any:
+    """A setting as loggers take it: functions by their names."""
+    if callable(setting):
+        return getattr(setting, "__qualname__", type(setting).__qualname__)
+    return dict(setting) if isinstance(setting, Mapping) else setting
 
 
 def card(rule: Any) -> dict[str, Any]:
@@ -306,7 +364,7 @@ def _log_to_wandb(
     histograms: dict[str, Any],
     gallery: dict[str, list[dict[str, Any]]],
     shown: Reliability | None,
-    classes: dict[int, tuple[int, int]],
+    classes: ClassCounts,
 ) -> None:
     import wandb
 

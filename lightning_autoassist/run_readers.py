@@ -7,18 +7,25 @@ where they are shown.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import re
+import struct
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 WANDB_STEP = "trainer/global_step"
 # The W&B file: after a header of 7 bytes, blocks of 32 KiB with records of (checksum, length, type), as LevelDB's logs.
 _WANDB_HEADER = b":W&B"
 _HEADER_SIZE, _BLOCK_SIZE, _RECORD_HEADER_SIZE = 7, 32_768, 7
+_RECORD_HEADER = struct.Struct("<IHB")
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _PROJECT = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 
@@ -41,6 +48,18 @@ class Row(NamedTuple):
     values: dict[str, float]
 
 
+class Column(NamedTuple):
+    """One metric of a run.
+
+    Attributes:
+        rows: In which rows it was logged, shape ``(n,)``.
+        values: Shape ``(n,)``.
+    """
+
+    rows: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class LoggedRun:
     """One run, as its logger left it.
@@ -61,10 +80,29 @@ class LoggedRun:
     group: str = ""
     job_type: str = ""
 
-    @property
-    def metrics(self) -> set[str]:
-        """Names of everything that was logged."""
-        return {name for row in self.rows for name in row.values}
+    @functools.cached_property
+    def columns(self) -> dict[str, Column]:
+        """Everything that was logged, by its name."""
+        found: dict[str, tuple[list[int], list[float]]] = {}
+        for number, row in enumerate(self.rows):
+            for name, value in row.values.items():
+                numbers, values = found.setdefault(name, ([], []))
+                numbers.append(number)
+                values.append(value)
+        return {
+            name: Column(np.array(numbers, np.int64), np.array(values, np.float64))
+            for name, (numbers, values) in found.items()
+        }
+
+    @functools.cached_property
+    def steps(self) -> npt.NDArray[np.float64]:
+        """The step of each row, NaN where there is none."""
+        return np.array([np.nan if row.step is None else row.step for row in self.rows], np.float64)
+
+    @functools.cached_property
+    def wall_seconds(self) -> npt.NDArray[np.float64]:
+        """The time of each row, NaN where it was not noted."""
+        return np.array([np.nan if row.wall_seconds is None else row.wall_seconds for row in self.rows], np.float64)
 
 
 def read_runs(place: str) -> list[LoggedRun]:
@@ -121,13 +159,13 @@ def _runs_in(path: Path) -> Iterator[LoggedRun]:
 def read_wandb_file(path: Path) -> LoggedRun:
     """One run from the file that W&B writes offline (and online, beside uploading it).
 
-    What a crash left unfinished at the end is left out.
+    What a crash left unfinished at the end is left out; damage before it is an error, since the figures would be wrong.
 
     Args:
         path: ``run-*.wandb``.
 
     Raises:
-        RunError: If it is no such file, or wandb is not installed.
+        RunError: If it is no such file, or damaged, or wandb is not installed.
     """
     try:
         from wandb.proto import wandb_internal_pb2
@@ -159,26 +197,33 @@ def read_wandb_file(path: Path) -> LoggedRun:
 
 
 def _wandb_records(path: Path) -> Iterator[bytes]:
-    content = path.read_bytes()
-    if not content.startswith(_WANDB_HEADER):
-        raise RunError(f"{path} is no W&B run: it begins with {content[:4]!r}")
-    position, parts = _HEADER_SIZE, b""
-    while True:
-        left = _BLOCK_SIZE - position % _BLOCK_SIZE
-        if left < _RECORD_HEADER_SIZE:  # too little for a record: zeros
-            position += left
-        start = position + _RECORD_HEADER_SIZE
-        checksum = int.from_bytes(content[position : position + 4], "little")
-        length = int.from_bytes(content[position + 4 : position + 6], "little")
-        if start + length > len(content) or start > len(content):
-            return
-        kind, part = content[start - 1], content[start : start + length]
-        if zlib.crc32(part, zlib.crc32(bytes([kind]))) != checksum:
-            return  # what a crash left
-        position = start + length
-        parts = part if kind in {_FULL, _FIRST} else parts + part
-        if kind in {_FULL, _LAST}:
-            yield parts
+    """The file's records, block by block: it may be larger than memory."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER_SIZE)
+        if not header.startswith(_WANDB_HEADER):
+            raise RunError(f"{path} is no W&B run: it begins with {header[:4]!r}")
+        parts: list[bytes] = []
+        block = file.read(_BLOCK_SIZE - _HEADER_SIZE)
+        while block:
+            following = file.read(_BLOCK_SIZE)
+            position = 0
+            while position + _RECORD_HEADER_SIZE <= len(block):  # what is left is too little for a record: zeros
+                checksum, length, kind = _RECORD_HEADER.unpack_from(block, position)
+                start = position + _RECORD_HEADER_SIZE
+                part = block[start : start + length]
+                if len(part) < length and not following:
+                    return  # what a crash left
+                if zlib.crc32(part, zlib.crc32(bytes([kind]))) != checksum:
+                    if not following and not any(block[position:]):
+                        return  # likewise, of a file system that had made room
+                    raise RunError(f"{path} is damaged, within its first {file.tell():,} bytes")
+                if kind in {_FULL, _FIRST}:
+                    parts.clear()
+                parts.append(part)
+                if kind in {_FULL, _LAST}:
+                    yield b"".join(parts)
+                position = start + length
+            block = following
 
 
 def _update_config(config: dict[str, Any], items: Iterable[Any]) -> None:
@@ -194,13 +239,14 @@ def _update_config(config: dict[str, Any], items: Iterable[Any]) -> None:
 
 def _flat_items(items: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     for item in items:
-        yield ".".join(item.nested_key) or item.key, _from_json(item.value_json)
+        # Interned: a name is in memory once, not once a row.
+        yield sys.intern(".".join(item.nested_key) or item.key), _from_json(item.value_json)
 
 
 def _from_json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # of a crash, or a stranger's thousand brackets
         return text
 
 

@@ -282,6 +282,12 @@ class TokenBudget:
         self.lengths = lengths
         self._measured: tuple[Any, npt.NDArray[np.int64]] | None = None
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What loggers get: an array of lengths is not among it."""
+        given = "given for each instance" if self.lengths is not None else None
+        return {"max_tokens": self.max_tokens, "lengths": self.lengths if callable(self.lengths) else given}
+
     def sampler(self, dataset: Any, candidates: Any, owned: Any, **options: Any) -> TokenBatchSampler:
         """The batches of a data set's candidates.
 

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import shlex
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 import lightning_autoassist
 from lightning_autoassist import demo_data
-from lightning_autoassist.cli import main
+from lightning_autoassist.cli import _parser, main
 
 
 def one_line_error(capsys, *arguments):
@@ -47,11 +48,19 @@ def write_fashion_mnist(folder, num_train=300, num_held_out=100):
 # ---- words
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"]])
-def test_help(arguments, capsys):
+@pytest.mark.parametrize("command", ["demo", "check", "compare"])
+def test_help_has_examples_and_exit_codes(command, capsys):
     with pytest.raises(SystemExit, match="0"):
-        main(arguments)
-    assert "demo" in capsys.readouterr().out
+        main(["--help"])
+    assert command in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    examples = re.findall(rf"^  (autoassist {command} .*?)(?: +#.*)?$|^  (autoassist {command})  ", text, re.MULTILINE)
+    assert len(examples) >= 2
+    assert "exits with 0" in text
+    for example in filter(None, sum(examples, ())):
+        _parser().parse_args(shlex.split(example)[1:])
 
 
 def test_help_of_the_demo_shows_examples_and_defaults(capsys):
@@ -186,6 +195,14 @@ class Linear(pl.LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
+class NeedsAWidth(Linear):
+    def __init__(self, width):
+        super().__init__()
+
+class Broken(Linear):
+    def training_step(self, batch, batch_idx):
+        return self.no_such_layer(batch[0])
+
 class Opaque(Linear):
     def training_step(self, batch, batch_idx):
         return self.net.weight.square().sum()
@@ -210,6 +227,27 @@ def test_check_ends_with_1_where_filtering_is_off(tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
         main(["check", f"{path}:Opaque", "--data", f"{path}:loader"])
     assert "Opaque: filtering is OFF." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Broken", r"AttributeError: 'Broken' object has no attribute 'no_such_layer' \(.*, line \d+\)"),
+        ("NeedsAWidth", "missing 1 required positional argument: 'width'"),
+        ("loader", "module must be a LightningModule, got a DataLoader"),
+        ("LIMIT", "module must be a LightningModule, got a int"),
+    ],
+)
+def test_check_of_code_that_fails_is_one_line_and_not_filtering_that_is_off(name, message, tmp_path, capsys):
+    path = tmp_path / "failing_training.py"
+    path.write_text(TRAINING + "\nLIMIT = 3\n")
+    assert re.search(message, one_line_error(capsys, "check", f"{path}:{name}", "--data", f"{path}:loader"))
+
+
+def test_check_of_a_file_that_is_no_python_is_one_line(tmp_path, capsys):
+    path = tmp_path / "unwritten_training.py"
+    path.write_text("class Model(:\n")
+    assert "SyntaxError" in one_line_error(capsys, "check", f"{path}:Model")
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.cli import main
-from lightning_autoassist.compare import CompareError, as_table, compare, curve_of
+from lightning_autoassist.compare import CompareError, as_text, compare, curve_of, mean_curve
 from lightning_autoassist.compare_page import as_json, draw, write_page
-from lightning_autoassist.run_readers import LoggedRun, Row, RunError, read_runs, read_wandb_file
+from lightning_autoassist.run_readers import LoggedRun, Row, RunError, _from_json, read_runs, read_wandb_file
 from tests.ordinary import Classifier, ClustersData, trainer
 from tests.runs import BATCH_SIZE, BUDGET, NUM_EPOCHS, NUM_INSTANCES, train
 from tests.test_cli import one_line_error
@@ -119,13 +119,21 @@ def test_printed_table_has_the_logs_numbers(logged, capsys, tmp_path):
     root, watches = logged
     words = [f"plain={root / 'plain'}", f"filtered={root / 'filtered'}", "--baseline", "plain", "--batch-size", "10"]
     assert main(["compare", *words, "--out", str(tmp_path / "out")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    cells = {(line := re.split(r"  +", text.strip()))[0]: line for text in lines[2:4]}
+    cost, until, *_ = (
+        [re.split(r"  +", line) for line in part.splitlines()] for part in capsys.readouterr().out.split("\n\n")
+    )
+    headings, reached = cost[1], {line[0]: dict(zip(cost[1], line, strict=True)) for line in cost[3:5]}
+    assert headings[0] == "run"
     for name, watch in watches.items():
         last = watch.seen[-1]
-        assert cells[name][2] == f"{last['value']:.4g}"
-        assert cells[name][4:6] == [f"{last['updates']:,}", f"{last['instances']:,}"]
-    assert cells["filtered"][9] == "+40.0%"
+        assert reached[name]["val_loss at the end"] == f"{last['value']:.4g}"
+        assert reached[name]["updates"] == f"{last['updates']:,}"
+        assert reached[name]["instances"] == f"{last['instances']:,}"
+    assert reached["filtered"]["saved updates"] == "+40.0%"
+    assert until[0] == [f"Until val_loss reached {watches['plain'].seen[-1]['value']:.4g}"]
+    target = watches["plain"].seen[-1]["value"]
+    first = next(at["updates"] for at in watches["plain"].seen if at["value"] <= target + 1e-9)
+    assert dict(zip(until[1], until[3], strict=True))["updates"] == f"{first:,}"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["compare.html", "compare.png", "compare.svg"]
 
 
@@ -185,14 +193,14 @@ def test_mean_and_spread_over_seeds():
     assert b.statistic("final").spread is None
     assert comparison.saving(b, "seconds") == pytest.approx(0.5)
     assert comparison.saving(b, "updates_to_target") == pytest.approx(0.5)
-    assert "0.85 ± 0.071" in as_table(comparison)
+    assert "0.85 ± 0.071" in as_text(comparison)
 
 
 def test_a_target_that_some_seeds_miss_saves_nothing():
     comparison = compare([run_of("a", [0.5, 0.8]), run_of("a", [0.6, 0.9]), run_of("b", [0.9])], baseline="b")
     assert comparison.groups[0].statistic("updates_to_target").num_runs == 1
     assert comparison.saving(comparison.groups[0], "updates_to_target") is None
-    assert "(1 of 2)" in as_table(comparison)
+    assert "(1 of 2)" in as_text(comparison)
 
 
 def test_groups_by_wandb_group_and_by_setting():
@@ -208,7 +216,7 @@ def test_a_run_that_diverged_ends_with_nan():
     comparison = compare([run_of("a", [0.5, math.nan])], target=0.4)
     assert math.isnan(comparison.groups[0].runs[0].final)
     assert comparison.groups[0].runs[0].best == 0.5
-    assert "nan" in as_table(comparison)
+    assert "nan" in as_text(comparison)
 
 
 # ---- what goes wrong
@@ -250,11 +258,31 @@ def test_a_wandb_file_cut_short_is_read_as_far_as_it_goes(tmp_path):
     (file,) = (tmp_path / "run").rglob("*.wandb")
     (whole,) = read_runs(str(file))
     assert len(whole.rows) > 5
-    for length in (len(file.read_bytes()) * 2 // 3, 9, 7):
-        (tmp_path / "cut.wandb").write_bytes(file.read_bytes()[:length])
-        cut = read_wandb_file(tmp_path / "cut.wandb")
-        assert whole.rows[: len(cut.rows)] == cut.rows
-        assert len(cut.rows) < len(whole.rows)
+    content, cut_file = file.read_bytes(), tmp_path / "cut.wandb"
+    for length in (len(content) * 2 // 3, 9, 7):
+        for rest in (b"", bytes(100)):
+            cut_file.write_bytes(content[:length] + (rest if length == 7 else b""))
+            cut = read_wandb_file(cut_file)
+            assert whole.rows[: len(cut.rows)] == cut.rows
+            assert len(cut.rows) < len(whole.rows)
+
+
+def test_a_wandb_file_of_many_blocks_is_read_whole_and_its_damage_is_told(tmp_path):
+    run = wandb.init(dir=tmp_path, mode="offline", settings=wandb.Settings(silent=True, console="off"))
+    texts = ["x" * length for length in (1, 40_000, 32_700, 32_761, 100, 70_000)]  # over blocks, and ending near theirs
+    for step, text in enumerate(texts):
+        run.log({"trainer/global_step": step, "loss": step / 10, "text": text})
+    run.finish()
+    wandb.teardown()
+    (file,) = tmp_path.rglob("*.wandb")
+    (whole,) = read_runs(str(file))
+    assert whole.columns["loss"].values.tolist() == [step / 10 for step in range(len(texts))]
+    content = bytearray(file.read_bytes())
+    for place in (len(content) // 2, len(content) - 200):
+        damaged = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        (tmp_path / "damaged.wandb").write_bytes(damaged)
+        with pytest.raises(RunError, match=r"damaged\.wandb is damaged, within its first [\d,]+ bytes"):
+            read_wandb_file(tmp_path / "damaged.wandb")
 
 
 def test_files_that_are_no_runs(tmp_path):
@@ -266,6 +294,12 @@ def test_files_that_are_no_runs(tmp_path):
     (tmp_path / "a.wandb").write_bytes(b":W&B\xe1\xbe\x00" + header + content)
     with pytest.raises(RunError, match="damaged"):
         read_runs(str(tmp_path / "a.wandb"))
+    (tmp_path / "metrics.csv").write_bytes(b"step,loss\n0,\xff\n")
+    with pytest.raises(RunError, match="no CSV file"):
+        read_runs(str(tmp_path / "metrics.csv"))
+    (tmp_path / "metrics.csv").write_text("step,loss\n0," + "1" * 200_000)
+    with pytest.raises(RunError, match="no CSV file: field larger"):
+        read_runs(str(tmp_path / "metrics.csv"))
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
     with pytest.raises(RunError, match="no column step"):
         read_runs(str(tmp_path / "metrics.csv"))
@@ -278,6 +312,10 @@ def test_settings_build_no_objects(tmp_path):
     )
     (run,) = read_runs(str(tmp_path))
     assert run.config == {"lr": 0.1, "bad": None, "class": None}
+
+
+def test_json_of_a_thousand_brackets_is_text():
+    assert _from_json("[" * 100_000) == "[" * 100_000
 
 
 # ---- pages
@@ -294,9 +332,44 @@ def test_nothing_in_a_run_can_close_the_pages_script(tmp_path):
     assert page.count("<script") == page.count("</script") == 2
     data = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1]
     assert not set("<>&\u2028") & set(data)
-    assert json.loads(data)["runs"][0]["name"] == NASTY
+    assert json.loads(data)["groups"][0]["runs"][0]["name"] == NASTY
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
     assert len(page) < 40_000
+
+
+def test_settings_that_refer_to_themselves_or_grow_are_cut(tmp_path):
+    loop, laughs = [], "lol"
+    loop.append(loop)
+    for _ in range(12):
+        laughs = [laughs] * 12
+    runs = [run_of("a", [0.5], config={"loop": loop, "laughs": laughs, "long": "x" * 10**6, "x" * 10**6: 1})]
+    write_page(tmp_path / "page.html", compare(runs), runs)
+    assert len((tmp_path / "page.html").read_text()) < 200_000
+
+
+def test_curves_of_seeds_have_a_mean_where_they_were_measured_at_the_same_updates():
+    runs = [run_of("a", [0.5, 0.7], seconds=10.0), run_of("a", [0.6, 0.9], seconds=20.0), run_of("a", [0.6])]
+    first, second, shorter = (curve_of(run, "acc") for run in runs)
+    mean = mean_curve([first, second])
+    assert mean.values.tolist() == pytest.approx([0.55, 0.8])
+    assert mean.seconds.tolist() == [15, 30]
+    assert mean.updates.tolist() == first.updates.tolist()
+    assert mean_curve([first]) is mean_curve([first, shorter]) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [("val_loss", "min"), ("loss_val", "min"), ("val/rmse", "min"), ("test.wer", "min"), ("inferred_acc", "max")],
+)
+def test_losses_and_errors_are_better_when_they_are_low(metric, mode):
+    run = LoggedRun("a", "a", (Row(0.0, None, {metric: 1.0}),))
+    assert compare([run], metric=metric).mode == mode
+
+
+def test_a_baseline_that_diverged_sets_no_target():
+    comparison = compare([run_of("a", [0.5, math.nan]), run_of("b", [0.9, 0.9])], baseline="a")
+    assert comparison.target is None
+    assert "Until" not in as_text(comparison)
 
 
 def test_json_for_pages_has_no_nan():
@@ -314,7 +387,7 @@ def test_pictures_take_any_name(tmp_path, suffix):
 
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
-    table = as_table(compare([run_of("a\x1b[31m\nb", [0.5])]))
+    table = as_text(compare([run_of("a\x1b[31m\nb", [0.5])]))
     assert "\x1b" not in table
     assert len(table.splitlines()) >= 3
 
@@ -342,6 +415,7 @@ def test_page_in_a_browser(browser, tmp_path):
     shown = dom(browser, tmp_path / "page.html", tmp_path / "profile")
     assert "<title>autoassist compare</title>" in shown  # the name's script did not run
     assert shown.count("<svg") == 2  # nobody logged instances
+    assert set(re.findall(r'viewBox="0 0 (\d+) ', shown)) == {re.search(r'viewBox="0 0 (\d+) ', shown)[1]}
     assert "No run logged these." in shown
     assert shown.count('class="line"') == 4
     assert "<td>plain</td><td>1</td><td>0.9</td>" in shown
@@ -359,7 +433,7 @@ def test_hover_in_a_browser(browser, tmp_path):
         const place = document.querySelectorAll("circle")[1].getBoundingClientRect();
         document.querySelector("svg").dispatchEvent(new PointerEvent("pointermove",
             {clientX: place.left + 3, clientY: place.top + 3}));
-        document.querySelector("#legend button").click();
+        document.querySelector("#controls button").click();
     </script></body>"""
     (tmp_path / "hover.html").write_text(page.replace("</body>", move))
     shown = dom(browser, tmp_path / "hover.html", tmp_path / "profile")

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from lightning_autoassist import diagnose
+from lightning_autoassist import AutoAssistDataModule, diagnose
 from tests.ordinary import Classifier, ClustersData
+from tests.test_streaming_runs import Stream
 
 
 class TwoLosses(Classifier):
@@ -57,3 +60,10 @@ def test_the_module_stays_as_it_is_and_quiet_is_quiet(capsys):
 def test_something_else_than_a_module_is_refused():
     with pytest.raises(TypeError, match="module must be a LightningModule, got a Linear"):
         diagnose(torch.nn.Linear(1, 1), ClustersData())
+
+
+def test_a_stream_without_a_length_is_told_its_steps():
+    stream = DataLoader(Stream(100), batch_size=10)
+    assert diagnose(Classifier(), AutoAssistDataModule(stream, steps_per_epoch=5), quiet=True).is_filtered
+    with pytest.raises(MisconfigurationException, match="steps_per_epoch="):
+        diagnose(Classifier(), stream, quiet=True)

@@ -6,11 +6,13 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.distributed import OwnedCandidates
+from lightning_autoassist.run_readers import read_runs
 from tests.ordinary import Classifier, trainer
 from tests.two_processes import CASES, EPOCHS, Loaders, N
 
@@ -20,6 +22,7 @@ RESUMED = (
     "workers@31",
     "proportional@30",
     "file@17",
+    "logged@17",
     "async@17",
     "random start@9",
     "tokens@13",
@@ -138,6 +141,35 @@ def test_one_process_goes_on_from_what_two_remember(runs):
 def test_checkpoints_of_several_processes_hold_tensors_and_builtins(runs):
     checkpoint = torch.load(runs[0] / "filtered" / "step=17.ckpt", weights_only=True)
     assert len(checkpoint["AutoAssistDataModule"]["ranks"]) == 2
+
+
+def test_each_process_counts_its_own_share_and_one_logs(runs):
+    folder, seen = runs
+    first, second = seen["logged"]
+    for mine, yours in ((first, second), (second, first)):
+        counted = np.flatnonzero(mine["counts"]["kept"] + mine["counts"]["dropped"])
+        assert {index for batch in mine["batches"] for index in batch} <= set(counted.tolist())
+        assert not {index for batch in yours["batches"] for index in batch} & set(counted.tolist())
+        assert mine["counts"]["kept"].sum() + mine["counts"]["dropped"].sum() == mine["considered"]
+    (by_wandb,) = read_runs(str(folder / "logged" / "wandb"))
+    (by_csv,) = read_runs(str(folder / "logged" / "csv"))
+    assert by_wandb.config["autoassist"]["num_processes"] == 2
+    num_updates = len(first["batches"])
+    for run in (by_wandb, by_csv):
+        last = [row.values for row in run.rows if "autoassist/candidates_seen" in row.values]
+        assert len(last) == EPOCHS
+        assert last[-1]["autoassist/boss_updates"] == num_updates
+        assert last[-1]["autoassist/candidates_seen"] == first["considered"] + second["considered"]
+        for label in ("0", "1"):
+            rate = f"autoassist/keep_rate_class_{label}"
+            assert last[-1][rate] == pytest.approx(float(first["metrics"][rate]), rel=1e-6)
+            assert first["metrics"][rate] == second["metrics"][rate]
+
+
+def test_counts_of_several_processes_go_on_after_a_resume(runs):
+    whole, resumed = runs[1]["logged"][0], runs[1]["logged@17"][0]
+    for name, counts in whole["counts"].items():
+        np.testing.assert_array_equal(resumed["counts"][name], counts)
 
 
 def test_owned_candidates_are_a_partition_of_every_pass():

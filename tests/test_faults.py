@@ -148,7 +148,7 @@ def run_in_a_process(job, folder):
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

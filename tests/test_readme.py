@@ -1,5 +1,6 @@
 """What the README shows works as it stands there."""
 
+import ast
 import functools
 import re
 import sys
@@ -11,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
+import lightning_autoassist
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.cli import main
 from tests import ordinary
@@ -54,7 +56,7 @@ def test_python_blocks(monkeypatch):
         data = AutoAssistDataModule(ordinary.ClustersData(), budget=0.6)
         ordinary.trainer(max_epochs=4, callbacks=[callback]).fit(names[name](), datamodule=data)
         assert callback.summary()["keep_rate"] < 1
-    assert names["callback"]._log.decode(ordinary.CountingDataset(10)[4]) == "class 1"
+    assert names["callback"].decode(ordinary.CountingDataset(10)[4]) == "class 1"
 
 
 # What Lightning's use of jsonargparse, whose new versions deprecate some of it, has to say is not ours.
@@ -108,13 +110,38 @@ def test_files_that_the_readme_names_are_there():
     root = Path(__file__).parent.parent
     for link in re.findall(r"\]\(((?!https?:|#)[^)]+)\)", README):
         assert (root / link).exists(), link
-    for test in re.findall(r"`(tests/[\w.]+\.py)(?:::(\w+))?`", README):
-        assert f"def {test[1]}(" in (root / test[0]).read_text() if test[1] else (root / test[0]).exists()
 
 
-def test_citation_file_is_yaml():
+def test_every_promise_is_kept_by_a_test_that_exists():
+    root = Path(__file__).parent.parent
+    (section,) = re.findall(r"## What is guaranteed\n(.*?)\n## ", README, re.DOTALL)
+    promises = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(promises) > 15
+    for promise in promises:
+        kept_by = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", promise.split("|")[2])
+        assert kept_by, promise
+        for file, test in kept_by:
+            defined = {
+                node.name for node in ast.parse((root / file).read_text()).body if isinstance(node, ast.FunctionDef)
+            }
+            assert test in defined if test else any(name.startswith("test_") for name in defined), promise
+
+
+def test_citation_file_cites_what_the_readme_cites():
     import yaml
 
     citation = yaml.safe_load((Path(__file__).parent.parent / "CITATION.cff").read_text())
     assert citation["cff-version"] == "1.2.0"
-    assert citation["preferred-citation"]["title"] in README
+    assert {"message", "title", "authors"} <= citation.keys()
+    paper = citation["preferred-citation"]
+    assert paper["title"] in README
+    (entry,) = blocks("bibtex")
+    authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
+    assert authors in entry
+    assert f"{{{paper['year']}}}" in entry
+
+
+def test_the_version_is_written_once():
+    root = Path(__file__).parent.parent
+    for name in ("setup.cfg", "pyproject.toml", "CITATION.cff"):
+        assert lightning_autoassist.__version__ not in (root / name).read_text()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+import wandb
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, WeightedRandomSampler
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, LogisticAssistant
@@ -93,6 +95,7 @@ def fit(
     sampler=RandomSampler,
     workers=0,
     tokens=None,
+    logs=False,
     **options,
 ):
     """One fit; returns what this process saw and has."""
@@ -110,7 +113,8 @@ def fit(
         strategy=strategy,
         max_epochs=EPOCHS,
         callbacks=callbacks,
-        logger=False,
+        logger=loggers(folder) if logs else False,
+        log_every_n_steps=5,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=shards,
@@ -131,7 +135,16 @@ def fit(
         seen["considered"] = getattr(data.candidate_stream, "num_considered", None)
         seen["is_filtering"] = callback._learner.is_filtering
         seen["summary"] = callback.summary()
+        counts = callback._log.counts
+        seen["counts"] = (
+            None if counts is None else {name: getattr(counts, name) for name in ("kept", "dropped", "probs")}
+        )
     return seen
+
+
+def loggers(folder):
+    quiet = wandb.Settings(silent=True, console="off")
+    return [CSVLogger(folder, "csv", ""), WandbLogger(save_dir=folder, mode="offline", settings=quiet)]
 
 
 def weighted(data):
@@ -143,6 +156,7 @@ CASES = {
     "workers": {"workers": 2},
     "proportional": {"policy": "proportional"},
     "file": {"feature_memory": 0},
+    "logged": {"policy": "proportional", "logs": True},
     "backwards": {"sampler": lambda data: Backwards()},
     "weighted": {"sampler": weighted},
     "distributed": {"sampler": DistributedSampler},
@@ -168,6 +182,7 @@ def main(folder, names):
             seen = fit(own, resume=resume, **options)
         except pl.utilities.exceptions.MisconfigurationException as error:
             seen = {"error": str(error)}
+        wandb.finish()
         torch.save(seen, folder / f"{own.name}-{torch.distributed.get_rank()}.pt")
 
 
