@@ -33,6 +33,7 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python benchmarks/images.py --quick
 	$(BIN)/python benchmarks/text_classification.py --quick
 	$(BIN)/python benchmarks/linear_svm.py --quick
+	$(BIN)/python benchmarks/translation.py --quick
 	$(BIN)/python benchmarks/report.py --check
 
 notebooks: $(INSTALLED)

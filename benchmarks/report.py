@@ -16,6 +16,7 @@ from image_report import IMAGES, image_tables, stale_curves, wall_clock_table, w
 from rows import rows_of
 from svm_report import stale_svm_curves, svm_tables, write_svm_curves
 from text_report import TEXTS, text_tables
+from translation_report import stale_translation_curves, translation_tables, write_translation_curves
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -72,6 +73,7 @@ def scale_table() -> str:
 TABLES = {
     "images": image_tables,
     "text": text_tables,
+    "translation": translation_tables,
     "wall_clock": wall_clock_table,
     "linear_svm": svm_tables,
     "overhead": overhead_table,
@@ -96,13 +98,14 @@ def main() -> None:
     before = README.read_text()
     after = rewritten(before)
     if check:
-        stale = [*stale_curves(IMAGES), *stale_curves(TEXTS), *stale_svm_curves()]
+        stale = [*stale_curves(IMAGES), *stale_curves(TEXTS), *stale_svm_curves(), *stale_translation_curves()]
         stale += ["README.md"] if after != before else []
         sys.exit(f"{', '.join(stale)} differ from the rows: run python benchmarks/report.py" if stale else 0)
     README.write_text(after)
     for benchmark in (IMAGES, TEXTS):
         write_curves(benchmark)
     write_svm_curves()
+    write_translation_curves()
 
 
 if __name__ == "__main__":

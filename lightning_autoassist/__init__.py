@@ -20,6 +20,7 @@ from lightning_autoassist.policies import (
 )
 from lightning_autoassist.sampler import ShrinkingBatchSampler
 from lightning_autoassist.text_assistant import TextAssistant
+from lightning_autoassist.token_batches import TokenBatchSampler
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "SelectiveBackpropPolicy",
     "ShrinkingBatchSampler",
     "TextAssistant",
+    "TokenBatchSampler",
     "UniformPolicy",
     "diagnose",
 ]

@@ -5,6 +5,7 @@ Shapes: N data set, B batch, K batches an epoch, n candidates, F features.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +20,20 @@ FloatArray = npt.NDArray[np.float32]
 WEIGHT_MODES = ("none", "sum", "mean")
 # The last N candidates are counted in entries of at most this share of N.
 MIN_RECENT = 4096
+
+
+def batches_per_epoch(num_instances: float, batch_size: int, budget: float, drop_last: bool = False) -> int:
+    """K, the number of Boss batches of every epoch: ceil(budget·N / B), floor where the last batch is dropped.
+
+    N and B may be counted in tokens.
+
+    Example:
+        >>> batches_per_epoch(60_000, 128, budget=0.6)
+        282
+    """
+    exact = budget * num_instances / batch_size
+    # A budget of 0.6 is not a binary fraction: 0.6 * 50 / 10 must not become 4 batches, or 2.
+    return max(1, math.floor(exact + 1e-9) if drop_last else math.ceil(exact - 1e-9))
 
 
 class Rows(NamedTuple):
@@ -98,6 +113,10 @@ class CandidateStream:
     def __len__(self) -> int:
         """K."""
         raise NotImplementedError
+
+    def batches_at(self, budget: float) -> int:
+        """K at a budget."""
+        return batches_per_epoch(self.num_instances, self.batch_size, budget, self.drop_last)
 
     def _count(self, probs: npt.NDArray[np.float64], num_kept: int) -> None:
         """Candidates with p of ``probs`` were considered."""

@@ -36,6 +36,7 @@ from lightning_autoassist.sampler import (
 from lightning_autoassist.selection import Selection
 from lightning_autoassist.stream_loader import StreamedLoader, check_stream, continued_stream, is_stream, stream_sizes
 from lightning_autoassist.streaming import RowStream
+from lightning_autoassist.token_batches import Lengths, token_budget
 
 HOW_TO_USE = """
     trainer = Trainer(callbacks=[AutoAssistCallback()], ...)
@@ -75,6 +76,13 @@ class AutoAssistDataModule(DataModuleBase):
         seed: Decides, with the scores, which instances are kept; where None, torch's initial seed (which
             ``seed_everything`` sets) is used.
         flatten: Take candidates one by one, in its order, from a batch sampler of the user's own.
+        max_tokens: Most tokens in a batch, padding included: kept instances of similar length then share batches of any
+            number, see :class:`~lightning_autoassist.TokenBatchSampler`, K is ceil(budget·tokens / max_tokens), and the
+            loader's own batches only give the order of the candidates. A function that joins instances of different
+            lengths (``collate_fn``) is the loader's own.
+        lengths: Of the instances, in tokens: shape ``(N,)``, or ``(N, C)`` for several that are padded apart, such as
+            source and target; or a function that gets an instance. None: the data set's attribute ``lengths``, else
+            each instance's longest sequence, by one reading of the data set before training.
         steps_per_epoch: K, for a stream (an ``IterableDataset``, or any iterable of batches); needed where it has no
             length to take the budget of.
         pad_values: What rows of a stream are padded with where their widths differ, see
@@ -84,7 +92,8 @@ class AutoAssistDataModule(DataModuleBase):
         predict_dataloaders: Likewise.
 
     Raises:
-        ValueError: If ``budget`` lies outside (0, 1], or ``steps_per_epoch`` is not positive.
+        ValueError: If ``budget`` lies outside (0, 1], ``steps_per_epoch`` or ``max_tokens`` is not positive, or
+            ``lengths`` are given without ``max_tokens``.
         TypeError: If ``data`` is something else, or loaders are given beside a module.
 
     Example:
@@ -101,6 +110,8 @@ class AutoAssistDataModule(DataModuleBase):
         budget: float = 0.6,
         seed: int | None = None,
         flatten: bool = False,
+        max_tokens: int | None = None,
+        lengths: Lengths | None = None,
         steps_per_epoch: int | None = None,
         pad_values: PadValues = None,
         val_dataloaders: Any = None,
@@ -117,6 +128,7 @@ class AutoAssistDataModule(DataModuleBase):
         self.budget = budget
         self._seed = seed
         self._flatten = flatten
+        self._tokens = token_budget(max_tokens, lengths)
         self._steps_per_epoch = steps_per_epoch
         self._pad_values = pad_values
         self.current_draw: Draw | None = None
@@ -184,6 +196,7 @@ class AutoAssistDataModule(DataModuleBase):
             "flatten": self._flatten,
             "steps_per_epoch": self._steps_per_epoch,
             "pad_values": self._pad_values,
+            **({} if self._tokens is None else self._tokens.settings),
         }
 
     # Lightning logs and saves the hyperparameters that it finds under these names.
@@ -293,11 +306,17 @@ class AutoAssistDataModule(DataModuleBase):
             plain = PlainBatches(batches)
             return CarryingLoader(loader, len(batches), lambda: plain, self)
 
-        candidates = owned(loader, candidates, self._ranks, self._shared_seed, shards)
+        own = owned(loader, candidates, self._ranks, self._shared_seed, shards)
 
         def stream() -> ShrinkingBatchSampler:
-            seed = self._seed_in_force() + self._ranks.rank
-            return ShrinkingBatchSampler(candidates, batch_size, budget=self.budget, drop_last=drop_last, seed=seed)
+            options: Any = {
+                "budget": self.budget,
+                "drop_last": drop_last,
+                "seed": self._seed_in_force() + self._ranks.rank,
+            }
+            if self._tokens is not None:
+                return self._tokens.sampler(loader.dataset, candidates, own, **options)
+            return ShrinkingBatchSampler(own, batch_size, **options)
 
         try:
             num_batches = len(stream())
@@ -374,15 +393,16 @@ class AutoAssistDataModule(DataModuleBase):
         batch_size = getattr(batches, "batch_size", None)
         if type(batches) is BatchSampler:
             return batches.sampler, batches.batch_size, batches.drop_last
-        if not self._flatten or not isinstance(batch_size, int):
+        if self._tokens is None and not (self._flatten and isinstance(batch_size, int)):
             raise MisconfigurationException(
                 f"{type(batches).__name__} decides which instances share a batch, and filtering would undo that; pass "
-                "flatten=True to take its instances one by one (it then needs an integer batch_size attribute)"
+                "max_tokens= to put instances of similar length together, or flatten=True to take its instances one by "
+                "one (it then needs an integer batch_size attribute)"
             )
         num_instances = len(getattr(batches, "sampler", cast(Sized, loader.dataset)))
         return (
             FlattenedBatches(batches, num_instances),
-            batch_size,
+            batch_size or 0,
             bool(getattr(batches, "drop_last", False)),
         )
 
@@ -393,7 +413,7 @@ class AutoAssistDataModule(DataModuleBase):
         if isinstance(earlier, ShrinkingBatchSampler) and earlier.sizes == stream.sizes:
             earlier.sampler = stream.sampler
             stream = earlier
-        elif restored is not None and restored.get("num_instances") == stream.num_instances:
+        elif restored is not None and stream.can_continue(restored):
             stream.load_state_dict(restored)
         elif earlier is not None or restored is not None:
             rank_zero_warn(
@@ -410,6 +430,11 @@ class AutoAssistDataModule(DataModuleBase):
         if self._is_overfitting():
             return cast("Iterable[Any]", loader)
         check_stream(self._selection, 1 if self.trainer is None else self.trainer.world_size)
+        if self._tokens is not None:
+            raise MisconfigurationException(
+                f"max_tokens={self._tokens.max_tokens} is for data sets whose instances have indices; batches of a "
+                "stream have as many rows as its own"
+            )
         sizes = stream_sizes(loader, self._steps_per_epoch, self.budget)
         self._check_validation_interval(sizes.num_batches)
 
@@ -431,7 +456,8 @@ class AutoAssistDataModule(DataModuleBase):
 
     def _passes_plain_batches(self) -> bool:
         selection = self._selection
-        return self._is_overfitting() or (selection is not None and selection.keeps_everything and self.budget == 1)
+        is_plain = selection is not None and selection.keeps_everything and self.budget == 1 and self._tokens is None
+        return self._is_overfitting() or is_plain
 
     def _is_fitting(self) -> bool:
         state = None if self.trainer is None else self.trainer.state

@@ -18,7 +18,6 @@ from torchmetrics.functional.classification import binary_auroc
 
 from lightning_autoassist.assistants import Outcome
 from lightning_autoassist.candidates import CandidateStream
-from lightning_autoassist.sampler import batches_per_epoch
 
 PREFIX = "autoassist/"
 # What every metric can be plotted against.
@@ -224,8 +223,7 @@ def saved_ratio(sampler: CandidateStream | None) -> float:
     """Share of the Boss updates of an unfiltered run that this one does without, in [0, 1)."""
     if sampler is None or not sampler.batch_size:
         return 0.0
-    unfiltered = batches_per_epoch(sampler.num_instances, sampler.batch_size, 1.0, sampler.drop_last)
-    return max(0.0, 1 - len(sampler) / unfiltered)
+    return max(0.0, 1 - len(sampler) / sampler.batches_at(1.0))
 
 
 def _auroc(predictions: Tensor, targets: Tensor) -> dict[str, float]:

@@ -6,7 +6,6 @@ Shapes: N data set (as the candidates' sampler counts it), B batch, K batches an
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -25,18 +24,6 @@ from lightning_autoassist.jobs import Jobs
 KeepProbability = Callable[[IndexArray, int], npt.NDArray[np.floating[Any]]]
 
 
-def batches_per_epoch(num_instances: int, batch_size: int, budget: float, drop_last: bool = False) -> int:
-    """K, the number of Boss batches of every epoch: ceil(budget·N / B), floor where the last batch is dropped.
-
-    Example:
-        >>> batches_per_epoch(60_000, 128, budget=0.6)
-        282
-    """
-    exact = budget * num_instances / batch_size
-    # A budget of 0.6 is not a binary fraction: 0.6 * 50 / 10 must not become 4 batches, or 2.
-    return max(1, math.floor(exact + 1e-9) if drop_last else math.ceil(exact - 1e-9))
-
-
 class WholePasses:
     """Base of samplers that give a pass as one array."""
 
@@ -50,7 +37,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
 
     Candidates come from ``sampler``, pass after pass; the stream runs on across epochs. Each candidate is kept with
     its own probability p until a batch is full, so every batch has exactly B instances and every epoch exactly
-    K = :func:`batches_per_epoch` batches. A dropped candidate is never loaded.
+    K = :func:`~lightning_autoassist.candidates.batches_per_epoch` batches. A dropped candidate is never loaded.
 
     An instance kept with probability p is under-represented by that factor. ``weights`` gives each kept instance:
     ``"sum"``: 1/p, so that a pass adds up to the gradient of an unfiltered pass; ``"mean"``: 1/p times the mean of p
@@ -129,10 +116,10 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         self._in_flight: deque[Draw] = deque()
 
     def __len__(self) -> int:
-        return batches_per_epoch(self.num_instances, self.batch_size, self.budget, self.drop_last)
+        return self.batches_at(self.budget)
 
     @property
-    def sizes(self) -> tuple[int, int]:
+    def sizes(self) -> tuple[float, ...]:
         """N and B."""
         return self.num_instances, self.batch_size
 
@@ -202,6 +189,10 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
             ],
         }
 
+    def can_continue(self, state: dict[str, Any]) -> bool:
+        """Whether ``state`` is of a stream of this kind and length."""
+        return state.keys() == self.state_dict().keys() and state["num_instances"] == self.num_instances
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`.
 
@@ -232,17 +223,18 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
     def _draw(self) -> Draw | None:
         """The next batch; None where the pass ends before it is full."""
         while len(self._kept_indices) < self.batch_size:
-            self._check_progress(self._considered_before)
-            candidates = self._order[self._position : self._position + self.chunk_size]  # never of two passes
-            if not len(candidates):
+            if not self._consider_next():
                 return None
-            self._position += len(candidates)
-            self._consider(candidates)
         self._considered_before = self.num_considered
         taken, self._kept_indices = self._kept_indices[: self.batch_size], self._kept_indices[self.batch_size :]
         probs, self._kept_probs = self._kept_probs[: self.batch_size], self._kept_probs[self.batch_size :]
-        lacks_features = self.lacks_features is not None and self.lacks_features(taken)
-        return Draw(taken, self._weights_of(probs), pass_index=self.pass_index, lacks_features=lacks_features)
+        return self._draw_of(taken, probs)
+
+    def _draw_of(self, indices: IndexArray, probs: npt.NDArray[np.float64]) -> Draw:
+        """The batch of instances that were kept with ``probs``."""
+        lacks_features = self.lacks_features is not None and self.lacks_features(indices)
+        weights = self._weights_of(probs)
+        return Draw(indices, weights, pass_index=self.pass_index, lacks_features=lacks_features)
 
     def _begin_pass(self) -> None:
         self.pass_index += 1
@@ -256,6 +248,15 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         if not len(order):
             raise RuntimeError(f"a pass of {type(self.sampler).__name__} has no instances; give every process some")
         return order
+
+    def _consider_next(self) -> bool:
+        """Consider the next chunk, which is never of two passes; False where the pass has ended."""
+        self._check_progress(self._considered_before)
+        candidates = self._order[self._position : self._position + self.chunk_size]
+        self._position += len(candidates)
+        if len(candidates):
+            self._consider(candidates)
+        return len(candidates) > 0
 
     def _consider(self, candidates: IndexArray) -> None:
         if self.keep_probability is None:
@@ -360,3 +361,7 @@ class FlattenedBatches:
 
     def __len__(self) -> int:
         return self.num_instances
+
+    def set_epoch(self, epoch: int) -> None:
+        """A pass begins."""
+        announce_epoch(self.batches, epoch)

@@ -13,9 +13,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lightning_autoassist.candidates import batches_per_epoch
 from lightning_autoassist.loader import Carried, FetchedLoader, Fetching
 from lightning_autoassist.rows import PadValues
-from lightning_autoassist.sampler import batches_per_epoch
 from lightning_autoassist.selection import Selection
 from lightning_autoassist.streaming import RowStream
 

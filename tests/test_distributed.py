@@ -27,6 +27,7 @@ RESUMED = (
     "random start@9",
     "text@17",
     "text@14",
+    "tokens@13",
 )
 FILTERED = [name for name in CASES if name not in {"plain", "unfiltered", "uneven", "unsharded", "distributed", "text"}]
 

@@ -344,3 +344,16 @@ def test_scores_read_off_backward_are_those_of_the_forward_pass(shape, instance_
         early = step.observe(loss)
         torch.testing.assert_close(late.scores[row : row + 1], early.scores, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(late.losses[row : row + 1], early.losses)
+
+
+@pytest.mark.parametrize("distance", [3.0, 1e-2, 0.0])
+def test_smoothed_norms_are_those_of_the_smoothed_targets_however_well_they_are_fitted(distance):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 500, (200,), generator=generator)
+    smoothed = torch.full((200, 500), 0.1 / 500, dtype=torch.float64)
+    smoothed[torch.arange(200), target] += 0.9
+    logits = (smoothed.log() + distance * torch.randn(200, 500, generator=generator)).float()
+    named = LOSSES[F.cross_entropy]
+    found = named.elements(named.bind((logits, target), {"label_smoothing": 0.1})).norms
+    expected = (logits.double().softmax(1) - smoothed).norm(dim=1).float()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)

@@ -25,6 +25,9 @@ class Numbers(torch.utils.data.IterableDataset):
         return iter(range(100))
 
 
+TEXTS = [(torch.ones(1 + number % 50, dtype=torch.long), number % 3) for number in range(300)]
+
+
 def blocks(language):
     return [textwrap.dedent(block) for block in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)]
 
@@ -36,15 +39,18 @@ def test_python_blocks(monkeypatch):
         "torch": torch,
         "MyLightningModule": ordinary.Classifier,
         "MyDataModule": ordinary.ClustersData,
+        "text_loader": torch.utils.data.DataLoader(TEXTS, batch_size=10),
         "stream_loader": torch.utils.data.DataLoader(Numbers(), batch_size=10),
     }
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     monkeypatch.setattr(pl, "Trainer", functools.partial(pl.Trainer, **quiet))
     found = blocks("python")
-    assert len(found) == 5
+    assert len(found) == 6
     for block in found:
         exec(compile(block, "README.md", "exec"), names)
     assert names["trainer"].global_step == 12 * 6
+    with pytest.warns(UserWarning, match="all 300 instances of the data set are read once for their lengths"):
+        assert len(names["text"].train_dataloader()) == -(-6 * sum(len(text) for text, _ in TEXTS) // 40_960)
     for name in ("Scheduled", "ReturnsItsLosses", "HasAMethodForThem"):
         callback = AutoAssistCallback()
         data = AutoAssistDataModule(ordinary.ClustersData(), budget=0.6)

@@ -58,8 +58,9 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
     settings = {name: options.pop(name) for name in ("assistant", "policy", "lag", "update") if name in options}
     weights = options.pop("weights", "none")
     memory = options.pop("feature_memory", FEATURE_MEMORY)
+    tokens = {name: options.pop(name) for name in ("max_tokens", "lengths") if name in options}
     source = TextsData if module_type is BagOfWords else ClustersData
-    data = AutoAssistDataModule(source(200, 10, **options), budget=0.6, seed=3)
+    data = AutoAssistDataModule(source(200, 10, **options), budget=0.6, seed=3, **tokens)
     callback = AutoAssistCallback(weights=weights, feature_memory=memory, **settings)
     saving = pl.callbacks.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     if saved_steps is not None:
@@ -79,6 +80,10 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
         **remembered(callback.instances),
         "considered": torch.tensor(data.candidate_stream.num_considered),
         "waiting": torch.from_numpy(data.candidate_stream._kept_indices),
+        **{
+            f"cut {place}": torch.from_numpy(batch[0])
+            for place, batch in enumerate(getattr(data.candidate_stream, "_ready", ()))
+        },
         "rng": torch.get_rng_state(),
         "val_loss": run.callback_metrics["val_loss"],
     }
@@ -114,6 +119,9 @@ LOADERS = {
     "schedule": (STEPS, {"module_type": Scheduled}),
     "weights": (STEPS, {"weights": "mean"}),
     "lag": (STEPS, {"lag": 3}),
+    "batches by tokens": (STEPS, {"max_tokens": 55, "lengths": [1 + index % 10 for index in range(200)]}),
+    "batches by tokens, workers": (FEWER, {"max_tokens": 55, "lengths": [5, 6] * 100, "num_workers": 2}),
+    "batches by tokens, async": (FEWER, {"max_tokens": 55, "lengths": [5, 6] * 100, "update": "async"}),
     "async": (STEPS, {"update": "async", "weights": "mean"}),
     "async, lag, 2 workers": (FEWER, {"update": "async", "lag": 3, "num_workers": 2}),
     "async, 2 persistent workers": (FEWER, {"update": "async", "num_workers": 2, "persistent_workers": True}),

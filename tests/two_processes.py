@@ -106,6 +106,7 @@ def fit(
     shards=True,
     sampler=RandomSampler,
     workers=0,
+    tokens=None,
     logs=False,
     **options,
 ):
@@ -118,7 +119,7 @@ def fit(
     if not plain:
         callback = AutoAssistCallback(**{"exchange_every": 4, **options})
         callbacks.append(callback)
-        data = AutoAssistDataModule(data, budget=budget)
+        data = AutoAssistDataModule(data, budget=budget, **(tokens or {}))
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=2,
@@ -174,6 +175,7 @@ CASES = {
     "distributed": {"sampler": DistributedSampler},
     "unsharded": {"shards": False},
     "uneven": {"sampler": lambda data: Uneven(), "shards": False},
+    "tokens": {"policy": "proportional", "tokens": {"max_tokens": 100, "lengths": [1 + i % 17 for i in range(N)]}},
     "async": {"update": "async", "lag": 2, "workers": 1},
     "failing": {"assistant": FailsInOne},
     "failing async": {"assistant": FailsInOne, "update": "async"},
