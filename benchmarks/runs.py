@@ -443,20 +443,20 @@ def check_quickly(plan: Plan, make_runner: Callable[[Path], Runner], least: floa
         again = runner.run()
         rows = list(runner.rows().values())
     num_jobs = (len(plan.grid) + 1) * len(plan.methods)
-    _check(num_run == len(rows) == num_jobs, f"{num_run} runs gave {len(rows)} rows")
-    _check(again == 0, f"{again} finished runs were run again")
+    check(num_run == len(rows) == num_jobs, f"{num_run} runs gave {len(rows)} rows")
+    check(again == 0, f"{again} finished runs were run again")
     full = next(row for row in rows if row["method"] == FULL and row["phase"] == "final")
-    _check(full[plan.metric] > least, f"the full run reached a {plan.metric} of {full[plan.metric]:.3f}")
+    check(full[plan.metric] > least, f"the full run reached a {plan.metric} of {full[plan.metric]:.3f}")
     for row in rows:
-        _check(not row["warnings"], f"{row['method']} warned: {row['warnings']}")
+        check(not row["warnings"], f"{row['method']} warned: {row['warnings']}")
         if row["phase"] == "final" and row["method"] != FULL:
             ratio = row["updates"] / full["updates"]
-            _check(0.59 < ratio < 0.65, f"{row['method']} took {ratio:.2f} of the full run's updates")
+            check(0.59 < ratio < 0.65, f"{row['method']} took {ratio:.2f} of the full run's updates")
             # Each epoch's iterator may have fetched batches that nothing was trained on.
             loaded = row["instances_loaded"] / full["instances_loaded"] / ratio
-            _check(0.9 < loaded < 1.1, f"{row['method']} loaded {loaded:.2f} instances where the full run loads one")
+            check(0.9 < loaded < 1.1, f"{row['method']} loaded {loaded:.2f} instances where the full run loads one")
 
 
-def _check(holds: bool, message: str) -> None:
+def check(holds: bool, message: str) -> None:
     if not holds:
         raise RuntimeError(message)

@@ -43,7 +43,7 @@ class ReferenceHybrid:
         return total / count
 
     def inputs(self, instances):
-        rows = zip(*(column.tolist() for column in instances), strict=True)
+        rows = zip(*(column.tolist() for column in instances[:4]), strict=True)
         for features, label, score, age in rows:
             log_age = math.log1p(max(age, 0))
             yield [*features, 1.0, self.class_mean(label), score, log_age, score * log_age]
