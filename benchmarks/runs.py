@@ -458,5 +458,6 @@ def check_quickly(plan: Plan, make_runner: Callable[[Path], Runner], least: floa
 
 
 def check(holds: bool, message: str) -> None:
+    """Raise with the message where something does not hold, ``python -O`` or not."""
     if not holds:
         raise RuntimeError(message)
