@@ -106,7 +106,7 @@ def time_steps(net: nn.Module, shape: tuple[int, ...], filtered: bool, passes: i
     images = torch.rand(count, *shape, generator=generator)
     labels = torch.randint(0, NUM_CLASSES, (count,), generator=generator)
     loader = DataLoader(TensorDataset(images, labels), batch_size=BATCH_SIZE, shuffle=True)
-    timer, callback = StepTimer(), AutoAssistCallback()
+    timer, callback = StepTimer(), AutoAssistCallback(policy="autoassist")
     trainer = pl.Trainer(
         max_epochs=passes,
         accelerator="cpu",

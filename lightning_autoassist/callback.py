@@ -18,7 +18,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_autoassist.assistants import ASSISTANTS, Assistant
+from lightning_autoassist.assistants import ASSISTANTS, Assistant, LogisticAssistant
 from lightning_autoassist.candidates import WEIGHT_MODES, Draw
 from lightning_autoassist.checkpoint import LAYOUT, is_readable
 from lightning_autoassist.datamodule import HOW_TO_USE, AutoAssistDataModule
@@ -54,7 +54,7 @@ class AutoAssistCallback(CallbackBase):
 
     Args:
         assistant: What predicts scores: a name in ``ASSISTANTS``, an :class:`~lightning_autoassist.Assistant`, or
-            ``"auto"``: the policy's own (``"logistic"`` for the paper's).
+            ``"auto"``: the policy's own; on a stream ``"logistic"``, if the policy's own needs to remember instances.
         policy: What turns predicted scores into keep probabilities: a :class:`~lightning_autoassist.Policy`, or a name
             in ``POLICIES`` for one with the defaults that suit the budget.
         score: What the Assistant predicts: ``"gradient_norm"`` of the instance's loss at the loss's input,
@@ -90,7 +90,7 @@ class AutoAssistCallback(CallbackBase):
     def __init__(
         self,
         assistant: str | Assistant = "auto",
-        policy: str | Policy = "autoassist",
+        policy: str | Policy = "proportional",
         *,
         score: str = "auto",
         weights: str = "auto",
@@ -105,6 +105,7 @@ class AutoAssistCallback(CallbackBase):
     ) -> None:
         self.policy: Policy = _named(policy, POLICIES, "policy")
         self._suits_budget = isinstance(policy, str)
+        self._suits_data = assistant == "auto"
         self.assistant: Assistant = _named(
             self.policy.default_assistant if assistant == "auto" else assistant, ASSISTANTS, "assistant"
         )
@@ -142,7 +143,7 @@ class AutoAssistCallback(CallbackBase):
             feature_memory=feature_memory,
             exchange_every=exchange_every,
         )
-        self._has_begun = False
+        self._has_begun = self._is_on_stream = False
         self._rng_before_validation: dict[str, Any] | None = None
         self._data: AutoAssistDataModule | None = None
         self._step: tuple[Draw, Observation, Tensor | None] | None = None
@@ -155,8 +156,7 @@ class AutoAssistCallback(CallbackBase):
             return
         self._data = _data_module_of(trainer)
         if self._suits_budget and not self._has_begun:
-            self.policy = type(self.policy).for_budget(self._data.budget)
-            self._learner.use(self.policy)
+            self._use(type(self.policy).for_budget(self._data.budget), self.assistant)
         if self._ranks.world_size != trainer.world_size:
             self._ranks = Ranks(trainer.global_rank, trainer.world_size)
         self.report.num_ranks = self._ranks.world_size
@@ -176,9 +176,9 @@ class AutoAssistCallback(CallbackBase):
             self.policy.keeps_everything,
             self.weights,
             self._prepare_store,
+            self._prepare_rows,
             self._learner.keep_rows,
-            self._learner.row_features if self._learner.rows.reads_features else None,
-            self._learner.rows.refusal,
+            self._learner.row_features,
             self._log.count,
             self._learner.lacks_features,
             self._jobs,
@@ -327,6 +327,7 @@ class AutoAssistCallback(CallbackBase):
         return {
             "layout": LAYOUT,
             "learner": self._learner.state_dict(),
+            "is_on_stream": self._is_on_stream,
             "reports": self._ranks.gather(self.report.state_dict()),
             "counts": self._log.state_dict(),
         }
@@ -334,6 +335,8 @@ class AutoAssistCallback(CallbackBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not is_readable(state_dict):
             return
+        if state_dict["is_on_stream"]:
+            self._suit_stream()
         self._learner.load_state_dict(state_dict["learner"])
         reports = state_dict["reports"]
         self.report.load_state_dict(reports[self._ranks.rank % len(reports)])
@@ -346,6 +349,22 @@ class AutoAssistCallback(CallbackBase):
         self._log.prepare(num_instances)
         if self.policy.needs_scores:
             self._learner.prepare(num_instances, _feature_place(self._data.trainer))
+
+    def _prepare_rows(self) -> None:
+        """Be ready for a stream, or refuse it, before its first row is judged."""
+        self._suit_stream()
+        refusal = self._learner.rows.refusal
+        if refusal is not None:
+            raise MisconfigurationException(refusal)
+
+    def _suit_stream(self) -> None:
+        self._is_on_stream = True
+        if self._suits_data and self._learner.rows.refusal is not None:
+            self._use(self.policy, LogisticAssistant())
+
+    def _use(self, policy: Policy, assistant: Assistant) -> None:
+        self.policy, self.assistant = policy, assistant
+        self._learner.use(policy, assistant, assistant.reader(self.features, self.max_features))
 
     # ---- the Boss answers
 

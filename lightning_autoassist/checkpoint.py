@@ -8,7 +8,7 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 # To be counted up by whoever changes what a state_dict of the callback or of the data module holds.
-LAYOUT = 2
+LAYOUT = 3
 
 
 def is_readable(state: Mapping[str, Any]) -> bool:

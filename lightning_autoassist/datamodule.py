@@ -34,7 +34,7 @@ from lightning_autoassist.sampler import (
     check_budget,
 )
 from lightning_autoassist.selection import Selection
-from lightning_autoassist.stream_loader import StreamedLoader, check_stream, continued_stream, is_stream, stream_sizes
+from lightning_autoassist.stream_loader import StreamedLoader, continued_stream, is_stream, prepare_stream, stream_sizes
 from lightning_autoassist.streaming import RowStream
 from lightning_autoassist.token_batches import Lengths, token_budget
 
@@ -196,7 +196,7 @@ class AutoAssistDataModule(DataModuleBase):
             "flatten": self._flatten,
             "steps_per_epoch": self._steps_per_epoch,
             "pad_values": self._pad_values,
-            **({} if self._tokens is None else self._tokens.settings),
+            **({"max_tokens": None, "lengths": None} if self._tokens is None else self._tokens.settings),
         }
 
     # Lightning logs and saves the hyperparameters that it finds under these names.
@@ -429,7 +429,7 @@ class AutoAssistDataModule(DataModuleBase):
         """A loader of a stream's kept rows; the user's own where its batches are repeated."""
         if self._is_overfitting():
             return cast("Iterable[Any]", loader)
-        check_stream(self._selection, 1 if self.trainer is None else self.trainer.world_size)
+        prepare_stream(self._selection, 1 if self.trainer is None else self.trainer.world_size)
         if self._tokens is not None:
             raise MisconfigurationException(
                 f"max_tokens={self._tokens.max_tokens} is for data sets whose instances have indices; batches of a "

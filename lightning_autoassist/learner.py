@@ -102,9 +102,10 @@ class Learner:
         # Instances of a restored store whose labels were looked at, and of these those that have another; None: enough.
         self._compared: tuple[int, int] | None = None
 
-    def use(self, policy: Policy) -> None:
-        """Let ``policy`` decide, before anything was asked."""
-        self.policy = self.rows.policy = policy
+    def use(self, policy: Policy, assistant: Assistant, features: BatchReader) -> None:
+        """Take others than at first, before anything was asked."""
+        self.policy, self.assistant, self._features = policy, assistant, features
+        self.rows = RowLearner(assistant, policy, features)
 
     def join(self, ranks: Ranks) -> None:
         """Learn from what all of ``ranks`` see, beginning with one Assistant; all processes must call this."""
@@ -212,8 +213,8 @@ class Learner:
         return np.ones(rows.size, np.float32)
 
     def row_features(self, batch: Any, num_rows: int) -> Tensor | None:
-        """Features of a stream's batch, shape ``(n, F)``; None when not filtering."""
-        if self.is_filtering:
+        """Features of a stream's batch, shape ``(n, F)``; None where nobody reads them."""
+        if self.is_filtering and self.rows.reads_features:
             with self.unfiltered_on_error():
                 return self.rows.features(batch, num_rows)
         return None

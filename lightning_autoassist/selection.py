@@ -21,9 +21,9 @@ class Selection:
         keeps_everything: Whether p is always 1.
         weights: ``"none"``, ``"sum"`` or ``"mean"``.
         on_data: Called with the size of the data set before its first batch is drawn.
+        on_stream: Called before a stream's first row is judged; raises where streams cannot be filtered so.
         keep_rows: Gets rows of a stream and the number of the pass, returns p; see ``RowStream``.
-        row_features: Gets a batch of a stream and n, returns its rows' features; None where nobody reads them.
-        no_streams: Why streams cannot be filtered so, with what to write; None where they can.
+        row_features: Gets a batch of a stream and n, returns its rows' features, or None where nobody reads them.
         on_considered: Called with candidates, their p and whether each was kept; not for streams.
         lacks_features: Gets kept instances, says whether features of some are still to be had; not for streams.
         jobs: Where batches are drawn; streams are drawn from in the training loop.
@@ -33,9 +33,9 @@ class Selection:
     keeps_everything: bool
     weights: str
     on_data: Callable[[int], None]
+    on_stream: Callable[[], None]
     keep_rows: KeepRows
-    row_features: RowFeatures | None
-    no_streams: str | None
+    row_features: RowFeatures
     on_considered: Callable[[Any, Any, Any], None]
     lacks_features: Callable[[IndexArray], bool]
     jobs: Jobs

@@ -75,8 +75,8 @@ def stream_sizes(loader: Any, steps_per_epoch: int | None, budget: float) -> Str
     return StreamSizes(batches_per_epoch(num_batches, 1, budget), batch_size, num_instances)
 
 
-def check_stream(selection: Selection | None, world_size: int) -> None:
-    """Refuse what streams cannot be filtered by.
+def prepare_stream(selection: Selection | None, world_size: int) -> None:
+    """Let what selects be ready for a stream, and refuse what streams cannot be filtered by.
 
     Raises:
         MisconfigurationException: With what to write instead.
@@ -85,8 +85,8 @@ def check_stream(selection: Selection | None, world_size: int) -> None:
         raise MisconfigurationException(
             f"streams are filtered on one device only so far, this Trainer has {world_size}; use devices=1"
         )
-    if selection is not None and selection.no_streams is not None:
-        raise MisconfigurationException(selection.no_streams)
+    if selection is not None:
+        selection.on_stream()
 
 
 def continued_stream(

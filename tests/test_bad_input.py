@@ -217,7 +217,7 @@ def test_instances_with_nonfinite_losses_are_neither_learnt_from_nor_dropped(bad
             losses = torch.where(index_of(features) % 5 == 0, bad, losses)
             return {"loss": losses[losses.isfinite()].mean(), "instance_loss": losses}
 
-    callback = AutoAssistCallback()
+    callback = AutoAssistCallback(policy="autoassist")
     data = AutoAssistDataModule(source, budget=1.0)
     trainer(max_epochs=4, callbacks=[callback]).fit(Bad(), datamodule=data)
     assert not callback.instances.seen[::5].any()
@@ -246,7 +246,7 @@ class ForgetfulAssistant(LogisticAssistant):
         (lambda: AutoAssistCallback(FailingAssistant()), "ArithmeticError: no prediction today"),
         (lambda: AutoAssistCallback(ForgetfulAssistant()), "ArithmeticError: nothing learnt today"),
         (
-            lambda: AutoAssistCallback(features=lambda batch: batch[0][:3]),
+            lambda: AutoAssistCallback(policy="autoassist", features=lambda batch: batch[0][:3]),
             r"features= must return shape \(10, F\)",
         ),
     ],

@@ -134,7 +134,7 @@ def test_processes_of_unequal_epochs_are_refused(runs):
 
 def test_one_process_goes_on_from_what_two_remember(runs):
     folder, seen = runs
-    callback = AutoAssistCallback()
+    callback = AutoAssistCallback(policy="autoassist")
     run = trainer(max_epochs=EPOCHS, callbacks=[callback])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

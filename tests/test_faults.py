@@ -31,7 +31,7 @@ def fit(folder, data=None, *, ckpt_path=None, max_epochs=5, **options):
     """Five epochs of twelve batches, with a checkpoint at every tenth step."""
     pl.seed_everything(0, verbose=False)
     saving = pl.callbacks.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=10, save_top_k=-1)
-    callback, module = AutoAssistCallback(**options), Classifier()
+    callback, module = AutoAssistCallback(**{"policy": "autoassist", **options}), Classifier()
     data = AutoAssistDataModule(data or ClustersData(200, 10), budget=0.6, seed=3)
     run = trainer(max_epochs=max_epochs, callbacks=[callback, saving], enable_checkpointing=True)
     run.fit(module, datamodule=data, ckpt_path=ckpt_path)

@@ -61,7 +61,7 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
     tokens = {name: options.pop(name) for name in ("max_tokens", "lengths") if name in options}
     source = TextsData if module_type is BagOfWords else ClustersData
     data = AutoAssistDataModule(source(200, 10, **options), budget=0.6, seed=3, **tokens)
-    callback = AutoAssistCallback(weights=weights, feature_memory=memory, **settings)
+    callback = AutoAssistCallback(**{"policy": "autoassist", **settings}, weights=weights, feature_memory=memory)
     saving = pl.callbacks.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     if saved_steps is not None:
         saving = Saving(folder, saved_steps)

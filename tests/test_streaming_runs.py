@@ -430,11 +430,13 @@ def test_resumed_without_the_loaders_state_the_pass_begins_anew(tmp_path):
 
 def test_a_second_fit_goes_on():
     loader = StatefulLoader(Stream(100), batch_size=8)
-    run, module, data, _ = fit(loader, epochs=2, steps_per_epoch=8)
+    options = {"steps_per_epoch": 8, "callback": AutoAssistCallback(policy="autoassist")}  # has no unfiltered tail
+    run, module, data, _ = fit(loader, epochs=2, **options)
     considered = data.candidate_stream.num_considered
     run.fit_loop.max_epochs = 4
     run.fit(module, datamodule=data)
-    _, whole, _, _ = fit(StatefulLoader(Stream(100), batch_size=8), epochs=4, steps_per_epoch=8)
+    options["callback"] = AutoAssistCallback(policy="autoassist")
+    _, whole, _, _ = fit(StatefulLoader(Stream(100), batch_size=8), epochs=4, **options)
     assert data.candidate_stream.num_considered > considered
     assert len(module.steps) == len(whole.steps)
     assert module.steps[:16] == whole.steps[:16]
@@ -508,13 +510,12 @@ def test_streams_that_cannot_be_filtered(make_loader, options, message):
         fit(make_loader(), **options)
 
 
-@pytest.mark.parametrize("callback", [{"assistant": "memory"}, {"policy": "proportional"}], ids=str)
-def test_remembered_scores_are_refused(callback):
+def test_remembered_scores_are_refused():
     message = (
         r"MemoryAssistant reads an instance's last score.*AutoAssistCallback\(policy=..., assistant=\"logistic\"\)"
     )
     with pytest.raises(MisconfigurationException, match=message):
-        fit(PlainBatches(), callback=AutoAssistCallback(**callback))
+        fit(PlainBatches(), callback=AutoAssistCallback("memory"))
 
 
 def test_positions_in_the_data_set_are_refused():
@@ -525,10 +526,12 @@ def test_positions_in_the_data_set_are_refused():
         fit(PlainBatches(), callback=AutoAssistCallback(Positions()))
 
 
-@pytest.mark.parametrize("policy", ["proportional", "selective_backprop", "random"])
-def test_other_policies_filter_streams(policy):
-    _, module, data, _ = fit(PlainBatches(), callback=AutoAssistCallback(assistant="logistic", policy=policy), budget=1)
+@pytest.mark.parametrize("policy", ["autoassist", "proportional", "infobatch", "selective_backprop", "random"])
+def test_policies_filter_streams_though_their_own_assistant_remembers(policy):
+    callback = AutoAssistCallback(policy=policy)
+    _, module, data, _ = fit(PlainBatches(), callback=callback, budget=1)
     assert len(module.steps) == 52
+    assert policy == "random" or type(callback.assistant) is LogisticAssistant
     assert data.candidate_stream.num_kept < data.candidate_stream.num_considered
 
 

@@ -126,7 +126,7 @@ def test_an_unmodified_module_trains_with_filtering(make_module):
     data = AutoAssistDataModule(ClustersData(300, 10), budget=0.6)
     parameters, run = parameters_after(make_module, data, callback, max_epochs=6)
     assert run.global_step == 6 * 18
-    assert run.callback_metrics["val_loss"] < 0.7
+    assert run.callback_metrics["val_loss"] < 0.8
     summary = callback.summary()
     assert summary["boss_updates"] == 6 * 18
     assert summary["instances_seen"] == 6 * 18 * 10
@@ -236,7 +236,7 @@ CONFIGURATIONS = {
 
 @pytest.mark.parametrize(("loader_options", "options"), CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_indices_are_those_of_the_batch(loader_options, options):
-    callback = AutoAssistCallback()
+    callback = AutoAssistCallback(policy="autoassist")
     data = AutoAssistDataModule(ClustersData(200, 10, **loader_options), budget=0.6)
     module = Watching()
     run = trainer(max_epochs=4, callbacks=[callback], **options)

@@ -31,7 +31,7 @@ def fit(module=None, data=None, *, assistant="auto", max_epochs=5, **options):
     """One run of five epochs of twelve batches; the callback, the module and the data module."""
     pl.seed_everything(0, verbose=False)
     module = module or Classifier()
-    callback = AutoAssistCallback(assistant, **options)
+    callback = AutoAssistCallback(assistant, **{"policy": "autoassist", **options})
     data = AutoAssistDataModule(data or ClustersData(200, 10), budget=0.6)
     trainer(max_epochs=max_epochs, callbacks=[callback]).fit(module, datamodule=data)
     return callback, module, data
@@ -146,7 +146,7 @@ class Stops(pl.Callback):
 
 @pytest.mark.parametrize("error", [ArithmeticError("stop"), KeyboardInterrupt(), None], ids=repr)
 def test_the_thread_ends_with_the_fit(error):
-    callbacks = [AutoAssistCallback(update="async"), *([Stops(error)] if error else [])]
+    callbacks = [AutoAssistCallback(policy="autoassist", update="async"), *([Stops(error)] if error else [])]
     run = trainer(max_epochs=5, callbacks=callbacks)
     with contextlib.suppress(ArithmeticError, SystemExit):  # Lightning exits on an interrupt from the keyboard
         run.fit(Classifier(), datamodule=AutoAssistDataModule(ClustersData(200, 10), budget=0.6))

@@ -117,7 +117,7 @@ def fit(
     callbacks = [recorder, pl.callbacks.ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)]
     data = TextLoaders(sampler) if reads_text else Loaders(sampler, workers)
     if not plain:
-        callback = AutoAssistCallback(**{"exchange_every": 4, **options})
+        callback = AutoAssistCallback(**{"policy": "autoassist", "exchange_every": 4, **options})
         callbacks.append(callback)
         data = AutoAssistDataModule(data, budget=budget, **(tokens or {}))
     trainer = pl.Trainer(
