@@ -116,6 +116,8 @@ def fit(
     module, recorder, callback = BagOfWords() if reads_text else Classifier(), Recorder(), None
     callbacks = [recorder, pl.callbacks.ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)]
     data = TextLoaders(sampler) if reads_text else Loaders(sampler, workers)
+    if isinstance(options.get("assistant"), type):
+        options["assistant"] = options["assistant"]()
     if not plain:
         callback = AutoAssistCallback(**{"policy": "autoassist", "exchange_every": 4, **options})
         callbacks.append(callback)
@@ -189,11 +191,10 @@ CASES = {
 def main(folder, names):
     for name in names:
         name, _, step = name.partition("@")
-        options = {key: value() if isinstance(value, type) else value for key, value in CASES[name].items()}
         own = folder / (f"{name}@{step}" if step else name)
         resume = folder / name / f"step={step}.ckpt" if step else None
         try:
-            seen = fit(own, resume=resume, **options)
+            seen = fit(own, resume=resume, **CASES[name])
         except pl.utilities.exceptions.MisconfigurationException as error:
             seen = {"error": str(error)}
         wandb.finish()
