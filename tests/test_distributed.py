@@ -27,9 +27,12 @@ RESUMED = (
     "random start@9",
     "text@17",
     "text@14",
+    "text async@17",
     "tokens@13",
+    "tokens async@13",
 )
-FILTERED = [name for name in CASES if name not in {"plain", "unfiltered", "uneven", "unsharded", "distributed", "text"}]
+OTHERS = {"plain", "unfiltered", "uneven", "unsharded", "distributed", "text", "text async"}
+FILTERED = [name for name in CASES if name not in OTHERS]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,9 @@ def test_the_trainers_own_sharding_is_left_to_the_user_where_he_asks(runs):
     assert len(mine & yours) <= 1  # DistributedSampler gives one instance twice, to even out
 
 
-@pytest.mark.parametrize("name", ["filtered", "proportional", "file", "weighted", "async", "random start", "text"])
+@pytest.mark.parametrize(
+    "name", ["filtered", "proportional", "file", "weighted", "async", "random start", "text", "text async"]
+)
 def test_assistants_are_equal_after_each_exchange(runs, name):
     first, second = runs[1][name]
     assert_same(first["assistant"], second["assistant"])

@@ -128,6 +128,7 @@ LOADERS = {
     "features in a file": (STEPS, {"feature_memory": 0}),
     **{f"assistant {name}": (FEWER, {"assistant": name}) for name in ASSISTANTS if name != "text"},
     "assistant text": (STEPS, {"assistant": "text", "module_type": BagOfWords}),
+    "assistant text, async": (FEWER, {"assistant": "text", "module_type": BagOfWords, "update": "async"}),
     "assistant text, lag": (FEWER, {"assistant": "text", "module_type": BagOfWords, "lag": 3, "num_workers": 1}),
     **{f"policy {name}": (FEWER, {"policy": name, "weights": "auto"}) for name in POLICIES},
 }

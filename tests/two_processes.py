@@ -166,6 +166,8 @@ def weighted(data):
     return WeightedRandomSampler([0.1 + (i % 3) for i in range(N)], 150)
 
 
+TOKENS = {"max_tokens": 100, "lengths": [1 + i % 17 for i in range(N)]}
+
 CASES = {
     "filtered": {},
     "workers": {"workers": 2},
@@ -177,12 +179,14 @@ CASES = {
     "distributed": {"sampler": DistributedSampler},
     "unsharded": {"shards": False},
     "uneven": {"sampler": lambda data: Uneven(), "shards": False},
-    "tokens": {"policy": "proportional", "tokens": {"max_tokens": 100, "lengths": [1 + i % 17 for i in range(N)]}},
+    "tokens": {"policy": "proportional", "tokens": TOKENS},
+    "tokens async": {"policy": "proportional", "tokens": TOKENS, "update": "async"},
     "async": {"update": "async", "lag": 2, "workers": 1},
     "failing": {"assistant": FailsInOne},
     "failing async": {"assistant": FailsInOne, "update": "async"},
     "random start": {"assistant": RandomStart},
     "text": {"assistant": "text"},
+    "text async": {"assistant": "text", "update": "async", "lag": 2},
     "plain": {"plain": True},
     "unfiltered": {"policy": "uniform", "budget": 1.0},
 }
