@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable
@@ -165,8 +166,18 @@ def _title(row: Row) -> str:
 def measured_on(rows: list[Row]) -> str:
     """A sentence on hardware, versions and commands of rows."""
     where = sorted({f"{row['hardware']}; torch {row['versions']['torch']}" for row in rows})
-    commands = sorted({row["command"] for row in rows})
-    return f"Measured on {' and '.join(where)}, by {' and '.join(f'`{command}`' for command in commands)}."
+    commands = sorted({f"`{_whole(row['command'])}`" for row in rows})
+    return f"Measured on {' and '.join(where)}, by {' and '.join(commands)}."
+
+
+def _whole(command: str) -> str:
+    """A command without the options that only choose among its runs.
+
+    Example:
+        >>> _whole("python images.py --budget 0.6 --augment --seeds 3")
+        'python images.py --augment'
+    """
+    return re.sub(r" --(dataset|budget|policy|seeds) \S+", "", command)
 
 
 def _mean(rows: list[Row], name: str) -> float:

@@ -382,7 +382,7 @@ def test_a_language_model_reads_its_one_sequence():
 
 
 def test_tokens_beyond_the_memory_are_not_remembered_and_their_instances_kept():
-    callback = AutoAssistCallback("text", feature_memory=200 * 12 + 3000)
+    callback = AutoAssistCallback("text", "autoassist", feature_memory=200 * 12 + 3000)
     with pytest.warns(UserWarning, match=r"of 200 instances take all of 5,400 bytes.*raise feature_memory="):
         fit(BagOfWords(), AutoAssistDataModule(TextsData(200, 10), budget=0.6), callback)
     remembered = callback.instances.has_features
