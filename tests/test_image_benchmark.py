@@ -141,3 +141,14 @@ def test_tables_are_those_of_the_rows(benchmark, tmp_path, monkeypatch):
     first = json.loads((tmp_path / "images.jsonl").read_text().splitlines()[0])
     rows.append_row("images", {**first, "seed": 2}, tmp_path)
     assert report.stale_curves(report.IMAGES) == ["images-digits-24-cpu.png"]
+
+
+def test_a_table_names_commands_without_what_only_chooses_among_their_runs(benchmark):
+    measured_on = benchmark["image_report"].measured_on
+    on = {"hardware": "a machine", "versions": {"torch": "2.9"}}
+    commands = [
+        "python benchmarks/images.py --augment --seeds 3 --policy full --policy proportional:floor=0.1 --threads 2",
+        "python benchmarks/images.py --dataset digits --augment --threads 2 --budget 0.4",
+    ]
+    said = measured_on([{**on, "command": command} for command in commands])
+    assert said == "Measured on a machine; torch 2.9, by `python benchmarks/images.py --augment --threads 2`."
