@@ -86,7 +86,7 @@ def test_yaml_block_switches_filtering_on(tmp_path, monkeypatch, names_the_modul
     assert cli.datamodule.wrapped.loader_options["batch_size"] == 10
     assert cli.trainer.global_step == 12 * 6
     (callback,) = (one for one in cli.trainer.callbacks if isinstance(one, AutoAssistCallback))
-    assert type(callback.policy).__name__ == "ProportionalPolicy"
+    assert type(callback.policy).__name__ == "InfoBatchPolicy"
     assert callback.summary()["keep_rate"] < 0.9
 
 
