@@ -25,7 +25,7 @@ from typing import Any
 from image_data import IMAGE_SETS, Images, load_images
 from image_runs import Job, run_job
 from rows import RESULTS
-from runs import FULL, TUNED_BUDGET, Plan, Row, Runner, add_arguments, be_quiet, check_quickly
+from runs import FULL, TUNED_BUDGET, Plan, Row, Runner, add_arguments, be_quiet, check_quickly, planned
 
 from lightning_autoassist.demo_data import DEFAULT_DATA_DIR
 from lightning_autoassist.policies import POLICIES
@@ -118,19 +118,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         # What is not among the required is run only where it was named.
         others = [stage for stage in wanted if stage not in STAGES and args.budget and args.dataset]
         stages = tuple(known + others) or tuple(wanted)
-    template = replace(
-        TEMPLATE,
-        instances=args.instances,
-        image_size=args.image_size,
-        model=args.model,
-        batch_size=args.batch_size,
-        epochs=args.epochs,
-        augment=args.augment,
-        device=args.device,
-        precision=args.precision,
-    )
-    methods = tuple(args.policy or METHODS)
-    return Plan(stages, methods, tuple(range(args.seeds)), tuple(args.grid), args.rates_from, template)
+    return planned(args, stages, METHODS, TEMPLATE, rates_from=args.rates_from)
 
 
 def main() -> None:

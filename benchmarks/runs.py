@@ -418,6 +418,29 @@ def add_arguments(parser: argparse.ArgumentParser, template: Job, methods: tuple
     add("--threads", type=int, default=1, help="of torch on the CPU")
 
 
+def planned(
+    args: argparse.Namespace,
+    stages: tuple[tuple[str, float], ...],
+    methods: tuple[str, ...],
+    template: Job,
+    **options: Any,
+) -> Plan:
+    """What a command line asks for.
+
+    Args:
+        args: With the options of :func:`add_arguments`, and others named as what they set in a job.
+        stages: Data sets and budgets.
+        methods: That run where none is named.
+        template: A job with the values of what the command line does not set.
+        options: ``rates_from``, ``metric``.
+    """
+    names = {field.name for field in fields(template)} & vars(args).keys() - {"dataset", "budget"}  # stages have these
+    template = replace(template, **{name: getattr(args, name) for name in names})
+    options = {"rates_from": None, **options}
+    chosen = tuple(args.policy or methods)
+    return Plan(stages, chosen, tuple(range(args.seeds)), tuple(args.grid), template=template, **options)
+
+
 def be_quiet(num_threads: int) -> None:
     """Leave the terminal to the runs' own lines, and a core or more to this process."""
     warnings.filterwarnings("ignore")

@@ -33,6 +33,7 @@ from runs import (
     be_quiet,
     check_quickly,
     fit,
+    planned,
 )
 from text_data import PAD, TEXT_SETS, TextData, TextSplit, load_texts
 from torch import Tensor, nn
@@ -243,18 +244,8 @@ def parse() -> argparse.Namespace:
 
 def plan_of(args: argparse.Namespace) -> Plan:
     """What the command line asks for."""
-    template = replace(
-        TEMPLATE,
-        max_length=args.max_length,
-        model=args.model,
-        batch_size=args.batch_size,
-        epochs=args.epochs,
-        device=args.device,
-        precision=args.precision,
-    )
     stages = tuple((DATASET, budget) for budget in args.budget or (0.6, 0.4))
-    methods = tuple(args.policy or METHODS)
-    return Plan(stages, methods, tuple(range(args.seeds)), tuple(args.grid), None, template)
+    return planned(args, stages, METHODS, TEMPLATE)
 
 
 def quick() -> None:

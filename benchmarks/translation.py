@@ -28,7 +28,7 @@ from typing import Any
 
 from data.translation_pairs import PAIRS_FILE, load_pairs
 from rows import RESULTS
-from runs import FULL, TUNED_BUDGET, Plan, Row, Runner, add_arguments, be_quiet, check_quickly
+from runs import FULL, TUNED_BUDGET, Plan, Row, Runner, add_arguments, be_quiet, check_quickly, planned
 from translation_data import Corpus, Vocabulary, check_packages, learn_vocabulary, load_corpus
 from translation_model import SIZES
 from translation_runs import Job, run_job
@@ -105,11 +105,8 @@ def parse() -> argparse.Namespace:
 
 def plan_of(args: argparse.Namespace) -> Plan:
     """What the command line asks for."""
-    names = ("size", "max_words", "max_tokens", "epochs", "device", "precision")
-    template = replace(TEMPLATE, **{name: getattr(args, name) for name in names})
     stages = tuple((TEMPLATE.dataset, budget) for budget in args.budget or (TUNED_BUDGET,))
-    methods = tuple(args.policy or METHODS)
-    return Plan(stages, methods, tuple(range(args.seeds)), tuple(args.grid), None, template, "curve_bleu")
+    return planned(args, stages, METHODS, TEMPLATE, metric="curve_bleu")
 
 
 def main() -> None:

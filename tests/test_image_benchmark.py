@@ -152,3 +152,13 @@ def test_a_table_names_commands_without_what_only_chooses_among_their_runs(bench
     ]
     said = measured_on([{**on, "command": command} for command in commands])
     assert said == "Measured on a machine; torch 2.9, by `python benchmarks/images.py --augment --threads 2`."
+
+
+def test_what_the_command_line_says_reaches_the_jobs(benchmark, monkeypatch):
+    images = benchmark["images"]
+    options = "--dataset digits --budget 0.25 --policy uniform --epochs 3 --augment --seeds 2 --grid 0.1 0.3"
+    monkeypatch.setattr("sys.argv", ["images.py", *options.split()])
+    plan = images.plan_of(images.parse())
+    assert plan.stages == (("digits", 0.25),)
+    assert (plan.methods, plan.seeds, plan.grid, plan.rates_from) == (("uniform",), (0, 1), (0.1, 0.3), None)
+    assert plan.template == replace(images.TEMPLATE, epochs=3, augment=True)
