@@ -36,7 +36,7 @@ FLOORS = (0.1, 0.3, 0.5)
 PAPER_GAMMA = 0.3
 TUNED_ON = "shirts"
 # Lambda, and enough epochs to come within 1e-3 of the minimum, and for importance sampling to remember losses by then.
-SETTINGS = {"shirts": (1e-4, 8.0), "covtype": (3e-5, 4.0), "clouds": (1e-3, 8.0)}
+SETTINGS = {"shirts": (1e-4, 8.0), "covtype": (1e-5, 4.0), "clouds": (1e-3, 8.0)}
 
 
 @dataclass(frozen=True)
