@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from image_runs import MODELS
 from rows import RESULTS, rows_of
 
 Row = dict[str, Any]
@@ -154,7 +155,7 @@ def _title(row: Row) -> str:
     parts = [
         f"{row['dataset']}, {row['train_instances']:,} training images",
         f"{row['image_size']}x{row['image_size']}" if row["image_size"] else "",
-        {"small": "small residual network", "resnet18": "ResNet-18"}[row["model"]],
+        MODELS[row["model"]],
         f"batch {row['batch_size']}",
         f"{row['epochs']} epochs",
         "flips and shifts" if row["augment"] else "",

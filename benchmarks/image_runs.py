@@ -17,6 +17,13 @@ from torch.nn import functional as F
 
 from lightning_autoassist.demo import small_resnet
 
+# Names, and how tables call them.
+MODELS = {
+    "tiny": "convolutional network of 1,030 parameters",
+    "small": "small residual network",
+    "resnet18": "ResNet-18",
+}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -27,7 +34,7 @@ class Job:
         dataset: In ``IMAGE_SETS``.
         instances: Training images, 0 for all, None for the data set's own number.
         image_size: Height and width they are scaled to, None as they are.
-        model: ``"small"`` or ``"resnet18"``.
+        model: In ``MODELS``.
         batch_size: B.
         epochs: Of the Trainer.
         augment: Whether training images are flipped and shifted.
@@ -65,10 +72,21 @@ def resnet18(num_channels: int) -> nn.Module:
     return net
 
 
+def tiny_cnn(num_channels: int) -> nn.Module:
+    """Three convolutions of 4, 8 and 8 channels: too few parameters to fit thousands of images."""
+    layers: list[nn.Module] = []
+    for width, next_width in zip((num_channels, 4, 8), (4, 8, 8), strict=True):
+        convolution = nn.Conv2d(width, next_width, 3, 2, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(next_width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, NUM_CLASSES))
+
+
 def make_net(model: str, image_shape: torch.Size) -> nn.Module:
     """A network for images of shape ``(channels, H, W)``."""
     if model == "resnet18":
         return resnet18(image_shape[0])
+    if model == "tiny":
+        return tiny_cnn(image_shape[0])
     net = small_resnet(stem_stride=2 if image_shape[-1] > 16 else 1)
     if image_shape[0] != 1:
         net[0] = nn.Conv2d(image_shape[0], 16, 3, 2, padding=1, bias=False)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from image_data import IMAGE_SETS, Images, load_images
-from image_runs import Job, run_job
+from image_runs import MODELS, Job, run_job
 from rows import RESULTS
 from runs import FULL, TUNED_BUDGET, Plan, Row, Runner, add_arguments, be_quiet, check_quickly, planned
 
@@ -101,7 +101,7 @@ def parse() -> argparse.Namespace:
     add("--rates-from", choices=IMAGE_SETS, help="use the rates chosen on this data set")
     add("--instances", type=int, help="training images, 0 for all; default: the data set's own number")
     add("--image-size", type=int, help="scale images to this height and width")
-    add("--model", choices=("small", "resnet18"), default=TEMPLATE.model)
+    add("--model", choices=MODELS, default=TEMPLATE.model)
     add("--augment", action="store_true", help="flip and shift training images")
     add("--channels-last", action="store_true", help="lay images out as a GPU's convolutions want them")
     return parser.parse_args()

@@ -68,13 +68,13 @@ class Method:
         """Whether it is plain Lightning."""
         return self.name == FULL
 
-    def callback(self, budget: float) -> AutoAssistCallback | None:
-        """The callback of a run at a budget, None for the full run."""
+    def callback(self) -> AutoAssistCallback | None:
+        """The callback of a run, None for the full run."""
         if self.is_full:
             return None
         of_callback = {key: value for key, value in self.options.items() if key in CALLBACK_OPTIONS}
         of_policy = {key: value for key, value in self.options.items() if key not in CALLBACK_OPTIONS}
-        policy = POLICIES[self.name].for_budget(budget, **of_policy)
+        policy = POLICIES[self.name](**of_policy)
         return AutoAssistCallback(policy=policy, **of_callback)
 
 
@@ -172,7 +172,7 @@ def fit(
     Returns:
         The job's own fields, and what came out.
     """
-    callback = Method(job.method).callback(job.budget)
+    callback = Method(job.method).callback()
     stopwatch = Stopwatch(metric)
     options = {
         "accelerator": "gpu" if job.device == "cuda" else "cpu",

@@ -104,7 +104,6 @@ class AutoAssistCallback(CallbackBase):
         decode: Decode | None = None,
     ) -> None:
         self.policy: Policy = _named(policy, POLICIES, "policy")
-        self._suits_budget = isinstance(policy, str)
         self._suits_data = assistant == "auto"
         self.assistant: Assistant = _named(
             self.policy.default_assistant if assistant == "auto" else assistant, ASSISTANTS, "assistant"
@@ -155,8 +154,6 @@ class AutoAssistCallback(CallbackBase):
         if stage != "fit":
             return
         self._data = _data_module_of(trainer)
-        if self._suits_budget and not self._has_begun:
-            self._use(type(self.policy).for_budget(self._data.budget), self.assistant)
         if self._ranks.world_size != trainer.world_size:
             self._ranks = Ranks(trainer.global_rank, trainer.world_size)
         self.report.num_ranks = self._ranks.world_size
@@ -360,11 +357,11 @@ class AutoAssistCallback(CallbackBase):
     def _suit_stream(self) -> None:
         self._is_on_stream = True
         if self._suits_data and self._learner.rows.refusal is not None:
-            self._use(self.policy, LogisticAssistant())
+            self._use(LogisticAssistant())
 
-    def _use(self, policy: Policy, assistant: Assistant) -> None:
-        self.policy, self.assistant = policy, assistant
-        self._learner.use(policy, assistant, assistant.reader(self.features, self.max_features))
+    def _use(self, assistant: Assistant) -> None:
+        self.assistant = assistant
+        self._learner.use(assistant, assistant.reader(self.features, self.max_features))
 
     # ---- the Boss answers
 

@@ -102,10 +102,10 @@ class Learner:
         # Instances of a restored store whose labels were looked at, and of these those that have another; None: enough.
         self._compared: tuple[int, int] | None = None
 
-    def use(self, policy: Policy, assistant: Assistant, features: BatchReader) -> None:
-        """Take others than at first, before anything was asked."""
-        self.policy, self.assistant, self._features = policy, assistant, features
-        self.rows = RowLearner(assistant, policy, features)
+    def use(self, assistant: Assistant, features: BatchReader) -> None:
+        """Take another Assistant than at first, before anything was asked."""
+        self.assistant, self._features = assistant, features
+        self.rows = RowLearner(assistant, self.policy, features)
 
     def join(self, ranks: Ranks) -> None:
         """Learn from what all of ``ranks`` see, beginning with one Assistant; all processes must call this."""

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LOW_BUDGET = 0.4
 MAX_CLASSES = 65_536
 
 
@@ -40,16 +39,6 @@ class Policy:
     default_score: str = "gradient_norm"
     default_weights: str = "none"
     default_tail: float = 0.0
-
-    @classmethod
-    def for_budget(cls, budget: float, **options: Any) -> Policy:
-        """The policy, with defaults that suit a budget.
-
-        Args:
-            budget: Share of a full run's Boss updates, in (0, 1].
-            options: Arguments of the class, which go before the defaults.
-        """
-        return cls(**options)
 
     def keep_probability(self, scores: Tensor) -> Tensor:
         """Chance that each candidate enters a batch.
@@ -182,10 +171,6 @@ class RandomPolicy(Policy):
         self.keep_rate = keep_rate
         self.keeps_everything = keep_rate == 1
 
-    @classmethod
-    def for_budget(cls, budget: float, **options: Any) -> Policy:
-        return cls(**({"keep_rate": 0.35} if budget <= LOW_BUDGET else {}) | options)
-
     def keep_probability(self, scores: Tensor) -> Tensor:
         return torch.full_like(scores, self.keep_rate)
 
@@ -281,11 +266,6 @@ class ProportionalPolicy(_RelativePolicy):
         self.cap_quantile = cap_quantile
         self.scale = 1.0  # lambda
         self.cap = float("inf")
-
-    @classmethod
-    def for_budget(cls, budget: float, **options: Any) -> Policy:
-        # With half of the candidates kept, 0.4 of the updates pass over the data too few times.
-        return cls(**({"keep_rate": 0.35, "floor": 0.1} if budget <= LOW_BUDGET else {}) | options)
 
     def compare(self, recent: Tensor) -> None:
         if self.cap_quantile < 1:
@@ -442,13 +422,6 @@ class ClassQuotaPolicy(Policy):
             setattr(self, name, getattr(self.policy, name))
         for name in ("default_assistant", "default_score", "default_weights", "default_tail"):
             setattr(self, name, getattr(self.policy, name))
-
-    @classmethod
-    def for_budget(cls, budget: float, **options: Any) -> Policy:
-        policy = options.pop("policy", "proportional")
-        if isinstance(policy, str) and policy in POLICIES:
-            policy = POLICIES[policy].for_budget(budget)
-        return cls(policy, **({"min_rate": 0.25} if budget <= LOW_BUDGET else {}) | options)
 
     def keep_probability(self, scores: Tensor) -> Tensor:
         return self.policy.keep_probability(scores)

@@ -87,16 +87,15 @@ def test_what_has_its_row_is_not_run_again(benchmark, tmp_path):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_is_a_method_with_options(benchmark, name):
-    callback = benchmark["runs"].Method(f"{name}:weights=mean,tail=0.25,assistant=hybrid").callback(0.6)
+    callback = benchmark["runs"].Method(f"{name}:weights=mean,tail=0.25,assistant=hybrid").callback()
     assert isinstance(callback.policy, POLICIES[name])
     assert (callback.weights, callback.tail, type(callback.assistant).__name__) == ("mean", 0.25, "HybridAssistant")
 
 
 def test_options_of_a_policy_reach_it(benchmark):
     method = benchmark["runs"].Method
-    assert method("proportional:cap_quantile=0.9").callback(0.4).policy.cap_quantile == 0.9
-    assert method("proportional").callback(0.4).policy.keep_rate == 0.35
-    assert method("full").callback(0.6) is None
+    assert method("proportional:cap_quantile=0.9").callback().policy.cap_quantile == 0.9
+    assert method("full").callback() is None
     with pytest.raises(ValueError, match="a method is one of full, autoassist"):
         method("best")
 

@@ -51,21 +51,6 @@ def test_every_policy_balances_without_lowering_a_chance(name):
     assert torch.equal(policy.balance(probs, labels), restored.balance(probs, labels))
 
 
-@pytest.mark.parametrize("name", POLICIES)
-@pytest.mark.parametrize("budget", [0.25, 0.4, 0.6, 1.0])
-def test_every_policy_has_defaults_for_a_budget(name, budget):
-    assert isinstance(POLICIES[name].for_budget(budget), POLICIES[name])
-
-
-def test_low_budgets_keep_less_unless_told_otherwise():
-    assert ProportionalPolicy.for_budget(0.6).keep_rate == 0.5
-    assert ProportionalPolicy.for_budget(0.4).keep_rate == 0.35
-    assert ProportionalPolicy.for_budget(0.4).floor == 0.1
-    assert ProportionalPolicy.for_budget(0.4, keep_rate=0.45).keep_rate == 0.45
-    assert ClassQuotaPolicy.for_budget(0.4).policy.keep_rate == 0.35
-    assert RandomPolicy.for_budget(0.4).keep_rate == 0.35
-
-
 class ReferenceQuota:
     """One candidate at a time."""
 
