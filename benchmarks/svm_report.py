@@ -135,7 +135,8 @@ def _table(group: list[Row]) -> str:
             f"![Suboptimality against gradient evaluations](benchmarks/results/{_path(group).name})",
             "",
             f"{measured_on(group)} Means ± standard errors over the seeds, of the averaged weights; ratios are paired "
-            f"by seed. The minimum, {group[0]['minimum']:.10f}, is known to {max(gap, 1e-16):.0e} by its duality gap. "
+            "by seed. Points of a run are 4 % of its updates apart, and so are counts that look equal. "
+            f"The minimum, {group[0]['minimum']:.10f}, is known to {max(gap, 1e-16):.0e} by its duality gap. "
             "The slope is of log suboptimality against log updates, over the last four fifths of a run. The machine "
             "was shared by many others, so that the rows' seconds compare nothing.",
         ]
