@@ -71,7 +71,7 @@ def test_padding_does_not_change_what_a_net_says(benchmark, model):
 
 
 def test_the_papers_method_is_its_own_for_translation(benchmark):
-    callback = benchmark["runs"].Method(benchmark["text_classification"].PAPER).callback(0.6)
+    callback = benchmark["runs"].Method(benchmark["text_classification"].PAPER).callback()
     assert isinstance(callback.assistant, TextAssistant)
     assert (callback.policy.gamma, callback.policy.confidence_gate) == (0.5, True)
     assert (callback.score, callback.weights) == ("loss", "none")
