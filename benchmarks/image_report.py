@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from image_runs import MODELS
 from rows import RESULTS, rows_of
 
 Row = dict[str, Any]
+MODEL_TITLES = {
+    "tiny": "convolutional network of 1,030 parameters",
+    "small": "small residual network",
+    "resnet18": "ResNet-18",
+}
 GPU_COMMAND = (
     "python benchmarks/images.py --dataset fashion-mnist --instances 0 --image-size 32 --model resnet18 --augment "
     "--device cuda --precision bf16-mixed --channels-last --epochs 30 --workers 8"
@@ -155,7 +159,7 @@ def _title(row: Row) -> str:
     parts = [
         f"{row['dataset']}, {row['train_instances']:,} training images",
         f"{row['image_size']}x{row['image_size']}" if row["image_size"] else "",
-        MODELS[row["model"]],
+        MODEL_TITLES[row["model"]],
         f"batch {row['batch_size']}",
         f"{row['epochs']} epochs",
         "flips and shifts" if row["augment"] else "",

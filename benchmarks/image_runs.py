@@ -5,6 +5,7 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_autoassist.demo import small_resnet
-
-# Names, and how tables call them.
-MODELS = {
-    "tiny": "convolutional network of 1,030 parameters",
-    "small": "small residual network",
-    "resnet18": "ResNet-18",
-}
 
 
 @dataclass(frozen=True)
@@ -62,35 +56,39 @@ class Job:
     seed: int
 
 
-def resnet18(num_channels: int) -> nn.Module:
+def resnet18(image_shape: torch.Size) -> nn.Module:
     """ResNet-18 of torchvision with the stem that suits images of 32x32: 3x3, no stride, no pooling."""
     from torchvision.models import resnet18 as build
 
     net = build(num_classes=NUM_CLASSES)
-    net.conv1 = nn.Conv2d(num_channels, 64, 3, padding=1, bias=False)
+    net.conv1 = nn.Conv2d(image_shape[0], 64, 3, padding=1, bias=False)
     net.maxpool = nn.Identity()
     return net
 
 
-def tiny_cnn(num_channels: int) -> nn.Module:
+def tiny_cnn(image_shape: torch.Size) -> nn.Module:
     """Three convolutions of 4, 8 and 8 channels: too few parameters to fit thousands of images."""
     layers: list[nn.Module] = []
-    for width, next_width in zip((num_channels, 4, 8), (4, 8, 8), strict=True):
+    for width, next_width in zip((image_shape[0], 4, 8), (4, 8, 8), strict=True):
         convolution = nn.Conv2d(width, next_width, 3, 2, padding=1, bias=False)
         layers += [convolution, nn.BatchNorm2d(next_width), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, NUM_CLASSES))
 
 
-def make_net(model: str, image_shape: torch.Size) -> nn.Module:
-    """A network for images of shape ``(channels, H, W)``."""
-    if model == "resnet18":
-        return resnet18(image_shape[0])
-    if model == "tiny":
-        return tiny_cnn(image_shape[0])
+def residual_net(image_shape: torch.Size) -> nn.Module:
+    """The demo's residual network, for images of any number of channels."""
     net = small_resnet(stem_stride=2 if image_shape[-1] > 16 else 1)
     if image_shape[0] != 1:
         net[0] = nn.Conv2d(image_shape[0], 16, 3, 2, padding=1, bias=False)
     return net
+
+
+# What builds a network for images of shape ``(channels, H, W)``.
+MODELS: dict[str, Callable[[torch.Size], nn.Module]] = {
+    "tiny": tiny_cnn,
+    "small": residual_net,
+    "resnet18": resnet18,
+}
 
 
 class ImageBoss(pl.LightningModule):
@@ -146,7 +144,7 @@ def run_job(
     """
     torch.manual_seed(job.seed)
     images = ImageData(train, held_out, job.batch_size, job.augment, num_workers)
-    module = ImageBoss(make_net(job.model, train.images.shape[1:]), job.learning_rate, channels_last)
+    module = ImageBoss(MODELS[job.model](train.images.shape[1:]), job.learning_rate, channels_last)
     return {
         **fit(job, module, images),
         "train_instances": len(train.labels),

@@ -6,7 +6,7 @@ much with larger images: what filtering adds to a step is the same in both. In t
 decode, in two workers, and a dropped one is never decoded. The fastest run of each kind counts; the median ratio of
 the pairs is in the row too.
 
-    python benchmarks/wall_clock.py            # twenty minutes; appends rows to benchmarks/results/wall_clock.jsonl
+    python benchmarks/wall_clock.py            # some ten minutes; appends rows to benchmarks/results/wall_clock.jsonl
     python benchmarks/wall_clock.py --quick    # under a minute, writes no rows
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from image_data import CountedImages, ImageData, Images
-from image_runs import ImageBoss, make_net
+from image_runs import ImageBoss, residual_net
 from rows import append_row
 from runs import Stopwatch
 from torch import Tensor, nn
@@ -100,8 +100,10 @@ def fit(case: Case, policy: str | None) -> dict[str, Any]:
     callback = None if policy is None else AutoAssistCallback(policy=policy)
     data = source if callback is None else AutoAssistDataModule(source, budget=BUDGET)
     shape = images.images.shape[1:]
-    linear = nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), NUM_CLASSES))
-    net = linear if case.is_light else make_net("small", shape)
+    if case.is_light:
+        net: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), NUM_CLASSES))
+    else:
+        net = residual_net(shape)
     stopwatch = Stopwatch()
     trainer = pl.Trainer(
         accelerator="cpu",

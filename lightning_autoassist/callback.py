@@ -357,11 +357,8 @@ class AutoAssistCallback(CallbackBase):
     def _suit_stream(self) -> None:
         self._is_on_stream = True
         if self._suits_data and self._learner.rows.refusal is not None:
-            self._use(LogisticAssistant())
-
-    def _use(self, assistant: Assistant) -> None:
-        self.assistant = assistant
-        self._learner.use(assistant, assistant.reader(self.features, self.max_features))
+            self.assistant = LogisticAssistant()
+            self._learner.use(self.assistant, self.assistant.reader(self.features, self.max_features))
 
     # ---- the Boss answers
 

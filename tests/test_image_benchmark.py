@@ -153,6 +153,10 @@ def test_a_table_names_commands_without_what_only_chooses_among_their_runs(bench
     assert said == "Measured on a machine; torch 2.9, by `python benchmarks/images.py --augment --threads 2`."
 
 
+def test_every_model_has_a_title(benchmark):
+    assert benchmark["image_report"].MODEL_TITLES.keys() == benchmark["image_runs"].MODELS.keys()
+
+
 def test_what_the_command_line_says_reaches_the_jobs(benchmark, monkeypatch):
     images = benchmark["images"]
     options = "--dataset digits --budget 0.25 --policy uniform --epochs 3 --augment --seeds 2 --grid 0.1 0.3"

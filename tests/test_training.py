@@ -324,6 +324,8 @@ def test_a_policy_given_as_an_object_filters_as_it_was_made():
     for callback in (by_name, given):
         data = AutoAssistDataModule(ClustersData(200, 10), budget=0.4)
         trainer(max_epochs=6, callbacks=[callback]).fit(Classifier(), datamodule=data)
+    assert (by_name.policy.keep_rate, by_name.policy.floor) == (0.5, 0.2)
+    assert (given.policy.keep_rate, given.policy.floor) == (0.8, 0.6)
     assert by_name.summary()["keep_rate"] < given.summary()["keep_rate"]
 
 
