@@ -1,6 +1,6 @@
-"""Writes the README's tables, between their markers, and curves from the rows in ``benchmarks/results/``.
+"""Writes the tables of README.md and benchmarks/results/README.md, between their markers, and curves, from the rows.
 
-python benchmarks/report.py            # rewrites README.md and the PNGs
+python benchmarks/report.py            # rewrites both and the PNGs
 python benchmarks/report.py --check    # exits with 1 where they are not what the rows say
 """
 
@@ -12,13 +12,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from image_report import IMAGES, image_tables, stale_curves, wall_clock_table, write_curves
-from rows import rows_of
+from accuracy_report import stale_curves, summary_table, write_curves
+from image_report import IMAGES, gpu_note, image_tables, wall_clock_table
+from rows import RESULTS, rows_of
 from svm_report import stale_svm_curves, svm_tables, write_svm_curves
 from text_report import TEXTS, text_tables
 from translation_report import stale_translation_curves, translation_tables, write_translation_curves
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", RESULTS / "README.md")
+ACCURACIES = (IMAGES, TEXTS)
+
+
+def accuracies() -> str:
+    """All accuracies in one table."""
+    return "\n\n".join(part for part in (summary_table(ACCURACIES), gpu_note()) if part)
 
 
 def last_rows(name: str) -> list[dict[str, Any]]:
@@ -71,6 +79,7 @@ def scale_table() -> str:
 
 
 TABLES = {
+    "accuracies": accuracies,
     "images": image_tables,
     "text": text_tables,
     "translation": translation_tables,
@@ -91,18 +100,20 @@ def rewritten(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite or check the README and the curves."""
+    """Rewrite or check the pages and the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only compare")
     check = parser.parse_args().check
-    before = README.read_text()
-    after = rewritten(before)
+    before = {page: page.read_text() for page in PAGES}
+    after = {page: rewritten(text) for page, text in before.items()}
     if check:
-        stale = [*stale_curves(IMAGES), *stale_curves(TEXTS), *stale_svm_curves(), *stale_translation_curves()]
-        stale += ["README.md"] if after != before else []
+        stale = [curve for benchmark in ACCURACIES for curve in stale_curves(benchmark)]
+        stale += [*stale_svm_curves(), *stale_translation_curves()]
+        stale += [str(page.relative_to(ROOT)) for page in PAGES if after[page] != before[page]]
         sys.exit(f"{', '.join(stale)} differ from the rows: run python benchmarks/report.py" if stale else 0)
-    README.write_text(after)
-    for benchmark in (IMAGES, TEXTS):
+    for page, text in after.items():
+        page.write_text(text)
+    for benchmark in ACCURACIES:
         write_curves(benchmark)
     write_svm_curves()
     write_translation_curves()

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 import numpy as np
-from image_report import fingerprint, grouped, measured_on
+from accuracy_report import fingerprint, grouped, measured_on
 from rows import RESULTS, rows_of
 
 Row = dict[str, Any]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from image_report import Benchmark, Row, accuracy_table
+from accuracy_report import Benchmark, Row, accuracy_table
+
+MODEL_TITLES = {"bag": "embeddings, mean and maximum", "transformer": "small Transformer"}
 
 
 def text_tables() -> str:
@@ -14,12 +16,16 @@ def text_tables() -> str:
 def _title(row: Row) -> str:
     parts = [
         f"Debian's package descriptions by section, {row['train_instances']:,} training texts",
-        {"bag": "embeddings, mean and maximum", "transformer": "small Transformer"}[row["model"]],
+        MODEL_TITLES[row["model"]],
         f"batch {row['batch_size']}",
         f"{row['epochs']} epochs",
         row["precision"] if row["precision"] != "32-true" else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _case(row: Row) -> str:
+    return f"Debian's descriptions, {MODEL_TITLES[row['model']]}"
 
 
 def _stem(row: Row) -> str:
@@ -31,5 +37,6 @@ TEXTS = Benchmark(
     "text",
     ("dataset", "max_length", "model", "batch_size", "epochs", "device", "precision", "train_instances"),
     _title,
+    _case,
     _stem,
 )

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from image_report import fingerprint, grouped, measured_on, with_error
+from accuracy_report import fingerprint, grouped, measured_on, with_error
 from rows import RESULTS, rows_of
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ import torch
 from lightning_autoassist import POLICIES
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-MODULES = ("rows", "runs", "image_data", "image_runs", "images", "image_report")
+MODULES = ("rows", "runs", "image_data", "image_runs", "images", "accuracy_report", "image_report")
 
 
 @pytest.fixture
@@ -117,7 +117,8 @@ def test_a_fifth_of_noisy_labels_is_wrong(benchmark):
 
 
 def test_tables_are_those_of_the_rows(benchmark, tmp_path, monkeypatch):
-    report, rows, template = benchmark["image_report"], benchmark["rows"], benchmark["images"].TEMPLATE
+    report, rows, template = benchmark["accuracy_report"], benchmark["rows"], benchmark["images"].TEMPLATE
+    images = benchmark["image_report"]
     figures = {
         ("full", 0): (0.80, 100),
         ("full", 1): (0.82, 100),
@@ -131,19 +132,21 @@ def test_tables_are_those_of_the_rows(benchmark, tmp_path, monkeypatch):
         rows.append_row("images", {**asdict(job), **out}, tmp_path)
     monkeypatch.setattr(report, "rows_of", lambda name: rows.rows_of(name, tmp_path))
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    table = report.image_tables()
+    table = images.image_tables()
     assert "| full run | 100 | - | 81.00 ± 1.00 | - | 3 | 2 | 0.1 |" in table
     assert "| uniform, budget 0.6 | 60 | 40% | 79.50 ± 0.50 | -1.50 ± 0.50 | 3 | 2 | 0.1 |" in table
-    assert report.stale_curves(report.IMAGES) == ["images-digits-24-cpu.png"]
-    report.write_curves(report.IMAGES)
-    assert report.stale_curves(report.IMAGES) == []
+    summary = report.summary_table([images.IMAGES])
+    assert "| digits, small residual network | 0.6 | 81.00 ± 1.00 | - | - | - | -1.50 ± 0.50 |" in summary
+    assert report.stale_curves(images.IMAGES) == ["images-digits-24-cpu.png"]
+    report.write_curves(images.IMAGES)
+    assert report.stale_curves(images.IMAGES) == []
     first = json.loads((tmp_path / "images.jsonl").read_text().splitlines()[0])
     rows.append_row("images", {**first, "seed": 2}, tmp_path)
-    assert report.stale_curves(report.IMAGES) == ["images-digits-24-cpu.png"]
+    assert report.stale_curves(images.IMAGES) == ["images-digits-24-cpu.png"]
 
 
 def test_a_table_names_commands_without_what_only_chooses_among_their_runs(benchmark):
-    measured_on = benchmark["image_report"].measured_on
+    measured_on = benchmark["accuracy_report"].measured_on
     on = {"hardware": "a machine", "versions": {"torch": "2.9"}}
     commands = [
         "python benchmarks/images.py --augment --seeds 3 --policy full --policy proportional:floor=0.1 --threads 2",

@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from lightning_autoassist import InstanceLossCapture, Instances, ShrinkingBatchSampler
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-MODULES = ("rows", "runs", "image_report", "svm_data", "svm_optimum", "svm_runs", "svm_report", "linear_svm")
+MODULES = ("rows", "runs", "accuracy_report", "svm_data", "svm_optimum", "svm_runs", "svm_report", "linear_svm")
 L2 = 1e-2
 
 

@@ -22,7 +22,7 @@ MODULES = (
     "data.apt",
     "text_data",
     "text_classification",
-    "image_report",
+    "accuracy_report",
     "text_report",
 )
 
@@ -142,7 +142,7 @@ def test_without_the_data_the_command_says_how_to_get_them(tmp_path):
 
 
 def test_tables_are_those_of_the_rows(benchmark, tmp_path, monkeypatch):
-    report, rows = benchmark["image_report"], benchmark["rows"]
+    report, rows = benchmark["accuracy_report"], benchmark["rows"]
     classification = benchmark["text_classification"]
     monkeypatch.setattr(report, "rows_of", lambda name: rows.rows_of(name, tmp_path))
     monkeypatch.setattr(report, "RESULTS", tmp_path)
@@ -155,6 +155,7 @@ def test_tables_are_those_of_the_rows(benchmark, tmp_path, monkeypatch):
     table = benchmark["text_report"].text_tables()
     assert "| autoassist, TextAssistant, budget 0.6 | 60 | 40% | 79.00 | -1.00 | 3 | 1 | 0.001 |" in table
     texts = benchmark["text_report"].TEXTS
+    assert "mean and maximum | 0.6 | 80.00 | - | - | -1.00 | - |" in report.summary_table([texts])
     assert report.stale_curves(texts) == ["text-debian-descriptions-bag-128-10-cpu.png"]
     report.write_curves(texts)
     assert report.stale_curves(texts) == []

@@ -22,6 +22,8 @@ MODULES = (
     "translation_model",
     "translation_runs",
     "translation",
+    "accuracy_report",
+    "translation_report",
 )
 
 for package in ("sentencepiece", "sacrebleu"):
@@ -322,3 +324,36 @@ def test_a_row_holds_what_makes_its_run(benchmark, numbers):
     assert row["curve_seconds"] == sorted(row["curve_seconds"])
     assert 0 <= row["beam_bleu"] <= 100
     assert row["passes"] == pytest.approx(3 * 0.6, abs=0.2)
+
+
+def test_tables_are_those_of_the_rows(benchmark, tmp_path, monkeypatch):
+    report, rows = benchmark["translation_report"], benchmark["rows"]
+    monkeypatch.setattr(report, "rows_of", lambda name: rows.rows_of(name, tmp_path))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.translation_tables().startswith("Not measured yet")
+    translation = benchmark["translation"]
+    for seed in (0, 1):
+        for method, budget, bleu, seconds in (("full", 1.0, 30.0, 100.0), (translation.PAPER, 0.6, 29.0, 65.0)):
+            job = replace(translation.TEMPLATE, method=method, budget=budget, seed=seed)
+            row = {
+                "updates": round(1000 * budget),
+                "cpu_seconds": seconds,
+                "beam_bleu": bleu + seed,
+                "greedy_bleu": bleu - 1,
+                "beam_chrf": 50.0,
+                "curve": [[500 * budget, 20.0], [1000 * budget, bleu]],
+                "curve_cpu_seconds": [seconds / 2, seconds],
+                "train_instances": 1000,
+                "held_out_instances": 100,
+                "parameters": 1_000_000,
+                "signatures": ["nrefs:1"],
+            }
+            rows.append_row("translation", {**asdict(job), **row}, tmp_path)
+    table = report.translation_tables()
+    assert "| full run | 1,000 | - | 30.50 ± 0.50 | - | 29.00 | 50.00 | 100 | 2 | 0.002 |" in table
+    filtered = "600 | 65% | 29.50 ± 0.50 | -1.00 ± 0.00 | 28.00 | 50.00 | 65 | 2 | 0.002 |"
+    assert f"| autoassist, TextAssistant, budget 0.6 | {filtered}" in table
+    (curve,) = report.stale_translation_curves()
+    report.write_translation_curves()
+    assert (tmp_path / curve).exists()
+    assert report.stale_translation_curves() == []
