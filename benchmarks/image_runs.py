@@ -12,48 +12,34 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from image_data import NUM_CLASSES, ImageData, Images
-from runs import fit
+from runs import Job, fit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_autoassist.demo import small_resnet
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run: what makes it the run it is, and nothing else.
+@dataclass(frozen=True, kw_only=True)
+class ImageJob(Job):
+    """One run of the image benchmark.
 
     Args:
-        phase: ``"tune"``: measured on a part of the training images; ``"final"``: on the test images.
         dataset: In ``IMAGE_SETS``.
         instances: Training images, 0 for all, None for the data set's own number.
         image_size: Height and width they are scaled to, None as they are.
         model: In ``MODELS``.
         batch_size: B.
-        epochs: Of the Trainer.
         augment: Whether training images are flipped and shifted.
-        device: ``"cpu"`` or ``"cuda"``.
-        precision: Of the Trainer.
-        method: See :class:`~runs.Method`.
-        budget: Share of the full run's Boss updates.
-        learning_rate: Peak of the schedule.
-        seed: Of the parameters and the order of the instances.
     """
 
-    phase: str
-    dataset: str
-    instances: int | None
-    image_size: int | None
-    model: str
-    batch_size: int
-    epochs: int
-    augment: bool
-    device: str
-    precision: str
-    method: str
-    budget: float
-    learning_rate: float
-    seed: int
+    dataset: str = "fashion-mnist"
+    instances: int | None = None
+    image_size: int | None = None
+    model: str = "small"
+    batch_size: int = 128
+    epochs: int = 24
+    augment: bool = False
+    learning_rate: float = 0.1
 
 
 def resnet18(image_shape: torch.Size) -> nn.Module:
@@ -128,7 +114,7 @@ class ImageBoss(pl.LightningModule):
 
 
 def run_job(
-    job: Job, train: Images, held_out: Images, *, channels_last: bool = False, num_workers: int = 0
+    job: ImageJob, train: Images, held_out: Images, *, channels_last: bool = False, num_workers: int = 0
 ) -> dict[str, Any]:
     """Train once.
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from image_data import IMAGE_SETS, Images, load_images
-from image_runs import MODELS, Job, run_job
+from image_runs import MODELS, ImageJob, run_job
 from rows import RESULTS
 from runs import FULL, TUNED_BUDGET, Plan, Row, Runner, add_arguments, be_quiet, check_quickly, planned
 
@@ -41,6 +41,7 @@ STAGES = (
     ("label-noise", 0.6),
     ("long-tail", 0.4),
 )
+TEMPLATE = ImageJob()
 
 
 def runner_of(plan: Plan, folder: Path, data_dir: Path, **run_options: Any) -> Runner:
@@ -54,7 +55,7 @@ def runner_of(plan: Plan, folder: Path, data_dir: Path, **run_options: Any) -> R
     """
     images = functools.lru_cache(maxsize=2)(functools.partial(_images_of, data_dir))
 
-    def run(job: Job) -> Row:
+    def run(job: ImageJob) -> Row:
         return run_job(job, *images(job.dataset, job.phase == "tune", job.instances, job.image_size), **run_options)
 
     return Runner(plan, TABLE, folder, run)
@@ -71,24 +72,6 @@ def quick() -> None:
     template = replace(TEMPLATE, batch_size=64, epochs=5)
     plan = Plan((("digits", TUNED_BUDGET),), (FULL, *POLICIES), (0,), (0.1, 0.2), None, template)
     check_quickly(plan, lambda folder: runner_of(plan, folder, DEFAULT_DATA_DIR), least=0.6)
-
-
-TEMPLATE = Job(
-    phase="final",
-    dataset="fashion-mnist",
-    instances=None,
-    image_size=None,
-    model="small",
-    batch_size=128,
-    epochs=24,
-    augment=False,
-    device="cpu",
-    precision="32-true",
-    method=FULL,
-    budget=1.0,
-    learning_rate=0.1,
-    seed=0,
-)
 
 
 def parse() -> argparse.Namespace:

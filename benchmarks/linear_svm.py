@@ -26,7 +26,7 @@ from runs import TUNE_SEED, Row, Runner, be_quiet, check, finished
 from svm_data import SVM_SETS, TwoClasses
 from svm_optimum import TOLERANCE, Objective, Optimum, optimum
 from svm_report import evaluations_to, slope
-from svm_runs import METHODS, SGD, Job, is_valid, run_job
+from svm_runs import METHODS, SGD, SvmJob, is_valid, run_job
 
 from lightning_autoassist.demo_data import DEFAULT_DATA_DIR
 
@@ -57,11 +57,11 @@ class SVMPlan:
     floors: tuple[float, ...]
     tuned_on: str
 
-    template = Job("final", TUNED_ON, *SETTINGS[TUNED_ON], SGD, 1.0, 0)
+    template = SvmJob("final", TUNED_ON, *SETTINGS[TUNED_ON], SGD, 1.0, 0)
     metric = "suboptimality"
     choices = ("floor",)
 
-    def jobs(self, rows: dict[Job, Row]) -> Iterator[Job | None]:
+    def jobs(self, rows: dict[SvmJob, Row]) -> Iterator[SvmJob | None]:
         """All jobs in their order; None in place of those whose floor is not known yet."""
         for method in self.methods:
             yield from self._tuning(method)
@@ -73,14 +73,14 @@ class SVMPlan:
                     if method == "autoassist" and floor is not None:
                         yield self._job("final", dataset, method, PAPER_GAMMA, seed)
 
-    def _job(self, phase: str, dataset: str, method: str, floor: float, seed: int) -> Job:
-        return Job(phase, dataset, *SETTINGS[dataset], method, floor, seed)
+    def _job(self, phase: str, dataset: str, method: str, floor: float, seed: int) -> SvmJob:
+        return SvmJob(phase, dataset, *SETTINGS[dataset], method, floor, seed)
 
-    def _tuning(self, method: str) -> list[Job]:
+    def _tuning(self, method: str) -> list[SvmJob]:
         floors = () if METHODS[method] is None else self.floors
         return [self._job("tune", self.tuned_on, method, floor, TUNE_SEED) for floor in floors]
 
-    def _best_floor(self, rows: dict[Job, Row], method: str) -> float | None:
+    def _best_floor(self, rows: dict[SvmJob, Row], method: str) -> float | None:
         jobs = self._tuning(method)
         if not jobs:
             return 1.0
@@ -118,7 +118,7 @@ def quick() -> None:
         folder = Path(name)
         num_run = runner_of(plan, folder, folder).run()
         again = runner_of(plan, folder, folder).run()
-        rows = list(finished(TABLE, folder, Job).values())
+        rows = list(finished(TABLE, folder, SvmJob).values())
     check(num_run == len(rows), f"{num_run} runs gave {len(rows)} rows")
     check(again == 0, f"{again} finished runs were run again")
     for row in rows:

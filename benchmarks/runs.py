@@ -1,9 +1,4 @@
-"""What the benchmarks of policies have in common: methods, plans of runs, runs that continue, and what is measured.
-
-A benchmark brings a *job*: a frozen dataclass that says what makes a run the run it is, and nothing else. Of its fields
-``phase`` (``"tune"``: measured on a part of the training data; ``"final"``: on the test data), ``dataset``, ``device``,
-``precision``, ``epochs``, ``method``, ``budget``, ``learning_rate`` and ``seed`` are used here.
-"""
+"""What the benchmarks of policies have in common: methods, plans of runs, runs that continue, and what is measured."""
 
 from __future__ import annotations
 
@@ -40,8 +35,34 @@ MAX_WORKERS = 64
 TUNED_BUDGET = 0.6
 TUNE_SEED = 1000
 
-Job = Any
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run: what makes it the run it is, and nothing else. A benchmark adds what else it can vary.
+
+    Args:
+        phase: ``"tune"``: measured on a part of the training data; ``"final"``: on the test data.
+        dataset: A name of the benchmark's.
+        epochs: Of the Trainer.
+        device: ``"cpu"`` or ``"cuda"``.
+        precision: Of the Trainer.
+        method: See :class:`Method`.
+        budget: Share of the full run's Boss updates.
+        learning_rate: Peak of the schedule.
+        seed: Of the parameters and the order of the instances.
+    """
+
+    phase: str = "final"
+    dataset: str
+    epochs: int
+    device: str = "cpu"
+    precision: str = "32-true"
+    method: str = FULL
+    budget: float = 1.0
+    learning_rate: float
+    seed: int = 0
 
 
 class Method:
@@ -300,20 +321,20 @@ class Plan:
         return max(at_budget, key=lambda job: rows[job][self.metric]).learning_rate
 
 
-def finished(table: str, folder: Path, kind: type[Job]) -> dict[Job, Row]:
+def finished(table: str, folder: Path, kind: type[Any]) -> dict[Any, Row]:
     """The rows of a table that there are, by their jobs.
 
     Args:
         table: Name of the rows' file, without its ending.
         folder: Of the file.
-        kind: The job's class.
+        kind: The jobs' class: frozen dataclasses, as :class:`Job`.
     """
     names = [field.name for field in fields(kind)]
     return {kind(**{name: row[name] for name in names}): row for row in rows_of(table, folder)}
 
 
 @contextmanager
-def claimed(job: Job, folder: Path) -> Iterator[bool]:
+def claimed(job: Any, folder: Path) -> Iterator[bool]:
     """Whether this process has the job; the claim ends with the process, however that ends."""
     locks = folder / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
@@ -337,14 +358,14 @@ class Runner:
         run_job: Runs a job; returns its row, which begins with the job's own fields.
     """
 
-    def __init__(self, plan: Any, table: str, folder: Path, run_job: Callable[[Job], Row]) -> None:
+    def __init__(self, plan: Any, table: str, folder: Path, run_job: Callable[[Any], Row]) -> None:
         self.plan = plan
         self.table = table
         self.folder = folder
         self.run_job = run_job
-        self.failed: set[Job] = set()
+        self.failed: set[Any] = set()
 
-    def rows(self) -> dict[Job, Row]:
+    def rows(self) -> dict[Any, Row]:
         """The rows there are, by their jobs."""
         return finished(self.table, self.folder, type(self.plan.template))
 
@@ -376,7 +397,7 @@ class Runner:
             return "wait"
         return "done"
 
-    def _run(self, job: Job, num_left: int) -> None:
+    def _run(self, job: Any, num_left: int) -> None:
         started = time.strftime("%H:%M:%S")
         try:
             row = self.run_job(job)

@@ -39,7 +39,7 @@ POINT_RATIO = 1.04
 
 
 @dataclass(frozen=True)
-class Job:
+class SvmJob:
     """One run: what makes it the run it is, and nothing else.
 
     Args:
@@ -324,7 +324,7 @@ class Curve(pl.Callback):
         self._since = time.perf_counter()
 
 
-def run_job(job: Job, data: TwoClasses, objective: Objective, best: Optimum) -> Row:
+def run_job(job: SvmJob, data: TwoClasses, objective: Objective, best: Optimum) -> Row:
     """Train once.
 
     Args:

@@ -26,6 +26,7 @@ from rows import RESULTS
 from runs import (
     FULL,
     TUNED_BUDGET,
+    Job,
     Plan,
     Row,
     Runner,
@@ -50,37 +51,26 @@ GRID = (0.001, 0.003, 0.01)
 DATASET = "debian-descriptions"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run: what makes it the run it is, and nothing else.
+@dataclass(frozen=True, kw_only=True)
+class TextJob(Job):
+    """One run of this benchmark.
 
     Args:
-        phase: ``"tune"``: measured on a part of the training texts; ``"final"``: on the test texts.
         dataset: In ``TEXT_SETS``.
         max_length: Words of a text; what is longer is cut.
         model: ``"bag"`` or ``"transformer"``.
         batch_size: B.
-        epochs: Of the Trainer.
-        device: ``"cpu"`` or ``"cuda"``.
-        precision: Of the Trainer.
-        method: See :class:`~runs.Method`.
-        budget: Share of the full run's Boss updates.
-        learning_rate: Peak of the schedule.
-        seed: Of the parameters and the order of the instances.
     """
 
-    phase: str
-    dataset: str
-    max_length: int
-    model: str
-    batch_size: int
-    epochs: int
-    device: str
-    precision: str
-    method: str
-    budget: float
-    learning_rate: float
-    seed: int
+    dataset: str = DATASET
+    max_length: int = 128
+    model: str = "bag"
+    batch_size: int = 64
+    epochs: int = 10
+    learning_rate: float = 0.001
+
+
+TEMPLATE = TextJob()
 
 
 class BagClassifier(nn.Module):
@@ -163,14 +153,14 @@ class TextBoss(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def make_net(job: Job, split: TextSplit) -> nn.Module:
+def make_net(job: TextJob, split: TextSplit) -> nn.Module:
     """The job's network."""
     if job.model == "transformer":
         return TransformerClassifier(split.num_tokens, split.num_classes, job.max_length)
     return BagClassifier(split.num_tokens, split.num_classes)
 
 
-def run_job(job: Job, split: TextSplit, num_workers: int = 0) -> Row:
+def run_job(job: TextJob, split: TextSplit, num_workers: int = 0) -> Row:
     """Train once.
 
     Args:
@@ -206,7 +196,7 @@ def runner_of(plan: Plan, folder: Path, data_dir: Path, num_workers: int = 0) ->
     """
     texts = functools.lru_cache(maxsize=2)(functools.partial(_texts_of, data_dir))
 
-    def run(job: Job) -> Row:
+    def run(job: TextJob) -> Row:
         return run_job(job, texts(job.dataset, job.phase == "tune", job.max_length), num_workers)
 
     return Runner(plan, TABLE, folder, run)
@@ -214,22 +204,6 @@ def runner_of(plan: Plan, folder: Path, data_dir: Path, num_workers: int = 0) ->
 
 def _texts_of(data_dir: Path, dataset: str, choosing: bool, max_length: int) -> TextSplit:
     return load_texts(dataset, data_dir, choosing=choosing, max_length=max_length)
-
-
-TEMPLATE = Job(
-    phase="final",
-    dataset=DATASET,
-    max_length=128,
-    model="bag",
-    batch_size=64,
-    epochs=10,
-    device="cpu",
-    precision="32-true",
-    method=FULL,
-    budget=1.0,
-    learning_rate=0.001,
-    seed=0,
-)
 
 
 def parse() -> argparse.Namespace:

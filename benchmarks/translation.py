@@ -31,7 +31,7 @@ from rows import RESULTS
 from runs import FULL, TUNED_BUDGET, Plan, Row, Runner, add_arguments, be_quiet, check_quickly, planned
 from translation_data import Corpus, Vocabulary, check_packages, learn_vocabulary, load_corpus
 from translation_model import SIZES
-from translation_runs import Job, run_job
+from translation_runs import TranslationJob, run_job
 
 from lightning_autoassist.demo_data import DEFAULT_DATA_DIR
 
@@ -41,21 +41,7 @@ PAPER = "autoassist:assistant=text,gamma=0.5,confidence_gate=True"
 METHODS = (FULL, "uniform", "proportional", PAPER)
 GRID = (1e-3, 2e-3, 4e-3)
 
-TEMPLATE = Job(
-    phase="final",
-    dataset="en-de",
-    size="small",
-    vocabulary=8000,
-    max_words=12,
-    max_tokens=2048,
-    epochs=9,
-    device="cpu",
-    precision="32-true",
-    method=FULL,
-    budget=1.0,
-    learning_rate=2e-3,
-    seed=0,
-)
+TEMPLATE = TranslationJob()
 
 
 def runner_of(plan: Plan, folder: Path, data_dir: Path, **run_options: Any) -> Runner:
@@ -69,7 +55,7 @@ def runner_of(plan: Plan, folder: Path, data_dir: Path, **run_options: Any) -> R
     """
     corpora = functools.lru_cache(maxsize=2)(functools.partial(_corpus_of, data_dir))
 
-    def run(job: Job) -> Row:
+    def run(job: TranslationJob) -> Row:
         corpus, vocabulary = corpora(job.dataset, job.phase == "tune", job.max_words, job.vocabulary)
         return run_job(job, corpus, vocabulary, **run_options)
 

@@ -7,49 +7,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from runs import Method, fit
+from runs import Job, Method, fit
 from translation_data import Corpus, PairData, Vocabulary
 from translation_model import SIZES, TranslationBoss, Translator, quality, translations
 
 BEAM = 5
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run: what makes it the run it is, and nothing else.
+@dataclass(frozen=True, kw_only=True)
+class TranslationJob(Job):
+    """One run of the translation benchmark.
 
     Args:
-        phase: ``"tune"``: measured on a part of the training pairs; ``"final"``: on the test pairs.
         dataset: ``"en-de"`` or ``"numbers"``.
         size: Of the network, in ``SIZES``.
         vocabulary: Subwords of both languages together.
         max_words: Most words of a pair's side.
         max_tokens: Most tokens of a batch, source, target and padding together.
-        epochs: Of the Trainer.
-        device: ``"cpu"`` or ``"cuda"``.
-        precision: Of the Trainer.
-        method: See :class:`~runs.Method`.
-        budget: Share of the full run's Boss updates.
-        learning_rate: Peak of the schedule.
-        seed: Of the parameters and the order of the instances.
     """
 
-    phase: str
-    dataset: str
-    size: str
-    vocabulary: int
-    max_words: int
-    max_tokens: int
-    epochs: int
-    device: str
-    precision: str
-    method: str
-    budget: float
-    learning_rate: float
-    seed: int
+    dataset: str = "en-de"
+    size: str = "small"
+    vocabulary: int = 8000
+    max_words: int = 12
+    max_tokens: int = 2048
+    epochs: int = 9
+    learning_rate: float = 2e-3
 
 
-def run_job(job: Job, corpus: Corpus, vocabulary: Vocabulary, *, num_workers: int = 0) -> dict[str, Any]:
+def run_job(job: TranslationJob, corpus: Corpus, vocabulary: Vocabulary, *, num_workers: int = 0) -> dict[str, Any]:
     """Train once, and translate what is held out.
 
     Args:

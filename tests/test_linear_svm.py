@@ -38,7 +38,7 @@ def small(benchmark):
 
 
 def job_of(benchmark, **changes):
-    job = benchmark["svm_runs"].Job("final", "small", L2, 1.0, "autoassist", 0.3, 0)
+    job = benchmark["svm_runs"].SvmJob("final", "small", L2, 1.0, "autoassist", 0.3, 0)
     return replace(job, **changes)
 
 

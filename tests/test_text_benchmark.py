@@ -90,7 +90,7 @@ def test_a_run_filters_and_its_row_says_what_it_was(benchmark, tmp_path):
     )
     split = benchmark["text_data"].load_texts("made", tmp_path, choosing=False, max_length=32)
     row = json.loads(json.dumps(classification.run_job(job, split)))
-    assert classification.Job(**{name: row[name] for name in asdict(job)}) == job
+    assert classification.TextJob(**{name: row[name] for name in asdict(job)}) == job
     assert row["settings"]["assistant"] == "TextAssistant"
     assert row["warnings"] == []
     assert row["keep_rate"] < 0.95
