@@ -39,7 +39,7 @@ TABLE = "translation"
 # The paper's rule and Assistant for translation.
 PAPER = "autoassist:assistant=text,gamma=0.5,confidence_gate=True"
 METHODS = (FULL, "uniform", "proportional", PAPER)
-GRID = (1e-3, 2e-3, 4e-3)
+GRID = (2e-3, 4e-3, 8e-3)
 
 TEMPLATE = TranslationJob()
 
