@@ -61,7 +61,7 @@ def write_curves(benchmark: Benchmark) -> None:
             accuracies = [[100 * accuracy for _, accuracy in row["curve"]] for row in rows]
             means = [statistics.mean(values) for values in zip(*accuracies, strict=True)]
             tops.append(max(means))
-            axes.plot(points[0], means, marker="o", markersize=3, label=_name(rows[0]))
+            axes.plot(points[0], means, marker="o", markersize=3, label=name_of(rows[0]))
         axes.set_ylim(max(tops) - 12, max(tops) + 1)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
@@ -90,7 +90,7 @@ def summary_table(benchmarks: Sequence[Benchmark]) -> str:
     ]
     for benchmark in benchmarks:
         for group in benchmark.groups():
-            full = _full_runs(group)
+            full = full_runs(group)
             accuracy = with_error([100 * row["accuracy"] for row in full.values()]) if full else "-"
             found = {(rows[0]["budget"], _policy(rows[0])): rows for rows in grouped(group, ("method", "budget"))}
             for budget in sorted({budget for budget, policy in found if policy in SUMMARISED}, reverse=True):
@@ -101,7 +101,7 @@ def summary_table(benchmarks: Sequence[Benchmark]) -> str:
 
 def accuracy_table(benchmark: Benchmark, group: list[Row]) -> str:
     """The table of a setting's rows, and what it was measured on."""
-    full = _full_runs(group)
+    full = full_runs(group)
     full_updates = max((row["updates"] for row in full.values()), default=0)
     lines = [
         f"**{benchmark.title(group[0])}**",
@@ -112,15 +112,14 @@ def accuracy_table(benchmark: Benchmark, group: list[Row]) -> str:
     # Of the process alone, where that was measured: others may use the machine's cores.
     clock = "cpu_seconds" if all("cpu_seconds" in row and row["device"] == "cpu" for row in group) else "seconds"
     methods = grouped(group, ("method", "budget"))
-    for rows in sorted(methods, key=lambda rows: (-rows[0]["budget"], -_mean(rows, "accuracy"))):
+    for rows in sorted(methods, key=lambda rows: (-rows[0]["budget"], -mean_of(rows, "accuracy"))):
         row = rows[0]
         is_full = row["method"] == "full"
         saved = f"{1 - row['updates'] / full_updates:.0%}" if full_updates and not is_full else "-"
         against = "-" if is_full else _against(rows, full)
-        rates = "/".join(f"{rate:g}" for rate in sorted({one["learning_rate"] for one in rows}))
         accuracy = with_error([100 * one["accuracy"] for one in rows])
-        cells = [_name(row), f"{row['updates']:,}", saved, accuracy, against, f"{_mean(rows, clock):.0f}"]
-        lines.append(f"| {' | '.join(cells)} | {len(rows)} | {rates} |")
+        cells = [name_of(row), f"{row['updates']:,}", saved, accuracy, against, f"{mean_of(rows, clock):.0f}"]
+        lines.append(f"| {' | '.join(cells)} | {len(rows)} | {rates_of(rows)} |")
     return "\n".join(
         [
             *lines,
@@ -134,14 +133,20 @@ def accuracy_table(benchmark: Benchmark, group: list[Row]) -> str:
     )
 
 
-def _full_runs(group: list[Row]) -> dict[int, Row]:
+def full_runs(group: list[Row]) -> dict[int, Row]:
+    """The full run's rows, by their seeds."""
     return {row["seed"]: row for row in group if row["method"] == "full"}
 
 
 def _against(rows: list[Row], full: dict[int, Row]) -> str:
     """Points that rows are above the full runs of their own seeds."""
-    pairs = [100 * (row["accuracy"] - full[row["seed"]]["accuracy"]) for row in rows if row["seed"] in full]
+    pairs = [100 * difference for difference in differences(rows, full, "accuracy")]
     return with_error(pairs, "+") if pairs else "-"
+
+
+def differences(rows: list[Row], full: dict[int, Row], name: str) -> list[float]:
+    """How far rows are above the full runs of their own seeds in the column ``name``."""
+    return [row[name] - full[row["seed"]][name] for row in rows if row["seed"] in full]
 
 
 def _is_for_text(row: Row) -> bool:
@@ -153,7 +158,8 @@ def _policy(row: Row) -> str:
     return "autoassist" if _is_for_text(row) else str(row["method"])
 
 
-def _name(row: Row) -> str:
+def name_of(row: Row) -> str:
+    """What a row's method is called in tables and pictures."""
     if row["method"] == "full":
         return "full run"
     return f"{'autoassist, TextAssistant' if _is_for_text(row) else row['method']}, budget {row['budget']:g}"
@@ -176,8 +182,14 @@ def _whole(command: str) -> str:
     return re.sub(r" --(dataset|budget|policy|seeds) \S+", "", command)
 
 
-def _mean(rows: list[Row], name: str) -> float:
+def mean_of(rows: list[Row], name: str) -> float:
+    """Mean of a column."""
     return statistics.mean(row[name] for row in rows)
+
+
+def rates_of(rows: list[Row]) -> str:
+    """The learning rates that rows were trained with."""
+    return "/".join(f"{rate:g}" for rate in sorted({row["learning_rate"] for row in rows}))
 
 
 def with_error(values: list[float], sign: str = "") -> str:

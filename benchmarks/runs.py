@@ -29,6 +29,8 @@ from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.policies import POLICIES
 
 FULL = "full"
+# The paper's rule and Assistant for translation.
+PAPER = "autoassist:assistant=text,gamma=0.5,confidence_gate=True"
 CALLBACK_OPTIONS = ("assistant", "score", "weights", "tail", "max_features")
 NUM_CURVE_POINTS = 6
 MAX_WORKERS = 64

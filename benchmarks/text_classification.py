@@ -25,6 +25,7 @@ import torch
 from rows import RESULTS
 from runs import (
     FULL,
+    PAPER,
     TUNED_BUDGET,
     Job,
     Plan,
@@ -44,8 +45,6 @@ from lightning_autoassist.demo_data import DEFAULT_DATA_DIR
 from lightning_autoassist.policies import POLICIES
 
 TABLE = "text"
-# The paper's rule and Assistant for translation.
-PAPER = "autoassist:assistant=text,gamma=0.5,confidence_gate=True"
 METHODS = (FULL, "uniform", "proportional", PAPER)
 GRID = (0.001, 0.003, 0.01)
 DATASET = "debian-descriptions"

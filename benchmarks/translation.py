@@ -28,7 +28,7 @@ from typing import Any
 
 from data.translation_pairs import PAIRS_FILE, load_pairs
 from rows import RESULTS
-from runs import FULL, TUNED_BUDGET, Plan, Row, Runner, add_arguments, be_quiet, check_quickly, planned
+from runs import FULL, PAPER, TUNED_BUDGET, Plan, Row, Runner, add_arguments, be_quiet, check_quickly, planned
 from translation_data import Corpus, Vocabulary, check_packages, learn_vocabulary, load_corpus
 from translation_model import SIZES
 from translation_runs import TranslationJob, run_job
@@ -36,8 +36,6 @@ from translation_runs import TranslationJob, run_job
 from lightning_autoassist.demo_data import DEFAULT_DATA_DIR
 
 TABLE = "translation"
-# The paper's rule and Assistant for translation.
-PAPER = "autoassist:assistant=text,gamma=0.5,confidence_gate=True"
 METHODS = (FULL, "uniform", "proportional", PAPER)
 GRID = (2e-3, 4e-3, 8e-3)
 

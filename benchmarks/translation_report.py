@@ -6,7 +6,17 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from accuracy_report import fingerprint, grouped, measured_on, with_error
+from accuracy_report import (
+    differences,
+    fingerprint,
+    full_runs,
+    grouped,
+    mean_of,
+    measured_on,
+    name_of,
+    rates_of,
+    with_error,
+)
 from rows import RESULTS, rows_of
 
 Row = dict[str, Any]
@@ -33,7 +43,7 @@ def write_translation_curves() -> None:
         seconds = "curve_cpu_seconds" if _is_on_cpu(group) else "curve_seconds"
         for rows in grouped(group, ("method", "budget")):
             bleu = _means([[value for _, value in row["curve"]] for row in rows])
-            options: Any = {"marker": "o", "markersize": 3, "label": _name(rows[0])}
+            options: Any = {"marker": "o", "markersize": 3, "label": name_of(rows[0])}
             by_update.plot([update for update, _ in rows[0]["curve"]], bleu, **options)
             by_second.plot(_means([row[seconds] for row in rows]), bleu, **options)
         for axes in (by_update, by_second):
@@ -56,7 +66,7 @@ def _final_rows() -> list[Row]:
 
 
 def _table(group: list[Row]) -> str:
-    full = {row["seed"]: row for row in group if row["method"] == "full"}
+    full = full_runs(group)
     lines = [
         f"**{_title(group[0])}**",
         "",
@@ -65,7 +75,7 @@ def _table(group: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     methods = grouped(group, ("method", "budget"))
-    methods.sort(key=lambda rows: (-rows[0]["budget"], -_mean(rows, "beam_bleu")))
+    methods.sort(key=lambda rows: (-rows[0]["budget"], -mean_of(rows, "beam_bleu")))
     lines += [f"| {' | '.join(_cells(rows, full))} |" for rows in methods]
     row = group[0]
     return "\n".join(
@@ -83,20 +93,20 @@ def _table(group: list[Row]) -> str:
 
 def _cells(rows: list[Row], full: dict[int, Row]) -> list[str]:
     row, seconds = rows[0], _seconds(rows)
-    pairs = [one["beam_bleu"] - full[one["seed"]]["beam_bleu"] for one in rows if one["seed"] in full]
+    pairs = differences(rows, full, "beam_bleu")
     paired = [one[seconds] / full[one["seed"]][seconds] for one in rows if one["seed"] in full]
     is_full = row["method"] == "full"
     return [
-        _name(row),
+        name_of(row),
         f"{row['updates']:,}",
         f"{statistics.mean(paired):.0%}" if paired and not is_full else "-",
         with_error([one["beam_bleu"] for one in rows]),
         with_error(pairs, "+") if pairs and not is_full else "-",
-        f"{_mean(rows, 'greedy_bleu'):.2f}",
-        f"{_mean(rows, 'beam_chrf'):.2f}",
-        f"{_mean(rows, seconds):,.0f}",
+        f"{mean_of(rows, 'greedy_bleu'):.2f}",
+        f"{mean_of(rows, 'beam_chrf'):.2f}",
+        f"{mean_of(rows, seconds):,.0f}",
         str(len(rows)),
-        "/".join(f"{rate:g}" for rate in sorted({one["learning_rate"] for one in rows})),
+        rates_of(rows),
     ]
 
 
@@ -114,14 +124,6 @@ def _clock(rows: list[Row]) -> str:
     return "on the wall clock"
 
 
-def _name(row: Row) -> str:
-    if row["method"] == "full":
-        return "full run"
-    method, _, options = row["method"].partition(":")
-    name = "autoassist, TextAssistant" if "assistant=text" in options else row["method"]
-    return f"{name if options else method}, budget {row['budget']:g}"
-
-
 def _title(row: Row) -> str:
     parts = [
         f"English to German, {row['train_instances']:,} pairs of at most {row['max_words']} words",
@@ -131,10 +133,6 @@ def _title(row: Row) -> str:
         row["precision"] if row["precision"] != "32-true" else "",
     ]
     return ", ".join(part for part in parts if part)
-
-
-def _mean(rows: list[Row], name: str) -> float:
-    return statistics.mean(row[name] for row in rows)
 
 
 def _means(curves: list[list[float]]) -> list[float]:
