@@ -6,6 +6,7 @@ import functools
 import warnings
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
+from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -15,8 +16,15 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Seque
 
 from lightning_autoassist.candidates import Draw
 from lightning_autoassist.checkpoint import LAYOUT, is_readable
+from lightning_autoassist.command_line import TrainData, made
 from lightning_autoassist.distributed import Ranks, owned
-from lightning_autoassist.flavours import DATA_MODULE_TYPES, MODULE_TYPES, DataModuleBase, TrainData, overrides
+from lightning_autoassist.flavours import (
+    DATA_MODULE_TYPES,
+    MODULE_TYPES,
+    DataModuleBase,
+    data_module_type,
+    overrides,
+)
 from lightning_autoassist.loader import (
     BatchIterator,
     Carried,
@@ -121,9 +129,9 @@ class AutoAssistDataModule(DataModuleBase):
         check_budget(budget)
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise ValueError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}")
+        data = made(data)
         # Set first: the attributes below are looked up on it while Lightning's own initialisers run.
-        self.__dict__["wrapped"] = data
-        self.__dict__["_trainer"] = None
+        self.__dict__.update(wrapped=data, _trainer=None, _users_hooks=set())
         super().__init__()
         self.budget = budget
         self._seed = seed
@@ -159,7 +167,7 @@ class AutoAssistDataModule(DataModuleBase):
                 f"{type(data).__name__} brings its own"
             )
         for stage, loader in loaders.items():
-            setattr(self, f"{stage}_dataloader", functools.partial(_given, loader))
+            self._use_hook(f"{stage}_dataloader", functools.partial(_given, loader))
         self._passes_on = isinstance(data, DATA_MODULE_TYPES)
 
     # Modules ask their data module for num_classes, tuners set its batch_size: ours passes both on to the user's.
@@ -185,6 +193,7 @@ class AutoAssistDataModule(DataModuleBase):
         if isinstance(self.wrapped, DATA_MODULE_TYPES):
             self.wrapped.trainer = trainer
         if trainer is not None:
+            self._complete_hooks(trainer)
             group_runs(trainer, self.budget, self.wrapped)
 
     @property
@@ -369,7 +378,24 @@ class AutoAssistDataModule(DataModuleBase):
     def _forward(self, hooks: tuple[str, ...]) -> None:
         for hook in hooks:
             if overrides(self.wrapped, hook):
-                setattr(self, hook, getattr(self.wrapped, hook))
+                self._use_hook(hook, getattr(self.wrapped, hook))
+
+    def _use_hook(self, hook: str, function: Any) -> None:
+        setattr(self, hook, function)
+        self._users_hooks.add(hook)
+
+    def _complete_hooks(self, trainer: Any) -> None:
+        """Let every hook that the user's data do not have be what plain Lightning would use in its place."""
+        base = data_module_type(trainer)  # it takes the hooks of another flavour's base class for overridden ones
+        # Beside a train loader, plain Lightning asks the module for the other loaders.
+        module = None if self._passes_on or isinstance(self.wrapped, MODULE_TYPES) else trainer.lightning_module
+        for hook in _FORWARDED_HOOKS:
+            if hook in self._users_hooks:
+                continue
+            if hook in _FORWARDED_LOADERS and module is not None and overrides(module, hook):
+                setattr(self, hook, getattr(module, hook))
+            else:
+                setattr(self, hook, MethodType(getattr(base, hook), self))
 
     def _hparams_owner(self) -> Any:
         return self.wrapped if isinstance(self.wrapped, DATA_MODULE_TYPES) else super()

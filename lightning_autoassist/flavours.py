@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Union
-
-from torch.utils.data import DataLoader
+from typing import TYPE_CHECKING, Any
 
 FLAVOUR_NAMES = ("pytorch_lightning", "lightning.pytorch")
 
@@ -37,17 +35,14 @@ def _imported(name: str) -> ModuleType | None:
 FLAVOURS = installed_flavours()
 DATA_MODULE_TYPES = tuple(flavour.LightningDataModule for flavour in FLAVOURS)
 MODULE_TYPES = tuple(flavour.LightningModule for flavour in FLAVOURS)
+TRAINER_TYPES = tuple(flavour.Trainer for flavour in FLAVOURS)
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningDataModule
 
-    TrainData = Any
-
     CallbackBase = Callback
     DataModuleBase = LightningDataModule
 else:
-    # What can be trained on. LightningCLI builds from YAML what a signature names.
-    TrainData = Union[(*DATA_MODULE_TYPES, *MODULE_TYPES, DataLoader)]
 
     class CallbackBase(*(flavour.Callback for flavour in FLAVOURS)):
         """``Callback`` of every installed flavour."""
@@ -69,6 +64,12 @@ def overrides(owner: Any, method: str) -> bool:
     function = getattr(own, "__func__", own)
     bases = [base for base in (*DATA_MODULE_TYPES, *MODULE_TYPES) if isinstance(owner, base)]
     return all(getattr(base, method, None) is not function for base in bases)
+
+
+def data_module_type(trainer: Any) -> type:
+    """``LightningDataModule`` of the flavour that ``trainer`` is of; of the first flavour where it is of none."""
+    pairs: Iterable[tuple[type, type]] = zip(DATA_MODULE_TYPES, TRAINER_TYPES, strict=True)
+    return next((data_type for data_type, trainer_type in pairs if isinstance(trainer, trainer_type)), DataModuleBase)
 
 
 @contextmanager
