@@ -157,6 +157,7 @@ class Learner:
             place: For a feature file.
         """
         restored, self._restored = self._restored, None
+        self.policy.prepare(-(-num_instances // self._ranks.world_size))
         if self.store is not None and len(self.store) == num_instances:
             return
         if restored is not None and len(restored["seen"]) != num_instances:
@@ -278,23 +279,27 @@ class Learner:
             return
         assert self.store is not None
         indices, losses, scores = observed.indices, observed.losses, observed.scores
-        if observed.labels is not None:
+        if observed.labels is not None and self._compared is not None:
             self._compare_labels(self.store, indices, observed.labels)
-        finite = losses.isfinite() & scores.isfinite()
-        if not finite.all():
+        finite = torch.from_numpy(np.isfinite(losses.numpy()) & np.isfinite(scores.numpy()))
+        are_finite = bool(finite.all())
+        if not are_finite:
             # Neither learnt from nor dropped: kept again when it comes up, in the hope of a finite loss.
             self.store.forget(indices[~finite])
             self.report.count_nonfinite(int((~finite).sum()))
         if observed.features is not None:
             put = self.store.put_tokens if "tokens" in self.assistant.reads else self.store.put_features
             put(indices[finite], observed.features[finite])
-        # A resumed run may have lost features of instances that the interrupted one was about to learn from.
-        learnt = finite & self.store.holds(indices, self.assistant.reads)
-        indices, scores = indices[learnt], scores[learnt]
+        labels = observed.labels
+        if not are_finite or self.assistant.reads_batches:
+            # A resumed run may have lost features of instances that the interrupted one was about to learn from.
+            learnt = finite & self.store.holds(indices, self.assistant.reads)
+            indices, scores = indices[learnt], scores[learnt]
+            labels = None if labels is None else labels[learnt]
         if not len(indices):
             return
-        if observed.labels is not None:
-            self.store.put_labels(indices, observed.labels[learnt])
+        if labels is not None:
+            self.store.put_labels(indices, labels)
         instances = self.store.rows(indices, self.assistant.reads)  # as remembered, before this batch
         self.store.put_scores(indices, scores)
         outcome = self.assistant.update(instances, scores)
@@ -376,6 +381,7 @@ def to_host(draw: Draw, observation: Observation, features: Tensor | None) -> Ob
 
 def on_host(observed: Observed) -> Observed:
     """The same with its copies arrived."""
-    if observed.arrived is not None:
-        observed.arrived.synchronize()
+    if observed.arrived is None:
+        return observed
+    observed.arrived.synchronize()
     return observed._replace(arrived=None)
