@@ -233,12 +233,13 @@ class AutoAssistCallback(CallbackBase):
     def _may_validate_next(self, trainer: Any) -> bool:
         """Whether validation may follow this batch of a filtered run."""
         assert self._data is not None
-        if self._data.candidate_stream is None or not trainer.enable_validation:
+        if self._data.candidate_stream is None:
             return False
         interval = trainer.val_check_batch
-        return bool(
+        may_now = (
             trainer.is_last_batch or trainer.should_stop or interval is None or interval < trainer.num_training_batches
         )
+        return bool(may_now and trainer.enable_validation)  # which takes longer to tell
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.report.training.stop()

@@ -170,11 +170,11 @@ class InstanceStore:
         """Remember integer labels, shape ``(n,)``."""
         if self.labels is None:
             self.labels = torch.full((len(self),), -1, dtype=torch.int32)
-        self.labels.numpy()[indices.numpy()] = labels.numpy()
+        self.labels.numpy()[indices.numpy()] = labels.numpy()  # ten times as fast as torch on a batch
 
     def put_scores(self, indices: Tensor, scores: Tensor) -> None:
         """Remember one batch's scores, shape ``(n,)``, and mark the instances as seen."""
-        places = indices.numpy()  # numpy writes a batch ten times as fast as torch
+        places = indices.numpy()
         self.scores.numpy()[places] = scores.numpy()
         self.seen.numpy()[places] = True
         self.observed_at.numpy()[places] = self.num_batches

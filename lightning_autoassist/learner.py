@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import warnings
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,27 @@ class Observed(NamedTuple):
     integers: dict[str, Tensor] | None  # of a stream's batch, whose indices name no instances
     arrived: torch.cuda.Event | None  # None: the tensors are on the CPU
     pass_index: int = 0
+
+
+class _Guard:
+    """Lets an error in it end the filtering, and not the run. No generator: this is entered several times a step."""
+
+    def __init__(self, stop_filtering: Callable[[str], None]) -> None:
+        self._stop_filtering = stop_filtering
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if not isinstance(exc_value, Exception):
+            return False
+        self._stop_filtering(f"{type(exc_value).__name__}: {exc_value}")
+        return True
 
 
 class Learner:
@@ -92,6 +113,7 @@ class Learner:
         self.has_other_terms = False
         self.exchange_every = exchange_every
         self._ranks = Ranks()
+        self._guard = _Guard(self.stop_filtering)
         self._num_steps = 0
         self._pass_index = 0  # of the batch that was learnt from last
         self._features = features
@@ -336,13 +358,9 @@ class Learner:
 
     # ---- when something goes wrong
 
-    @contextmanager
-    def unfiltered_on_error(self) -> Iterator[None]:
+    def unfiltered_on_error(self) -> _Guard:
         """Go on unfiltered, with a warning, where what is inside fails."""
-        try:
-            yield
-        except Exception as error:  # whatever it is, it must not cost the user the run
-            self.stop_filtering(f"{type(error).__name__}: {error}")
+        return self._guard
 
     def stop_filtering(self, reason: str) -> None:
         """Keep every instance from now on, with one warning."""
@@ -365,7 +383,7 @@ def to_host(draw: Draw, observation: Observation, features: Tensor | None) -> Ob
     on_cuda = observation.losses.is_cuda
 
     def started(tensor: Tensor) -> Tensor:
-        return tensor.to("cpu", non_blocking=on_cuda)
+        return tensor if tensor.device.type == "cpu" else tensor.to("cpu", non_blocking=on_cuda)
 
     return Observed(
         indices=torch.from_numpy(draw.indices),

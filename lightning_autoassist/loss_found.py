@@ -86,6 +86,8 @@ class Found(NamedTuple):
         """Whether it is ``root`` itself."""
         if isinstance(self.edge, Tensor):
             return root is self.edge
+        if root.grad_fn is not None:
+            return root.grad_fn is self.edge.node and root.output_nr == self.edge.output_nr
         edge = get_gradient_edge(root)
         return edge.node is self.edge.node and edge.output_nr == self.edge.output_nr
 
