@@ -94,7 +94,6 @@ class InstanceStore:
             indices: Shape ``(n,)``, int64.
             columns: A subset of ``{"features", "labels", "scores", "ages", "tokens", "indices"}``.
         """
-
         gathered: dict[str, Any] = {}
         for name in ("features", "labels", "scores"):
             values: Tensor | None = getattr(self, name) if name in columns else None

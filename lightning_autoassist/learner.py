@@ -8,9 +8,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections import deque
-from collections.abc import Callable
 from itertools import chain
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +22,7 @@ from lightning_autoassist.candidates import Draw, IndexArray, Rows
 from lightning_autoassist.distributed import Ranks
 from lightning_autoassist.feature_file import FeaturePlace
 from lightning_autoassist.features import InstanceStore
+from lightning_autoassist.guard import Guard
 from lightning_autoassist.jobs import Jobs
 from lightning_autoassist.loss_capture import Observation
 from lightning_autoassist.policies import Policy
@@ -48,27 +47,6 @@ class Observed(NamedTuple):
     integers: dict[str, Tensor] | None  # of a stream's batch, whose indices name no instances
     arrived: torch.cuda.Event | None  # None: the tensors are on the CPU
     pass_index: int = 0
-
-
-class _Guard:
-    """Lets an error in it end the filtering, and not the run. No generator: this is entered several times a step."""
-
-    def __init__(self, stop_filtering: Callable[[str], None]) -> None:
-        self._stop_filtering = stop_filtering
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        if not isinstance(exc_value, Exception):
-            return False
-        self._stop_filtering(f"{type(exc_value).__name__}: {exc_value}")
-        return True
 
 
 class Learner:
@@ -117,7 +95,7 @@ class Learner:
         self.has_other_terms = False
         self.exchange_every = exchange_every
         self._ranks = Ranks()
-        self._guard = _Guard(self.stop_filtering)
+        self._guard = Guard(self.stop_filtering)
         self._num_steps = 0
         self._pass_index = 0  # of the batch that was learnt from last
         self._features = features
@@ -382,7 +360,7 @@ class Learner:
 
     # ---- when something goes wrong
 
-    def unfiltered_on_error(self) -> _Guard:
+    def unfiltered_on_error(self) -> Guard:
         """Go on unfiltered, with a warning, where what is inside fails."""
         return self._guard
 

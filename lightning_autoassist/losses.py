@@ -44,7 +44,7 @@ class NamedLoss:
     Args:
         function: The function of ``torch.nn.functional``.
         norms: Gets the call's arguments (tensors detached, floats as float32; with an ``ignore_index`` also
-            "counts", the mask of :class:`Elements`) and the unreduced losses, returns the norms in the shape of the losses.
+            "counts", the mask of :class:`Elements`) and the unreduced losses, returns the norms in the losses' shape.
         inputs: Names of the differentiable inputs, which have one row for each row of the loss.
         rows_axis: Where the inputs hold the rows.
         num_axes: How many axes an input needs to hold several rows; with fewer it is one row.

@@ -17,9 +17,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 import lightning_autoassist
-from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, LogisticAssistant, ShrinkingBatchSampler
+from lightning_autoassist import (
+    AutoAssistCallback,
+    AutoAssistDataModule,
+    LogisticAssistant,
+    ShrinkingBatchSampler,
+    losses,
+)
 from lightning_autoassist import callback as callback_module
-from lightning_autoassist import losses
 from lightning_autoassist.jobs import Jobs, UpdateThread
 from tests.ordinary import Classifier, ClustersData, CountingDataset, trainer
 
