@@ -233,12 +233,13 @@ class AutoAssistCallback(CallbackBase):
     def _may_validate_next(self, trainer: Any) -> bool:
         """Whether validation may follow this batch of a filtered run."""
         assert self._data is not None
-        if self._data.candidate_stream is None or not trainer.enable_validation:
+        if self._data.candidate_stream is None:
             return False
         interval = trainer.val_check_batch
-        return bool(
+        may_now = (
             trainer.is_last_batch or trainer.should_stop or interval is None or interval < trainer.num_training_batches
         )
+        return bool(may_now and trainer.enable_validation)  # which takes longer to tell
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.report.training.stop()
@@ -257,7 +258,7 @@ class AutoAssistCallback(CallbackBase):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
-        self._jobs.settle()
+        self._learner.settle()
         classes = summed(self._ranks.gather(self._log.class_counts()))
         self._log.end_epoch(trainer, pl_module, classes)
         metrics = self._ranks.gather(self.report.end_epoch(self._data.candidate_stream))
@@ -283,7 +284,7 @@ class AutoAssistCallback(CallbackBase):
             ``nonfinite_instances``, ``overhead_ms`` (milliseconds a step), and with an Assistant ``assistant_loss``
             (nats) and ``assistant_auroc`` of the last epoch.
         """
-        self._jobs.settle()
+        self._learner.settle()
         return self.report.summary(None if self._data is None else self._data.candidate_stream)
 
     def keep_probability(self, indices: Iterable[int]) -> npt.NDArray[np.floating[Any]]:
@@ -292,13 +293,13 @@ class AutoAssistCallback(CallbackBase):
         Args:
             indices: Positions in the train data set, shape ``(n,)``.
         """
-        self._jobs.settle()
+        self._learner.settle()
         return self._learner.keep_probability(np.fromiter(indices, np.int64), pass_index=1)
 
     @property
     def instances(self) -> InstanceStore | None:
         """What is remembered of each instance; None before the first batch, and where the policy needs no scores."""
-        self._jobs.settle()
+        self._learner.settle()
         return self._learner.store
 
     @property

@@ -39,7 +39,7 @@ class Instances(NamedTuple):
 
     Attributes:
         features: Shape ``(n, F)``, half precision from the store.
-        labels: Class labels, shape ``(n,)``, integer.
+        labels: Class labels, shape ``(n,)``, integer; -1 where none is known yet, other negative ones are no class.
         scores: The last score observed, shape ``(n,)``, float32.
         ages: Batches learnt from since that score was observed, shape ``(n,)``, int32; -1 where none ever was.
         tokens: Their bags of tokens.
@@ -94,19 +94,20 @@ class InstanceStore:
             indices: Shape ``(n,)``, int64.
             columns: A subset of ``{"features", "labels", "scores", "ages", "tokens", "indices"}``.
         """
-
-        def column(name: str) -> Tensor | None:
+        gathered: dict[str, Any] = {}
+        for name in ("features", "labels", "scores"):
             values: Tensor | None = getattr(self, name) if name in columns else None
-            # index_select, not values[indices]: several times faster for rows of half precision.
-            return None if values is None else values.index_select(0, indices)
-
-        ages = None
+            if values is not None:
+                # index_select, not values[indices]: several times faster for rows of half precision.
+                gathered[name] = values.index_select(0, indices)
         if "ages" in columns:
             observed_at = self.observed_at.index_select(0, indices)
-            ages = (self.num_batches - 1 - observed_at).where(observed_at >= 0, -1)
-        tokens = None if self.tokens is None or "tokens" not in columns else self.tokens.rows(indices)
-        own = indices if "indices" in columns else None
-        return Instances(column("features"), column("labels"), column("scores"), ages, tokens, own)
+            gathered["ages"] = (self.num_batches - 1 - observed_at).where(observed_at >= 0, -1)
+        if self.tokens is not None and "tokens" in columns:
+            gathered["tokens"] = self.tokens.rows(indices)
+        if "indices" in columns:
+            gathered["indices"] = indices
+        return Instances(**gathered)
 
     def holds(self, indices: Tensor, columns: Sequence[str]) -> Tensor:
         """Whether features or tokens are remembered of each instance, where ``columns`` name them; ``(n,)``, bool."""
@@ -116,7 +117,8 @@ class InstanceStore:
 
     def knows(self, indices: Tensor, columns: Sequence[str]) -> Tensor:
         """Whether each instance was seen and :meth:`holds` what ``columns`` name; shape ``(n,)``, bool."""
-        return self.seen.index_select(0, indices) & self.holds(indices, columns)
+        seen = self.seen.index_select(0, indices)
+        return seen & self.holds(indices, columns) if any(name in columns for name in FROM_BATCHES) else seen
 
     def put_features(self, indices: Tensor, features: Tensor) -> None:
         """Remember features, shape ``(n, F)``, any floating dtype; values that half precision cannot hold are bounded.
@@ -166,14 +168,15 @@ class InstanceStore:
     def put_labels(self, indices: Tensor, labels: Tensor) -> None:
         """Remember integer labels, shape ``(n,)``."""
         if self.labels is None:
-            self.labels = torch.zeros(len(self), dtype=torch.int32)
-        self.labels[indices] = labels.to(torch.int32)
+            self.labels = torch.full((len(self),), -1, dtype=torch.int32)
+        self.labels.numpy()[indices.numpy()] = labels.numpy()  # ten times as fast as torch on a batch
 
     def put_scores(self, indices: Tensor, scores: Tensor) -> None:
         """Remember one batch's scores, shape ``(n,)``, and mark the instances as seen."""
-        self.scores[indices] = scores
-        self.seen[indices] = True
-        self.observed_at[indices] = self.num_batches
+        places = indices.numpy()
+        self.scores.numpy()[places] = scores.numpy()
+        self.seen.numpy()[places] = True
+        self.observed_at.numpy()[places] = self.num_batches
         self.num_batches += 1
 
     def forget(self, indices: Tensor) -> None:

@@ -12,6 +12,9 @@ from queue import SimpleQueue
 MAX_WAITING = 64
 # Seconds that a closing thread may take for what it has begun; it may wait for another process, which has died.
 CLOSING_SECONDS = 30.0
+# Of every job that is done at once: a future takes longer to make than many a job.
+_DONE: Future[None] = Future()
+_DONE.set_result(None)
 
 
 class Jobs:
@@ -38,9 +41,7 @@ class Jobs:
             Is done when the job is, and then holds what it raised.
         """
         job()
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
+        return _DONE
 
     def settle(self) -> None:
         """Wait until every job is done; raises what one of them raised."""

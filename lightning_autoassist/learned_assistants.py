@@ -41,11 +41,15 @@ class ClassMeans:
         total = float(self.counts.sum())
         overall = float(self.sums.sum()) / total if total else 0.0
         means = torch.where(self.counts > 0, self.sums / self.counts.clamp(min=1e-30), overall)
-        means = F.pad(means, (0, 1), value=overall)  # the last entry stands for every class not seen yet
-        return means[classes.clamp(max=len(self.counts))]
+        means = F.pad(means, (0, 1), value=overall)  # the last entry stands for every class not seen yet, and for none
+        return means[classes.clamp(max=len(self.counts)).where(classes >= 0, len(self.counts))]
 
     def update(self, classes: Tensor, scores: Tensor) -> None:
-        """Take note of a batch's scores, shape ``(B,)``."""
+        """Take note of a batch's scores, shape ``(B,)``; of those with a class, which is not negative."""
+        has_class = classes >= 0
+        classes, scores = classes[has_class], scores[has_class]
+        if not len(classes):
+            return
         missing = int(classes.max()) + 1 - len(self.counts)
         if missing > 0:
             self.sums, self.counts = F.pad(self.sums, (0, missing)), F.pad(self.counts, (0, missing))
@@ -205,7 +209,7 @@ class MLPAssistant(Assistant):
     """
 
     reads = ("features", "labels")
-    max_classes = 1024  # rows of E; classes beyond share them
+    max_classes = 1024  # rows of E: one for those without a class, and classes beyond the others share them
     betas = (0.9, 0.999)
 
     def __init__(self, num_hidden: int = 32, lr: float = 3e-3, mean_decay: float = 0.95, seed: int = 0) -> None:
@@ -220,7 +224,7 @@ class MLPAssistant(Assistant):
         self.num_steps = 0
         self.centre = torch.zeros(0)  # of the features, (F,)
         self.square = torch.zeros(0)  # mean of the features' squares, (F,)
-        # W (F, H), E (C, H) with a first row for those without a class, c (H,), v (H,); sizes from the first batch.
+        # W (F, H), E (C, H) with a last row for those without a class, c (H,), v (H,); sizes from the first batch.
         self.weights: dict[str, Tensor] = {}
         self.momenta: dict[str, Tensor] = {}
         self.second_momenta: dict[str, Tensor] = {}
@@ -275,7 +279,8 @@ class MLPAssistant(Assistant):
     def _inputs(self, instances: Instances) -> tuple[Tensor, Tensor]:
         if instances.features is None:
             raise ValueError("MLPAssistant needs features, got instances without any; pass features=")
-        return instances.features.float(), _classes(instances, len(instances.features), self.max_classes)
+        classes = _classes(instances, len(instances.features), self.max_classes - 1)
+        return instances.features.float(), classes.where(classes >= 0, self.max_classes - 1)
 
     def _hidden(self, scaled: Tensor, classes: Tensor) -> Tensor:
         return torch.relu(scaled @ self.weights["W"] + self.weights["E"][classes] + self.weights["c"])
@@ -327,10 +332,10 @@ def _remembered(instances: Instances) -> tuple[Tensor, Tensor]:
 
 
 def _classes(instances: Instances, count: int, most: int) -> Tensor:
-    """A class of each instance, below ``most``; those whose label cannot be a class are of class 0."""
+    """A class of each instance, below ``most``: 0 where there are no labels, -1 where one is unknown or no class."""
     if instances.labels is None:
         return torch.zeros(count, dtype=torch.long)
-    return instances.labels.long().where(instances.labels >= 0, 0) % most
+    return (instances.labels.long() % most).where(instances.labels >= 0, -1)
 
 
 def _clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

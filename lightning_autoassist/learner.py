@@ -8,8 +8,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from lightning_autoassist.candidates import Draw, IndexArray, Rows
 from lightning_autoassist.distributed import Ranks
 from lightning_autoassist.feature_file import FeaturePlace
 from lightning_autoassist.features import InstanceStore
+from lightning_autoassist.guard import Guard
 from lightning_autoassist.jobs import Jobs
 from lightning_autoassist.loss_capture import Observation
 from lightning_autoassist.policies import Policy
@@ -31,6 +31,9 @@ from lightning_autoassist.row_learner import RowLearner
 
 # Labels that tell whether a checkpoint is of this data set.
 MIN_COMPARED = 64
+# Most batches that wait to be learnt from together, where no other process waits for what they showed: one after the
+# other takes half as long as one a step. Nobody can tell the difference: who asks has them learnt from before.
+LEARNT_TOGETHER = 8
 
 
 class Observed(NamedTuple):
@@ -92,6 +95,7 @@ class Learner:
         self.has_other_terms = False
         self.exchange_every = exchange_every
         self._ranks = Ranks()
+        self._guard = Guard(self.stop_filtering)
         self._num_steps = 0
         self._pass_index = 0  # of the batch that was learnt from last
         self._features = features
@@ -115,7 +119,7 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """State of all processes, which must all call this, as tensors and builtins."""
-        self.jobs.settle()
+        self.settle()
         own = {
             "pending": [on_host(observed)._asdict() for observed in self._pending],
             "ready": [on_host(observed)._asdict() for observed in self._ready],
@@ -157,6 +161,7 @@ class Learner:
             place: For a feature file.
         """
         restored, self._restored = self._restored, None
+        self.policy.prepare(-(-num_instances // self._ranks.world_size))
         if self.store is not None and len(self.store) == num_instances:
             return
         if restored is not None and len(restored["seen"]) != num_instances:
@@ -190,6 +195,7 @@ class Learner:
             return self.policy.keep_probability(torch.from_numpy(everything)).numpy()
         if not self.is_filtering or self.store is None:
             return everything
+        self.settle()
         with self.unfiltered_on_error():
             rows = torch.from_numpy(indices)
             knows = self.store.holds if self.judges_unseen else self.store.knows
@@ -206,7 +212,7 @@ class Learner:
 
     def keep_rows(self, rows: Rows, pass_index: int) -> npt.NDArray[np.floating[Any]]:
         """Chances of a stream's rows, shape ``(n,)``; there is no unseen one to be kept."""
-        self.jobs.settle()
+        self.settle()
         if self.progress <= 1 - self.tail and (self.is_filtering or not self.policy.needs_scores):
             with self.unfiltered_on_error():
                 return self.rows.keep_probability(rows)
@@ -258,15 +264,33 @@ class Learner:
             self._pending.append(observed)
             while len(self._pending) > lag:
                 self._ready.append(self._pending.popleft())
-        if self._ranks.world_size > 1 and self._num_steps % self.exchange_every:
-            return
-        ready, self._ready = [on_host(observed) for observed in self._ready], []
-        told = self._ranks.gather((ready, self.has_other_terms))
+        if self._ranks.world_size == 1:
+            if len(self._ready) >= LEARNT_TOGETHER:
+                self._catch_up()
+        elif self._num_steps % self.exchange_every == 0:
+            self._exchange()
+
+    def settle(self) -> None:
+        """Have everything learnt that is due, before somebody looks."""
+        self.jobs.submit(self._catch_up)
+        self.jobs.settle()
+
+    def _catch_up(self) -> None:
+        """Learn from the batches that wait; several processes do so when they exchange them."""
+        if self._ranks.world_size == 1 and self._ready:
+            with self.unfiltered_on_error():
+                self._learn_in_turn([self._ready])
+
+    def _exchange(self) -> None:
+        told = self._ranks.gather(([on_host(observed) for observed in self._ready], self.has_other_terms))
         self.has_other_terms = any(others for _, others in told)
-        for by_rank, _ in told:
-            for one in by_rank:
-                if self.is_filtering:
-                    self._learn(one)
+        self._learn_in_turn([by_rank for by_rank, _ in told])
+
+    def _learn_in_turn(self, ready: list[list[Observed]]) -> None:
+        self._ready = []
+        for observed in chain.from_iterable(ready):
+            if self.is_filtering:
+                self._learn(on_host(observed))
 
     def _learn(self, observed: Observed) -> None:
         """Let the Assistant learn from one batch of the Boss."""
@@ -278,23 +302,28 @@ class Learner:
             return
         assert self.store is not None
         indices, losses, scores = observed.indices, observed.losses, observed.scores
-        if observed.labels is not None:
+        if observed.labels is not None and self._compared is not None:
             self._compare_labels(self.store, indices, observed.labels)
-        finite = losses.isfinite() & scores.isfinite()
-        if not finite.all():
+        finite = torch.from_numpy(np.isfinite(losses.numpy()) & np.isfinite(scores.numpy()))
+        are_finite = bool(finite.all())
+        if not are_finite:
             # Neither learnt from nor dropped: kept again when it comes up, in the hope of a finite loss.
             self.store.forget(indices[~finite])
             self.report.count_nonfinite(int((~finite).sum()))
         if observed.features is not None:
             put = self.store.put_tokens if "tokens" in self.assistant.reads else self.store.put_features
             put(indices[finite], observed.features[finite])
-        # A resumed run may have lost features of instances that the interrupted one was about to learn from.
-        learnt = finite & self.store.holds(indices, self.assistant.reads)
-        indices, scores = indices[learnt], scores[learnt]
+        labels = observed.labels
+        if not are_finite or self.assistant.reads_batches:
+            # A resumed run may have lost features of instances that the interrupted one was about to learn from.
+            learnt = finite & self.store.holds(indices, self.assistant.reads)
+            if not learnt.all():
+                indices, scores = indices[learnt], scores[learnt]
+                labels = None if labels is None else labels[learnt]
         if not len(indices):
             return
-        if observed.labels is not None:
-            self.store.put_labels(indices, observed.labels[learnt])
+        if labels is not None:
+            self.store.put_labels(indices, labels)
         instances = self.store.rows(indices, self.assistant.reads)  # as remembered, before this batch
         self.store.put_scores(indices, scores)
         outcome = self.assistant.update(instances, scores)
@@ -331,13 +360,9 @@ class Learner:
 
     # ---- when something goes wrong
 
-    @contextmanager
-    def unfiltered_on_error(self) -> Iterator[None]:
+    def unfiltered_on_error(self) -> Guard:
         """Go on unfiltered, with a warning, where what is inside fails."""
-        try:
-            yield
-        except Exception as error:  # whatever it is, it must not cost the user the run
-            self.stop_filtering(f"{type(error).__name__}: {error}")
+        return self._guard
 
     def stop_filtering(self, reason: str) -> None:
         """Keep every instance from now on, with one warning."""
@@ -360,7 +385,7 @@ def to_host(draw: Draw, observation: Observation, features: Tensor | None) -> Ob
     on_cuda = observation.losses.is_cuda
 
     def started(tensor: Tensor) -> Tensor:
-        return tensor.to("cpu", non_blocking=on_cuda)
+        return tensor if tensor.device.type == "cpu" else tensor.to("cpu", non_blocking=on_cuda)
 
     return Observed(
         indices=torch.from_numpy(draw.indices),
@@ -376,6 +401,7 @@ def to_host(draw: Draw, observation: Observation, features: Tensor | None) -> Ob
 
 def on_host(observed: Observed) -> Observed:
     """The same with its copies arrived."""
-    if observed.arrived is not None:
-        observed.arrived.synchronize()
+    if observed.arrived is None:
+        return observed
+    observed.arrived.synchronize()
     return observed._replace(arrived=None)

@@ -8,6 +8,7 @@ Shapes: B batch, R rows of a loss (B, or a multiple of it), d further dimensions
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import warnings
@@ -476,4 +477,9 @@ def _caller() -> str:
         frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(_TORCH)
     ):
         frame = frame.f_back
-    return f"at {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    return f"at {_file_name(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+@functools.cache
+def _file_name(path: str) -> str:
+    return Path(path).name

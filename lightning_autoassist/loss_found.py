@@ -86,6 +86,8 @@ class Found(NamedTuple):
         """Whether it is ``root`` itself."""
         if isinstance(self.edge, Tensor):
             return root is self.edge
+        if root.grad_fn is not None:
+            return root.grad_fn is self.edge.node and root.output_nr == self.edge.output_nr
         edge = get_gradient_edge(root)
         return edge.node is self.edge.node and edge.output_nr == self.edge.output_nr
 
@@ -187,6 +189,9 @@ def combine(parts: Sequence[Contribution]) -> tuple[Tensor, Tensor]:
     Several losses with coefficients :math:`c_k` give :math:`\sum_k c_k l_k` and :math:`\sqrt{\sum_k c_k^2 s_k^2}`. The
     coefficients are relative to the largest one: so they do not depend on the scale of the whole.
     """
+    if len(parts) == 1 and _is_direct(*parts[0]):
+        losses, norms, _ = parts[0].found.elements
+        return losses, losses if norms is None else norms
     if len(parts) == 1:
         losses, scores, share = _fold(*parts[0])
         return (
@@ -198,6 +203,13 @@ def combine(parts: Sequence[Contribution]) -> tuple[Tensor, Tensor]:
     # Not a matrix product, which tensor cores would round.
     losses, scores = shares.unsqueeze(1) * losses, shares.unsqueeze(1) * scores
     return losses.sum(0), torch.linalg.vector_norm(scores, dim=0)
+
+
+def _is_direct(found: Found, coefficient: Tensor | None) -> bool:
+    """Whether a loss's rows are the instances' own as they stand: one each, all of which count, and nothing beside."""
+    losses, _, mask = found.elements
+    is_whole = coefficient is None and mask is None and found.softmax is None
+    return is_whole and losses.shape == (found.layout.batch_size,)
 
 
 def _fold(found: Found, coefficient: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

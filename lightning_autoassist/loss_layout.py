@@ -40,6 +40,8 @@ class Layout(NamedTuple):
 
     def spread(self, weights: Tensor, like: Tensor) -> Tensor:
         """Weights of instances, shape ``(B,)``, in a shape that multiplies the rows of ``like``."""
+        if len(self.leading) == self.num_axes == like.ndim == 1:
+            return weights.detach()
         column = [1] * len(self.leading)
         column[self.axis] = self.batch_size
         rows = weights.detach().reshape(column).expand(self.leading)

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from lightning_autoassist.recent_scores import MAX_RECENT, RecentScores, proportional_scale
 
 MAX_CLASSES = 65_536
 
@@ -40,6 +43,13 @@ class Policy:
     default_weights: str = "none"
     default_tail: float = 0.0
 
+    def prepare(self, num_candidates: int) -> None:
+        """Learn how many candidates make a pass, before the first one is judged; streams do not tell.
+
+        Args:
+            num_candidates: N, of this process.
+        """
+
     def keep_probability(self, scores: Tensor) -> Tensor:
         """Chance that each candidate enters a batch.
 
@@ -56,7 +66,7 @@ class Policy:
 
         Args:
             probs: What :meth:`keep_probability` gave, shape ``(n,)``.
-            labels: Class labels, shape ``(n,)``, integer.
+            labels: Class labels, shape ``(n,)``, integer; negative where an instance has no class, or none is known.
         """
         return probs
 
@@ -175,39 +185,30 @@ class RandomPolicy(Policy):
         return torch.full_like(scores, self.keep_rate)
 
 
-class RecentScores:
-    """The scores of the last candidates, as a sample of all there are.
-
-    Args:
-        size: How many are kept.
-    """
-
-    def __init__(self, size: int = 8192) -> None:
-        self.size = size
-        self.values = torch.zeros(0)
-
-    def add(self, scores: Tensor) -> None:
-        """Take note of candidates' scores, shape ``(n,)``."""
-        self.values = torch.cat([self.values, scores])[-self.size :]
-
-
 class _RelativePolicy(Policy):
-    """Base of rules that compare a score with those of other candidates.
+    """Base of rules that compare a score with those of other candidates: with the last pass's, at most 8,192.
 
-    The comparison is renewed each time that as many candidates as :attr:`refresh` have come by.
+    The comparison is renewed each time that an eighth as many candidates have come by.
     """
-
-    refresh = 1024
 
     def __init__(self) -> None:
         self.recent = RecentScores()
         self._num_new = 0
 
+    @property
+    def refresh(self) -> int:
+        """How many candidates renew the comparison."""
+        return max(1, self.recent.size // 8)
+
+    def prepare(self, num_candidates: int) -> None:
+        # A window of several passes would hold each instance's scores of long ago beside that of today.
+        self.recent.size = max(1, min(MAX_RECENT, num_candidates))
+
     def keep_probability(self, scores: Tensor) -> Tensor:
-        is_first = not len(self.recent.values)
+        is_first = not len(self.recent)
         self.recent.add(scores)
         self._num_new += len(scores)
-        if is_first or self._num_new >= self.refresh:
+        if len(self.recent) and (is_first or self._num_new >= self.refresh):
             self._num_new = 0
             self.compare(self.recent.values)
         return self.chances(scores)
@@ -270,14 +271,7 @@ class ProportionalPolicy(_RelativePolicy):
     def compare(self, recent: Tensor) -> None:
         if self.cap_quantile < 1:
             self.cap = float(torch.quantile(recent, self.cap_quantile))
-        recent = recent.clamp(max=self.cap)
-        # The mean of p falls from 1 to the floor as lambda grows from 0 to the largest score over the floor.
-        low, high = 0.0, float(recent.max()) / self.floor
-        for _ in range(40):
-            middle = (low + high) / 2
-            mean = float((recent / max(middle, 1e-30)).clamp(self.floor, 1).mean())
-            low, high = (middle, high) if mean > self.keep_rate else (low, middle)
-        self.scale = max(high, 1e-30)
+        self.scale = proportional_scale(recent.clamp(max=self.cap).numpy(), self.keep_rate, self.floor)
 
     def chances(self, scores: Tensor) -> Tensor:
         return (scores.clamp(max=self.cap) / self.scale).clamp(self.floor, 1)
@@ -367,7 +361,7 @@ class SelectiveBackpropPolicy(_RelativePolicy):
         self._sorted = torch.zeros(0)
 
     def compare(self, recent: Tensor) -> None:
-        self._sorted = recent.sort().values
+        self._sorted = torch.from_numpy(np.sort(recent.numpy()))  # ten times as fast as torch's
 
     def chances(self, scores: Tensor) -> Tensor:
         ranks = torch.searchsorted(self._sorted, scores, right=True)
@@ -426,17 +420,25 @@ class ClassQuotaPolicy(Policy):
     def keep_probability(self, scores: Tensor) -> Tensor:
         return self.policy.keep_probability(scores)
 
+    def prepare(self, num_candidates: int) -> None:
+        self.policy.prepare(num_candidates)
+
     def balance(self, probs: Tensor, labels: Tensor) -> Tensor:
         probs = self.policy.balance(probs, labels) if self.policy.reads_labels else probs
-        classes = labels.long().where(labels >= 0, 0) % MAX_CLASSES
+        has_class = labels >= 0
+        own, classes = probs[has_class], labels[has_class].long() % MAX_CLASSES
+        if not len(classes):
+            return probs
         missing = int(classes.max()) + 1 - len(self._counts)
         if missing > 0:
             self._sums, self._counts = F.pad(self._sums, (0, missing)), F.pad(self._counts, (0, missing))
-        self._sums = (self._sums * self.decay).index_add_(0, classes, probs)
-        self._counts = (self._counts * self.decay).index_add_(0, classes, torch.ones_like(probs))
+        self._sums = (self._sums * self.decay).index_add_(0, classes, own)
+        self._counts = (self._counts * self.decay).index_add_(0, classes, torch.ones_like(own))
         means = self._sums[classes] / self._counts[classes]
         raised = ((self.min_rate - means) / (1 - means).clamp(min=1e-6)).clamp(0, 1)
-        return probs + (1 - probs) * raised
+        balanced = probs.clone()
+        balanced[has_class] = own + (1 - own) * raised
+        return balanced
 
     def observe(self, predictions: Tensor, targets: Tensor) -> None:
         self.policy.observe(predictions, targets)

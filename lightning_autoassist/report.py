@@ -6,8 +6,6 @@ Shapes: B batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -55,6 +53,19 @@ class Stopwatch:
         self._started = None if self._started is None else time.perf_counter()
 
 
+class _Timed:
+    """Adds the seconds spent inside to a report. No generator: this is entered several times a step."""
+
+    def __init__(self, report: FilterReport) -> None:
+        self._report = report
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._report.overhead_seconds += time.perf_counter() - self._started
+
+
 class FilterReport:
     """Counters over a run and over its current epoch.
 
@@ -78,14 +89,9 @@ class FilterReport:
         self._num_ranked = 0
         self._epoch_start = self._totals(None)
 
-    @contextmanager
-    def timed(self) -> Iterator[None]:
+    def timed(self) -> _Timed:
         """Count the time spent inside as overhead."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.overhead_seconds += time.perf_counter() - started
+        return _Timed(self)
 
     @property
     def seconds(self) -> float:

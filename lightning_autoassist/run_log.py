@@ -89,7 +89,7 @@ class RunLog:
         self.filtering = filtering
         self.counts: InstanceCounts | None = None
         self.is_on = True
-        self._is_wanted = False
+        self._is_wanted = self._has_wandb = False
         self._is_first = True
         self._num_ranks = 1
         self._restored: dict[str, Any] | None = None
@@ -100,6 +100,7 @@ class RunLog:
         """A fit begins: the callback has its data module, and no logger has saved the run's settings yet."""
         self.is_on = True
         self._is_wanted = bool(trainer.loggers)
+        self._has_wandb = any(_is_a(logger, "WandbLogger") for logger in trainer.loggers)
         self._is_first = trainer.is_global_zero
         self._num_ranks = trainer.world_size
         self._prepare_tensorboard(trainer)
@@ -145,12 +146,12 @@ class RunLog:
     @_costs_no_run
     def end_step(self, trainer: Any, pl_module: Any, batch_idx: int) -> None:
         """A batch was trained on: axes for what is logged next, and the progress bar."""
-        if trainer._logger_connector.should_update_logs:
+        if self._has_wandb and trainer._logger_connector.should_update_logs:
             # W&B draws a metric against what is in the same row; these go into the row that Lightning logs next.
             for run in _wandb_runs(trainer):
                 run.log(self.filtering.report.axes(), commit=False)
         stream = self.filtering._data.candidate_stream
-        if stream is None or trainer.progress_bar_callback is None or batch_idx % trainer.log_every_n_steps:
+        if stream is None or batch_idx % trainer.log_every_n_steps or trainer.progress_bar_callback is None:
             return
         report = self.filtering.report
         saved = saved_ratio(stream)
@@ -173,7 +174,8 @@ class RunLog:
         labels = None if self.counts is None else self._labels(self.counts)
         if self.counts is not None and labels is not None:
             found.update(self.counts.by_class(labels))
-            found.pop(-1, None)
+            for label in [label for label in found if label < 0]:  # no class, or none that is known
+                del found[label]
 
     @_costs_no_run
     def end_epoch(self, trainer: Any, pl_module: Any, classes: ClassCounts) -> None:

@@ -6,6 +6,7 @@ Shapes: N data set (as the candidates' sampler counts it), B batch, K batches an
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -22,6 +23,10 @@ from lightning_autoassist.candidates import CandidateStream, Draw, IndexArray
 from lightning_autoassist.jobs import Jobs
 
 KeepProbability = Callable[[IndexArray, int], npt.NDArray[np.floating[Any]]]
+
+# Batches for which candidates are judged at once. A call costs as much as judging thousands, so that one a batch would
+# be most of what filtering costs; and the more batches, the older the scores when the Boss sees the last of them.
+BATCHES_AHEAD = 4
 
 
 class WholePasses:
@@ -56,7 +61,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         weights: ``"none"``, ``"sum"`` or ``"mean"``.
         drop_last: Whether K is rounded down instead of up.
         seed: Of the generator that decides what is kept; the global RNGs stay untouched.
-        chunk_size: Candidates that are scored at once; ``batch_size`` where None, so that scores are fresh.
+        chunk_size: Candidates that are scored at once; None: as many as the next four batches are likely to need.
 
     Raises:
         ValueError: If an argument lies outside its range, or fewer than B candidates make a pass.
@@ -100,7 +105,8 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         self.budget = budget
         self.keep_probability = keep_probability
         self.drop_last = drop_last
-        self.chunk_size = chunk_size or batch_size
+        self.chunk_size = chunk_size
+        self._num_ahead = BATCHES_AHEAD * batch_size  # instances
         # Gets candidates, their p and whether each was kept, for reports.
         self.on_considered: Callable[[IndexArray, Any, Any], None] | None = None
         # Gets kept instances, says whether features of some of them are still to be had.
@@ -252,11 +258,21 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
     def _consider_next(self) -> bool:
         """Consider the next chunk, which is never of two passes; False where the pass has ended."""
         self._check_progress(self._considered_before)
-        candidates = self._order[self._position : self._position + self.chunk_size]
+        candidates = self._order[self._position : self._position + self._num_next()]
         self._position += len(candidates)
         if len(candidates):
             self._consider(candidates)
         return len(candidates) > 0
+
+    def _num_next(self) -> int:
+        """How many candidates are judged at once."""
+        if self.chunk_size is not None:
+            return self.chunk_size
+        if self.keep_probability is None or not self._recent_count:
+            return self.batch_size
+        missing = self._num_ahead - len(self._kept_indices)
+        keep_rate = max(self._recent_sum / self._recent_count, 1e-3)  # of the last N candidates
+        return max(self.batch_size, math.ceil(missing / keep_rate))
 
     def _consider(self, candidates: IndexArray) -> None:
         if self.keep_probability is None:

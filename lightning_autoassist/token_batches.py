@@ -6,6 +6,7 @@ batches an epoch.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -65,7 +66,7 @@ class TokenBatchSampler(ShrinkingBatchSampler):
         weights: Likewise.
         drop_last: Likewise.
         seed: Likewise; ties and the order of batches are drawn from the same generator.
-        chunk_size: Likewise; None: as many as a batch of average instances holds.
+        chunk_size: Likewise; None: as many as the pool is likely to need.
         pool_batches: Batches that a pool fills, at least 2 (at most half a pass in any case). Fewer are fresher, their
             candidates having been chosen so many steps before the Boss sees the last of them; more pad less.
         total_tokens: T, where it is not that of ``sampler``: for a process's share of it, which must be the same in all
@@ -123,6 +124,7 @@ class TokenBatchSampler(ShrinkingBatchSampler):
             chunk_size=chunk_size,
         )
         self._pool_tokens = max(float(max_tokens), min(float(pool_batches * max_tokens), self.total_tokens / 2))
+        self._num_ahead = math.ceil(self._pool_tokens / max_tokens * self.batch_size)
         # Batches that were cut and wait for their turn; what is not cut yet are the base's kept instances.
         self._ready: deque[tuple[IndexArray, npt.NDArray[np.float64]]] = deque()
 

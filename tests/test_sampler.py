@@ -222,7 +222,12 @@ def test_the_memory_of_the_mean_does_not_grow_with_the_number_of_chunks():
     probs = np.random.default_rng(1).uniform(0.1, 1, 3 * n)
     place = iter(range(3 * n))
     sampler = ShrinkingBatchSampler(
-        range(n), 1, budget=1.0, weights="mean", keep_probability=lambda i, k: probs[[next(place) for _ in i]]
+        range(n),
+        1,
+        budget=1.0,
+        weights="mean",
+        keep_probability=lambda i, k: probs[[next(place) for _ in i]],
+        chunk_size=1,
     )
     for draw in sampler.draws():
         sampler.confirm(draw)

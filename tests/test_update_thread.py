@@ -17,7 +17,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 import lightning_autoassist
-from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, LogisticAssistant, ShrinkingBatchSampler
+from lightning_autoassist import (
+    AutoAssistCallback,
+    AutoAssistDataModule,
+    LogisticAssistant,
+    ShrinkingBatchSampler,
+    losses,
+)
 from lightning_autoassist import callback as callback_module
 from lightning_autoassist.jobs import Jobs, UpdateThread
 from tests.ordinary import Classifier, ClustersData, CountingDataset, trainer
@@ -289,6 +295,7 @@ def test_the_training_loop_waits_for_no_device(name, policy, monkeypatch):
     for owner, names in WAITING.items():
         for attribute in names:
             monkeypatch.setattr(owner, attribute, counted(attribute, getattr(owner, attribute)))
+    monkeypatch.setattr(losses, "answers_at_once", lambda values: False)  # as on a device
     module_type, dataset = MODULES[name]
     callback = AutoAssistCallback(policy=policy, update="async", lag=4)
     run = trainer(max_epochs=5, callbacks=[Counting(), callback], limit_val_batches=0)
