@@ -1,35 +1,33 @@
-"""The command line: parses, dispatches, and puts what goes wrong into one line."""
+"""The command line: parses, dispatches, and puts what goes wrong into one line.
+
+Whatever needs torch or numpy is imported by the command that needs it: help and errors in the words come at once.
+"""
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import inspect
+import io
 import math
 import sys
-import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
-
-from lightning_fabric.utilities.exceptions import MisconfigurationException
+from typing import NoReturn
 
 from lightning_autoassist import __version__
-from lightning_autoassist.compare import CompareError, as_text, compare, printable
-from lightning_autoassist.compare_page import as_json, draw, write_page
 from lightning_autoassist.demo_data import DEFAULT_DATA_DIR, DEFAULT_OUT, DEMO_DATA
-from lightning_autoassist.diagnosis import diagnose
-from lightning_autoassist.flavours import quiet
-from lightning_autoassist.run_readers import LoggedRun, RunError, read_runs
+from lightning_autoassist.named_objects import NamingError, candidates_in, module_and_data, place_of_error
+from lightning_autoassist.terminal import printable, shortened
 
 EXIT_UNFILTERED = 1
 EXIT_ERROR = 2
+MAX_MESSAGE = 1_000
 CHECK_EXAMPLES = """\
-NAME is a class or a function that is called without arguments, or an object.
+NAME is a class or a function that is called without arguments, or an object. Without :NAME, the command lists what a
+file holds. Without --data, the module trains on its own train_dataloader.
 
 examples:
   autoassist check train.py:MyModule --data train.py:MyDataModule
+  autoassist check train.py                   # which modules and data modules are in it?
   autoassist check my_project.models:build    # a module with loaders of its own
 
 exits with 0 where filtering is on, 1 where it is off, 2 where the module cannot be had or fails
@@ -44,12 +42,14 @@ exits with 0, or with 2 where data, packages or W&B are not to be had
 """
 COMPARE_EXAMPLES = """\
 RUN is a W&B offline folder, a folder of CSVLogger or TensorBoardLogger, a folder with several of these, or a W&B
-project (entity/project). NAME=RUN names it; runs of one name count as seeds of one another.
+project (entity/project). NAME=RUN names it; runs of one name count as seeds of one another, unless their policy or
+budget differs. Links inside a folder are not followed; a run that is named twice is counted once.
 
 examples:
   autoassist compare autoassist-demo/wandb --baseline "digits, full"
   autoassist compare full=logs/version_0 filtered=logs/version_1 --metric val_acc --baseline full --target 0.95
   autoassist compare me/my-project --group-by autoassist.policy.name --baseline UniformPolicy
+  autoassist compare logs --group-by autoassist.policy.name,autoassist.budget --baseline "UniformPolicy, 1.0"
 
 exits with 0, or with 2 where a run cannot be read or compared
 """
@@ -64,10 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 after an error, which is one line on stderr; ``check`` ends with 1 for filtering off.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without the character must not cost the table
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (OSError, UsageError, RunError, CompareError, MisconfigurationException) as error:
+    except (OSError, UsageError, NamingError) as error:
         return _fail(str(error))
     return 0
 
@@ -80,7 +82,7 @@ class _Parser(argparse.ArgumentParser):
     """Ends with one line, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(EXIT_ERROR, f"{self.prog}: error: {printable(message)} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,43 +138,43 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     check.add_argument("module", metavar="MODULE", help="FILE.py:NAME or PACKAGE.MODULE:NAME of a LightningModule")
     check.add_argument(
-        "--data", metavar="DATA", help="likewise of a data module or train loader; default: the module's"
+        "--data",
+        metavar="DATA",
+        help="FILE.py:NAME or PACKAGE.MODULE:NAME of a data module or train loader; default: the module's own loader",
     )
     check.set_defaults(run=_check)
 
 
 def _check(options: argparse.Namespace) -> None:
     try:
-        data = None if options.data is None else _named(options.data)
-        module = _named(options.module)
-        with quiet():
-            diagnosis = diagnose(module, data)
-    except (UsageError, MisconfigurationException):
+        if options.module.endswith(".py"):
+            raise NamingError(candidates_in(options.module))
+        is_filtered = _diagnosed(options.module, options.data)
+    except (UsageError, NamingError):
         raise
     except Exception as error:  # of the user's own code: it must not look like filtering that is off
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise UsageError(
-            f"{options.module}: {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
-        ) from error
-    if not diagnosis.is_filtered:
+        if type(error).__name__ == "MisconfigurationException":
+            raise UsageError(str(error)) from error
+        raise UsageError(f"{options.module}: {type(error).__name__}: {error} ({place_of_error(error)})") from error
+    if not is_filtered:
         raise SystemExit(EXIT_UNFILTERED)
 
 
-def _named(path: str) -> Any:
-    """The object at ``FILE.py:NAME`` or ``PACKAGE.MODULE:NAME``; called where it is a class or a function."""
-    place, colon, name = path.rpartition(":")
-    if not colon or not place or not name:
-        raise UsageError(f"{path} must be FILE.py:NAME or PACKAGE.MODULE:NAME")
-    file = Path(place)
-    if file.suffix == ".py" and not file.is_file():
-        raise UsageError(f"{place} is not there")
-    # As `python FILE.py` and `python -m MODULE` do, for the imports of the user's own.
-    sys.path.insert(0, str(file.parent if file.suffix == ".py" else Path()))
-    try:
-        found = getattr(importlib.import_module(file.stem if file.suffix == ".py" else place), name)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"{path}: {error}") from error
-    return found() if inspect.isclass(found) or inspect.isfunction(found) else found
+def _diagnosed(module_path: str, data_path: str | None) -> bool:
+    """Whether the module at a path is filtered; what was found is printed."""
+    module, data = module_and_data(module_path, data_path)
+    from lightning_autoassist.diagnosis import diagnose, has_train_data
+    from lightning_autoassist.flavours import MODULE_TYPES, quiet
+
+    if data is None and isinstance(module, MODULE_TYPES):
+        if not has_train_data(module):
+            raise UsageError(
+                f"{module_path} has no train_dataloader of its own, so --data must name what it is trained on: "
+                "FILE.py:NAME or PACKAGE.MODULE:NAME of a data module or train loader"
+            )
+        print(f"No --data was given: {module_path} is checked on its own train_dataloader.")
+    with quiet():
+        return diagnose(module, data).is_filtered
 
 
 def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -194,9 +196,9 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     compare.add_argument(
         "--group-by",
-        default="name",
-        metavar="KEY",
-        help="runs alike in it are seeds of one another: name, group, job_type or a setting; default: name",
+        action="append",
+        metavar="KEY[,KEY]",
+        help="runs alike in it are seeds of one another: name, group, job_type or a setting, or several; default: name",
     )
     compare.add_argument(
         "--batch-size", type=_whole_number(1), metavar="B", help="of runs that did not log the instances they saw"
@@ -213,19 +215,33 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    runs: list[LoggedRun] = []
-    for word in options.runs:
-        name, equals, place = word.partition("=")
-        is_named = equals and name and not Path(word).exists()
-        found = read_runs(place if is_named else word)
-        runs += [replace(run, name=name) for run in found] if is_named else found
+    keys = [key.strip() for word in options.group_by or ["name"] for key in word.split(",")]
+    if not all(keys):
+        raise UsageError("--group-by must name settings, parted by commas, such as autoassist.budget")
+    from lightning_autoassist.compare_groups import CompareError
+    from lightning_autoassist.logged_runs import RunError
+
+    try:
+        _write_comparison(options, keys)
+    except (RunError, CompareError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _write_comparison(options: argparse.Namespace, keys: Sequence[str]) -> None:
+    from lightning_autoassist.run_places import read_all
+
+    runs = read_all(options.runs)
+    from lightning_autoassist.compare import compare
+    from lightning_autoassist.compare_page import as_json, draw, write_page
+    from lightning_autoassist.compare_tables import as_text
+
     comparison = compare(
         runs,
         metric=options.metric,
         mode=options.mode,
         target=options.target,
         baseline=options.baseline,
-        group_by=options.group_by,
+        group_by=keys,
         batch_size=options.batch_size,
     )
     options.out.mkdir(parents=True, exist_ok=True)
@@ -238,7 +254,8 @@ def _compare(options: argparse.Namespace) -> None:
         written = "compare.html, compare.png, compare.svg"
     except ModuleNotFoundError as error:
         written = f"compare.html; no pictures: {error}, pip install 'lightning-autoassist[compare]'"
-    print(f"Written to {options.out}: {written}", file=sys.stderr if options.json else sys.stdout)
+    where = printable(str(options.out))
+    print(f"Written to {where}: {written}", file=sys.stderr if options.json else sys.stdout)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -294,5 +311,5 @@ def _whole_number(least: int) -> Callable[[str], int]:
 
 
 def _fail(message: str) -> int:
-    print(f"autoassist: error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    print(f"autoassist: error: {shortened(' '.join(message.split()), MAX_MESSAGE)}", file=sys.stderr)
     return EXIT_ERROR

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lightning_autoassist.report import AXES, PREFIX
-from lightning_autoassist.run_readers import LoggedRun
+from lightning_autoassist.compare_groups import CompareError, grouped, listed, settings_apart
+from lightning_autoassist.logged_runs import LoggedRun
+from lightning_autoassist.metric_names import AXES, PREFIX
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -27,10 +28,6 @@ _NO_METRICS = re.compile(r"epoch|hp_metric|step|lr-.*|autoassist/.*")
 _LOWER_IS_BETTER = re.compile(
     r"loss|error|perplexity|(^|[_/. -])(err|ppl|nll|r?mse|mae|mape|wer|cer|ter|fid|ece)($|[_/. -])", re.IGNORECASE
 )
-
-
-class CompareError(Exception):
-    """These runs cannot be compared so; the message says what can."""
 
 
 class Curve(NamedTuple):
@@ -104,7 +101,7 @@ class Comparison:
         groups: In the order given.
         baseline: Name of the group that savings are counted against.
         target: Value of the metric that is to be reached.
-        group_by: What tells the groups apart.
+        group_by: Keys that tell the groups apart.
         batch_size: Instances an update, of runs that did not log how many they saw.
         seconds_are_wall: Whether seconds are by the clock, validation included, since some run logged no other.
         notes: What the figures do not say.
@@ -115,7 +112,7 @@ class Comparison:
     groups: tuple[Group, ...]
     baseline: str | None
     target: float | None
-    group_by: str
+    group_by: tuple[str, ...]
     batch_size: int | None
     seconds_are_wall: bool
     notes: tuple[str, ...]
@@ -147,7 +144,7 @@ def compare(
     mode: str | None = None,
     target: float | None = None,
     baseline: str | None = None,
-    group_by: str = "name",
+    group_by: str | Sequence[str] = "name",
     batch_size: int | None = None,
 ) -> Comparison:
     """Compare runs by one metric.
@@ -158,8 +155,8 @@ def compare(
         mode: ``"max"`` or ``"min"``; None: ``"min"`` for losses and errors.
         target: Value whose first reaching is timed; None: what the baseline has at its end.
         baseline: Name of the group that savings are counted against.
-        group_by: ``"name"``, ``"group"``, ``"job_type"`` or a setting, e.g. ``"autoassist.policy.name"``: runs alike in
-            it count as seeds of one another.
+        group_by: ``"name"``, ``"group"``, ``"job_type"`` or a setting, e.g. ``"autoassist.policy.name"``, or several of
+            these: runs alike in all of them count as seeds of one another, unless their policy or budget differs.
         batch_size: Instances an update, for runs that did not log how many they saw.
 
     Raises:
@@ -167,9 +164,10 @@ def compare(
     """
     metric = _metric_of(runs, metric)
     mode = mode or ("min" if _LOWER_IS_BETTER.search(metric) else "max")
-    groups = grouped(runs, group_by)
+    keys = (group_by,) if isinstance(group_by, str) else tuple(group_by)
+    groups = grouped(runs, keys)
     if baseline is not None and baseline not in groups:
-        raise CompareError(f"no run is named {baseline}; the baseline may be {_listed(groups)}")
+        raise CompareError(f"no run is named {baseline}; the baseline may be {listed(groups, quoted=True)}")
     is_wall = clock_is_wall(runs)
     curves = {id(run): curve_of(run, metric, batch_size=batch_size, is_wall=is_wall) for run in runs}
     if target is None and baseline is not None:
@@ -199,23 +197,11 @@ def compare(
         groups=tuple(Group(name, tuple(map(figures, members))) for name, members in groups.items()),
         baseline=baseline,
         target=target,
-        group_by=group_by,
+        group_by=keys,
         batch_size=batch_size,
         seconds_are_wall=is_wall,
-        notes=tuple(_notes(runs, is_wall, batch_size)),
+        notes=(*_notes(runs, is_wall, batch_size), *settings_apart(runs, keys)),
     )
-
-
-def grouped(runs: Iterable[LoggedRun], group_by: str) -> dict[str, list[LoggedRun]]:
-    """Runs by name, W&B's group or job type, or a setting.
-
-    Raises:
-        CompareError: If a run has no such setting.
-    """
-    groups: dict[str, list[LoggedRun]] = {}
-    for run in runs:
-        groups.setdefault(_key(run, group_by), []).append(run)
-    return groups
 
 
 def comparable_metrics(runs: Sequence[LoggedRun]) -> list[str]:
@@ -302,7 +288,7 @@ def _metric_of(runs: Sequence[LoggedRun], metric: str | None) -> str:
     if metric is not None:
         for run in runs:
             if metric not in run.columns:
-                raise CompareError(f"{run.source} has no metric {metric}; it has {_listed(sorted(run.columns))}")
+                raise CompareError(f"{run.source} has no metric {metric}; it has {listed(sorted(run.columns))}")
         return metric
     shared = comparable_metrics(runs)
     for pattern in _PREFERRED:
@@ -311,19 +297,7 @@ def _metric_of(runs: Sequence[LoggedRun], metric: str | None) -> str:
                 return name
     if not shared:
         raise CompareError("the runs have no metric in common")
-    raise CompareError(f"name a metric: the runs have {_listed(shared)} in common")
-
-
-def _key(run: LoggedRun, group_by: str) -> str:
-    if group_by in {"name", "group", "job_type"}:
-        return str(getattr(run, group_by)) or "(none)"
-    found: Any = run.config
-    for part in group_by.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    found = run.config.get(group_by) if found is None else found
-    if found is None:
-        raise CompareError(f"{run.source} has no setting {group_by}; it has {_listed(sorted(map(str, run.config)))}")
-    return str(found)
+    raise CompareError(f"name a metric: the runs have {listed(shared)} in common")
 
 
 def _notes(runs: Sequence[LoggedRun], is_wall: bool, batch_size: int | None) -> Iterable[str]:
@@ -337,108 +311,5 @@ def _notes(runs: Sequence[LoggedRun], is_wall: bool, batch_size: int | None) -> 
     missing = [run for run in runs if PREFIX + "instances_seen" not in run.columns]
     if missing and batch_size is None:
         yield "Some runs did not log the instances they saw; --batch-size gives the instances an update."
-
-
-def _listed(names: Iterable[str], most: int = 12) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
-
-
-# ---- the tables
-
-
-class Table(NamedTuple):
-    """Figures as text.
-
-    Attributes:
-        title: What they are.
-        lines: A line of headings, and one of cells for each group.
-    """
-
-    title: str
-    lines: list[list[str]]
-
-
-def tables(comparison: Comparison) -> list[Table]:
-    """What the groups reached and cost; and, where there is a target, what reaching it cost."""
-    cost = Table(
-        "What the runs reached, and what it cost",
-        _lines(
-            comparison,
-            [
-                (f"{comparison.metric} at the end", "final", ".4g"),
-                ("at best", "best", ".4g"),
-                ("updates", "updates", ",.0f"),
-                ("instances", "instances", ",.0f"),
-                ("seconds", "seconds", ",.1f"),
-            ],
-            saved=("updates", "seconds"),
-        ),
-    )
-    if comparison.target is None:
-        return [cost]
-    until = Table(
-        f"Until {comparison.metric} reached {comparison.target:.4g}",
-        _lines(
-            comparison,
-            [("updates", "updates_to_target", ",.0f"), ("seconds", "seconds_to_target", ",.1f")],
-            saved=("updates_to_target", "seconds_to_target"),
-        ),
-    )
-    return [cost, until]
-
-
-def _lines(comparison: Comparison, figures: Sequence[tuple[str, str, str]], saved: Sequence[str]) -> list[list[str]]:
-    """Headings and groups: of each figure its heading, its name and its format; then what is saved of some."""
-    saved = saved if comparison.baseline is not None else ()
-    headings = [
-        "run",
-        "runs",
-        *(heading for heading, _, _ in figures),
-        *(f"saved {name.split('_')[0]}" for name in saved),
-    ]
-    lines = [headings]
-    for group in comparison.groups:
-        cells = [_cell(group.statistic(name), len(group.runs), form) for _, name, form in figures]
-        shares = (comparison.saving(group, name) for name in saved)
-        cells += ["-" if share is None else f"{share:+.1%}" for share in shares]
-        lines.append([group.name, str(len(group.runs)), *cells])
-    return lines
-
-
-def as_text(comparison: Comparison) -> str:
-    """The tables and notes for a terminal; control characters in names are replaced.
-
-    Args:
-        comparison: What to show.
-    """
-    parts = [f"{printable(title)}\n{_aligned(lines)}" for title, lines in tables(comparison)]
-    return "\n\n".join([*parts, "\n".join(comparison.notes)] if comparison.notes else parts)
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    shown = [[shortened(cell) for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in shown]
-    text.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(text)
-
-
-def _cell(statistic: Statistic | None, num_runs: int, form: str) -> str:
-    if statistic is None:
-        return "-"
-    text = format(statistic.mean, form)
-    if statistic.spread:
-        text += f" ± {statistic.spread:.2g}" if form == ".4g" else f" ± {statistic.spread:{form}}"
-    return text if statistic.num_runs == num_runs else f"{text} ({statistic.num_runs} of {num_runs})"
-
-
-def shortened(text: str, most: int = 60) -> str:
-    """Printable, and no longer than ``most`` characters."""
-    text = printable(text)
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def printable(text: str) -> str:
-    """Without control characters, which a terminal might obey."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    for run in runs:
+        yield from (f"{run.name}: {note}" for note in run.notes)

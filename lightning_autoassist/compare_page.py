@@ -1,16 +1,15 @@
 """The comparison as pictures and as one page that needs no network.
 
 The runs may be strangers': their names and settings are put into the page as JSON that cannot close its element, shown
-as text only, and the page's own security policy lets no other script than its own run, nor anything be loaded.
+as text only, and the page's own security policy lets no other script than its own run, nor anything be loaded. The page
+is made to be shared: of a machine's paths it has the last parts only.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import itertools
 import json
-import math
 import warnings
 from collections.abc import Sequence
 from importlib.resources import files
@@ -19,23 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from lightning_autoassist.compare import (
-    Comparison,
-    Curve,
-    comparable_metrics,
-    curve_of,
-    grouped,
-    mean_curve,
-    shortened,
-    tables,
-)
-from lightning_autoassist.run_readers import LoggedRun
+from lightning_autoassist.compare import Comparison, Curve, comparable_metrics, curve_of, mean_curve
+from lightning_autoassist.compare_groups import grouped
+from lightning_autoassist.compare_tables import Table, tables
+from lightning_autoassist.logged_runs import LoggedRun
+from lightning_autoassist.shareable import bounded, finite, without_paths
+from lightning_autoassist.terminal import printable, shortened
 
 AXIS_TITLES = ("Boss updates", "instances seen", "seconds")
 MAX_POINTS = 300  # of a curve
 MAX_METRICS = 20
-# Of a run's settings.
-MAX_SETTINGS, MAX_DEPTH, MAX_TEXT = 2_000, 20, 1_000
+MAX_SETTINGS = 2_000  # of a run
 # By Okabe and Ito, told apart by colour-blind readers, on white and on black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 
@@ -68,7 +61,7 @@ def as_json(value: Any) -> str:
         >>> as_json("</script>")
         '"\\u003c/script\\u003e"'
     """
-    text = json.dumps(_finite(value), ensure_ascii=True)
+    text = json.dumps(finite(value), ensure_ascii=True)
     return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
 
 
@@ -107,7 +100,7 @@ def draw(
     legend = figure.legend(list(lines.values()), [" "] * len(lines), loc="outside lower center", ncols=3)
     for text, name in zip(legend.get_texts(), lines, strict=True):
         text.set_parse_math(False)
-        text.set_text(shortened(name))
+        text.set_text(shortened(without_paths(name)))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(path, format=path.suffix[1:], dpi=90)
@@ -130,12 +123,12 @@ def _page_data(comparison: Comparison, runs: Sequence[LoggedRun]) -> dict[str, A
         means = {name: mean_curve(of_runs) for name, of_runs in curves.items()}
         groups.append(
             {
-                "name": group,
+                "name": _name(group),
                 "means": {name: None if mean is None else _points(mean) for name, mean in means.items()},
                 "runs": [
                     {
-                        "name": run.name,
-                        "source": run.source,
+                        "name": _name(run.name),
+                        "source": _name(run.source),
                         "config": _config_text(run.config),
                         "curves": {name: _points(curves[name][number]) for name in metrics},
                     }
@@ -147,8 +140,8 @@ def _page_data(comparison: Comparison, runs: Sequence[LoggedRun]) -> dict[str, A
         "metric": comparison.metric,
         "metrics": metrics,
         "axes": AXIS_TITLES,
-        "tables": [table._asdict() for table in tables(comparison)],
-        "notes": comparison.notes,
+        "tables": [_shared(table)._asdict() for table in tables(comparison)],
+        "notes": [_name(note) for note in comparison.notes],
         "colours": COLOURS,
         "groups": groups,
     }
@@ -164,28 +157,13 @@ def _points(curve: Curve) -> list[list[float]]:
 
 
 def _config_text(config: dict[str, Any]) -> str:
-    return json.dumps(_bounded(config, [MAX_SETTINGS]), indent=2, default=str, sort_keys=True)
+    return json.dumps(bounded(config, [MAX_SETTINGS]), indent=2, sort_keys=True)
 
 
-def _bounded(value: Any, left: list[int], depth: int = 0) -> Any:
-    """The same without what a page cannot show: settings may refer to themselves, or to one part a thousand times."""
-    left[0] -= 1
-    if left[0] < 0 or depth > MAX_DEPTH:
-        return "…"
-    if isinstance(value, dict):
-        items = itertools.islice(value.items(), left[0] + 1)
-        return {shortened(str(name)): _bounded(inner, left, depth + 1) for name, inner in items}
-    if isinstance(value, (list, tuple)):
-        return [_bounded(inner, left, depth + 1) for inner in value[: left[0] + 1]]
-    return value[:MAX_TEXT] if isinstance(value, str) else _finite(value)
+def _shared(table: Table) -> Table:
+    headings, *groups = table.lines
+    return Table(table.title, [headings, *([_name(name), *cells] for name, *cells in groups)])
 
 
-def _finite(value: Any) -> Any:
-    """The same with null for NaN and infinity, which JSON has not."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(name): _finite(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return value
+def _name(text: str) -> str:
+    return printable(without_paths(text))

@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch.utils.data import TensorDataset
+# The command line reads the settings below for its help; numpy and torch are imported where data are read.
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch.utils.data import TensorDataset
 
 DEFAULT_DATA_DIR = Path("~/.cache/lightning-autoassist")
 DEFAULT_OUT = Path("autoassist-demo")
@@ -37,7 +38,9 @@ def digits(data_dir: Path) -> Split:
     Args:
         data_dir: Not used, nothing is downloaded.
     """
+    import torch
     from sklearn.datasets import load_digits
+    from torch.utils.data import TensorDataset
 
     images, labels = load_digits(return_X_y=True)
     pixels = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16
@@ -81,6 +84,8 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     Raises:
         OSError: If the file is no such file, or is cut short.
     """
+    import numpy as np
+
     try:
         with gzip.open(path) as file:
             content = file.read()
@@ -156,6 +161,9 @@ def _read_fashion_mnist(folder: Path) -> Split:
 
 
 def _as_data_set(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> TensorDataset:
+    import torch
+    from torch.utils.data import TensorDataset
+
     return TensorDataset(torch.tensor(images)[:, None] / PIXEL_MAX, torch.tensor(labels).long())
 
 

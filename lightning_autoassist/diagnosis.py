@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 import warnings
@@ -11,7 +12,7 @@ from typing import Any
 
 from lightning_autoassist.callback import AutoAssistCallback
 from lightning_autoassist.datamodule import AutoAssistDataModule
-from lightning_autoassist.flavours import FLAVOURS, CallbackBase
+from lightning_autoassist.flavours import FLAVOURS, CallbackBase, overrides
 from lightning_autoassist.loss_found import Explanation
 
 WARM_UP = 2
@@ -51,6 +52,8 @@ class Diagnosis:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * width for width in widths))
         cost = f"a step takes {self.plain_ms:.2f} ms, {self.captured_ms:.2f} ms with capture and Assistant"
+        if math.isnan(self.plain_ms + self.captured_ms):
+            cost = f"an epoch has too few batches to time its steps: it takes {WARM_UP + 2} at least"
         return "\n".join([f"{self.module}: filtering is ON.", *lines, cost])
 
 
@@ -59,11 +62,15 @@ def diagnose(
 ) -> Diagnosis:
     """Train a copy of ``module`` for a few steps, print what is captured, and leave ``module`` as it is.
 
+    Training stops before its first epoch ends, and so before anything that needs validation to have run. Validation
+    runs only where training fails without it.
+
     Args:
         module: The LightningModule.
         data: What :class:`~lightning_autoassist.AutoAssistDataModule` takes, or one, as a stream without a length needs
             it for its ``steps_per_epoch``; None: the module's own loaders.
-        num_steps: Training steps; capture is off in every second one, for the comparison of times.
+        num_steps: Training steps, at most those of one epoch; capture is off in every second one, for the comparison of
+            times.
         quiet: Only return, do not print.
         trainer_options: For the Trainer, ``accelerator="gpu"`` for one.
 
@@ -84,9 +91,34 @@ def diagnose(
     flavour = next((each for each in FLAVOURS if isinstance(module, each.LightningModule)), None)
     if flavour is None:
         raise TypeError(f"module must be a LightningModule, got a {type(module).__name__}")
+    name = type(module).__name__
+    try:
+        watching = _train(flavour, module, data, num_steps + WARM_UP, dict(trainer_options))
+    except Exception as error:
+        options = {"num_sanity_val_steps": 2, "limit_val_batches": 1, **trainer_options}
+        try:
+            watching = _train(flavour, module, data, num_steps + WARM_UP, options)
+        except Exception:  # what training itself says is what the user has to know
+            raise error from None
+    diagnosis = watching.diagnosis(name)
+    if not quiet:
+        print(diagnosis)
+    return diagnosis
+
+
+def has_train_data(module: Any) -> bool:
+    """Whether a LightningModule has a train loader of its own."""
+    return overrides(module, "train_dataloader")
+
+
+def _train(flavour: Any, module: Any, data: Any, num_steps: int, options: dict[str, Any]) -> _Watching:
+    """Train a copy of ``module`` for some steps of its first epoch."""
     module = copy.deepcopy(module)
     watching = _Watching()
-    options = {
+    timer = _StepTimer(watching, num_steps, flavour.callbacks.Checkpoint)
+    callbacks = options.pop("callbacks", None) or []
+    callbacks = [callbacks] if isinstance(callbacks, flavour.Callback) else list(callbacks)
+    settings = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
@@ -94,19 +126,20 @@ def diagnose(
         "num_sanity_val_steps": 0,
         "limit_val_batches": 0,
         "max_epochs": 1_000_000,
-        "max_steps": num_steps + WARM_UP,
-        **trainer_options,
+        "max_steps": num_steps,
+        **options,
     }
+    if not isinstance(data, AutoAssistDataModule):
+        data = AutoAssistDataModule(module if data is None else data, budget=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they say of so short a run is no news
-        trainer = flavour.Trainer(callbacks=[watching, _StepTimer(watching)], **options)
-        if not isinstance(data, AutoAssistDataModule):
-            data = AutoAssistDataModule(module if data is None else data, budget=1.0)
-        trainer.fit(module, datamodule=data)
-    diagnosis = watching.diagnosis(type(module).__name__)
-    if not quiet:
-        print(diagnosis)
-    return diagnosis
+        trainer = flavour.Trainer(callbacks=[watching, timer, *callbacks], **settings)
+        try:
+            trainer.fit(module, datamodule=data)
+        except _SeenEnoughError:  # an error ends a fit without its teardown
+            data.teardown("fit")
+            module.teardown("fit")
+    return watching
 
 
 class _Watching(AutoAssistCallback):
@@ -134,13 +167,27 @@ class _Watching(AutoAssistCallback):
         return Diagnosis(module, self.losses, None, plain, captured)
 
 
-class _StepTimer(CallbackBase):
-    """Times the steps from outside of the other callback."""
+class _SeenEnoughError(Exception):
+    """Ends training in the middle of an epoch: at an epoch's end, schedulers and callbacks ask for validation."""
 
-    def __init__(self, watching: _Watching) -> None:
+
+class _StepTimer(CallbackBase):
+    """Times the steps from outside of the other callback, and ends training before the epoch ends."""
+
+    def __init__(self, watching: _Watching, num_steps: int, checkpoint_type: type) -> None:
         self.watching = watching
+        self.num_steps = num_steps
+        self.checkpoint_type = checkpoint_type
         self.step = 0
         self.started = 0.0
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        # Those of the module's configure_callbacks would leave files.
+        trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, self.checkpoint_type)]
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        for config in trainer.lr_scheduler_configs:
+            config.strict = False  # one that watches a metric of validation waits for it
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.watching.switch(self.step)
@@ -151,3 +198,5 @@ class _StepTimer(CallbackBase):
             is_captured = self.step % 2 == 0
             self.watching.milliseconds[is_captured].append(1e3 * (time.perf_counter() - self.started))
         self.step += 1
+        if self.step >= self.num_steps or trainer.is_last_batch or trainer.global_step >= trainer.max_steps > 0:
+            raise _SeenEnoughError

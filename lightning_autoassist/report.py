@@ -16,10 +16,8 @@ from torchmetrics.functional.classification import binary_auroc
 
 from lightning_autoassist.assistants import Outcome
 from lightning_autoassist.candidates import CandidateStream
+from lightning_autoassist.metric_names import AXES, PREFIX
 
-PREFIX = "autoassist/"
-# What every metric can be plotted against.
-AXES = ("boss_updates", "instances_seen", "seconds")
 # More predictions than this an epoch are ranked by their first million: 1e6 sorts in 0.2 s, 1e7 would take seconds.
 MAX_RANKED = 1_000_000
 # Batches whose predictions are kept apart; a tensor takes hundreds of bytes, however few numbers it holds.

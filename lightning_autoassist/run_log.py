@@ -28,8 +28,9 @@ from lightning_autoassist.instance_counts import (
     picture_of,
     reliability,
 )
+from lightning_autoassist.metric_names import AXES, PREFIX
 from lightning_autoassist.policies import Policy
-from lightning_autoassist.report import AXES, PREFIX, FilterReport, saved_ratio
+from lightning_autoassist.report import FilterReport, saved_ratio
 
 GALLERY_SIZE = 12  # instances at either end
 MAX_CLASS_METRICS = 20  # of more classes there is a table only

@@ -253,7 +253,8 @@ def test_check_of_a_file_that_is_no_python_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("train.py", "train.py must be FILE.py:NAME or PACKAGE.MODULE:NAME"),
+        ("train", "train must be FILE.py:NAME or PACKAGE.MODULE:NAME"),
+        ("train.py", "train.py is not there"),
         ("absent.py:Model", "absent.py is not there"),
         ("no_such_package:Model", "No module named 'no_such_package'"),
         ("math:Model", "math:Model: module 'math' has no attribute 'Model'"),

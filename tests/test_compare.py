@@ -17,9 +17,12 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.cli import main
-from lightning_autoassist.compare import CompareError, as_text, compare, curve_of, mean_curve
+from lightning_autoassist.compare import compare, curve_of, mean_curve
+from lightning_autoassist.compare_groups import CompareError
 from lightning_autoassist.compare_page import as_json, draw, write_page
-from lightning_autoassist.run_readers import LoggedRun, Row, RunError, _from_json, read_runs, read_wandb_file
+from lightning_autoassist.compare_tables import as_text
+from lightning_autoassist.logged_runs import LoggedRun, Row, RunError
+from lightning_autoassist.run_readers import _from_json, read_runs, read_wandb_file
 from tests.ordinary import Classifier, ClustersData, trainer
 from tests.runs import BATCH_SIZE, BUDGET, NUM_EPOCHS, NUM_INSTANCES, train
 from tests.test_cli import one_line_error
@@ -214,7 +217,8 @@ def test_a_target_that_some_seeds_miss_saves_nothing():
 
 def test_groups_by_wandb_group_and_by_setting():
     runs = [run_of(str(n), [0.5], group="g", config={"autoassist": {"policy": {"name": f"p{n % 2}"}}}) for n in (0, 1)]
-    assert [group.name for group in compare(runs, group_by="group").groups] == ["g"]
+    assert [group.name for group in compare(runs, group_by="group").groups] == ["g, p0", "g, p1"]
+    assert [group.name for group in compare([runs[0], runs[0]], group_by="group").groups] == ["g"]
     by_setting = compare(runs, group_by="autoassist.policy.name")
     assert [group.name for group in by_setting.groups] == ["p0", "p1"]
     with pytest.raises(CompareError, match="no setting lr; it has autoassist"):
