@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_autoassist.feature_file import FeatureFile, FeaturePlace
+from lightning_autoassist.index_rows import padded, rows_of
 from lightning_autoassist.tokens import Tokens, TokenStore, tokens_of
 
 MAX_FEATURES = 256
@@ -71,6 +72,7 @@ class InstanceStore:
     def __init__(
         self, num_instances: int, feature_memory: int = FEATURE_MEMORY, place: FeaturePlace | None = None
     ) -> None:
+        self.num_instances = num_instances
         self.features: Tensor | None = None
         self.tokens: TokenStore | None = None
         self.has_features = torch.zeros(num_instances, dtype=torch.bool)
@@ -86,6 +88,36 @@ class InstanceStore:
 
     def __len__(self) -> int:
         return len(self.seen)
+
+    def places(self, indices: Tensor) -> Tensor:
+        """Rows for indices as the sampler gave them; makes room for instances that the data set got since.
+
+        Args:
+            indices: Shape ``(n,)``, int64; negative ones count from the end.
+
+        Raises:
+            IndexError: If a row for an index would take too much memory.
+            ValueError: If room is needed in a feature file.
+        """
+        places, num_rows = rows_of(indices, self.num_instances)
+        if num_rows > len(self):
+            self._grow(max(num_rows, len(self) + len(self) // 4))
+        return places
+
+    def _grow(self, num_rows: int) -> None:
+        if self._file is not None:
+            raise ValueError(
+                f"the data set had {self.num_instances} instances when training began and has more now, and their "
+                "features lie in a file, which cannot grow; raise feature_memory="
+            )
+        for name in REMEMBERED:
+            column = getattr(self, name)
+            if column is not None:
+                setattr(self, name, padded(column, num_rows, -1 if name == "observed_at" else 0))
+        if self.features is not None:
+            self.features = padded(self.features, num_rows)
+        if self.tokens is not None:
+            self.tokens.grow(num_rows)
 
     def rows(self, indices: Tensor, columns: Sequence[str] = Instances._fields) -> Instances:
         """Gather the named columns of some instances.
@@ -192,6 +224,7 @@ class InstanceStore:
             "features": self.features if self._file is None else None,
             "feature_file": None if self._file is None else self._file.state_dict(),
             "tokens": None if self.tokens is None else self.tokens.state_dict(),
+            "num_instances": self.num_instances,
             "num_batches": self.num_batches,
             **{name: getattr(self, name) for name in REMEMBERED},
         }
@@ -202,9 +235,9 @@ class InstanceStore:
         Raises:
             ValueError: If the state is of another number of instances.
         """
-        if len(state["seen"]) != len(self):
+        if state["num_instances"] != self.num_instances:
             raise ValueError(
-                f"the state remembers {len(state['seen'])} instances, the data set has {len(self)}; "
+                f"the state remembers {state['num_instances']} instances, the data set has {self.num_instances}; "
                 "resume with the data set of the interrupted run"
             )
         self.num_batches = state["num_batches"]

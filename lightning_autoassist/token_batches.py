@@ -6,6 +6,7 @@ batches an epoch.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -20,13 +21,9 @@ from torch import Tensor
 from torch.utils.data import Subset, SubsetRandomSampler
 
 from lightning_autoassist.candidates import Draw, IndexArray, batches_per_epoch
+from lightning_autoassist.order_pieces import index_array
 from lightning_autoassist.rng import restore_rng_state, rng_state
-from lightning_autoassist.sampler import (
-    KeepProbability,
-    ShrinkingBatchSampler,
-    index_array,
-    num_candidates,
-)
+from lightning_autoassist.sampler import KeepProbability, ShrinkingBatchSampler, num_candidates
 
 Lengths = Callable[[Any], Any] | Sequence[Any] | npt.NDArray[Any] | Tensor
 # Kept instances are sorted by length among as many others as fill this many batches.
@@ -288,8 +285,10 @@ class TokenBudget:
         given = "given for each instance" if self.lengths is not None else None
         return {"max_tokens": self.max_tokens, "lengths": self.lengths if callable(self.lengths) else given}
 
-    def sampler(self, dataset: Any, candidates: Any, owned: Any, **options: Any) -> TokenBatchSampler:
-        """The batches of a data set's candidates.
+    def sampler_maker(
+        self, dataset: Any, candidates: Any, owned: Any, **options: Any
+    ) -> Callable[[], TokenBatchSampler]:
+        """What makes the batches of a data set's candidates, of the lengths that its instances have now.
 
         Args:
             dataset: The user's.
@@ -306,7 +305,7 @@ class TokenBudget:
         total = tokens_per_pass(candidates, lengths) * num_candidates(owned) / max(1, num_candidates(candidates))
         if owned is not candidates:  # which does not tell that it leaves out what the candidates leave out
             lengths = np.minimum(lengths, self.max_tokens)
-        return TokenBatchSampler(owned, self.max_tokens, lengths, total_tokens=total, **options)
+        return functools.partial(TokenBatchSampler, owned, self.max_tokens, lengths, total_tokens=total, **options)
 
     def lengths_of(self, dataset: Any) -> npt.NDArray[np.int64]:
         """Lengths of all instances, shape ``(N, C)``; a data set that has to be read is read once only."""
