@@ -17,7 +17,8 @@ from torch.utils.data import DistributedSampler
 from lightning_autoassist.candidates import IndexArray
 from lightning_autoassist.indexed_data import IndexedData
 from lightning_autoassist.order_pieces import PIECE_SIZE, announce_epoch, index_array
-from lightning_autoassist.sampler import WholePasses, num_candidates, pass_order
+from lightning_autoassist.pass_orders import WholePasses, pass_order
+from lightning_autoassist.sampler import num_candidates
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_autoassist.feature_file import FeatureFile, FeaturePlace
-from lightning_autoassist.index_rows import padded, rows_of
+from lightning_autoassist.index_rows import GrowingRows, padded
 from lightning_autoassist.tokens import Tokens, TokenStore, tokens_of
 
 MAX_FEATURES = 256
@@ -55,7 +55,7 @@ class Instances(NamedTuple):
     indices: Tensor | None = None
 
 
-class InstanceStore:
+class InstanceStore(GrowingRows):
     """One row for each of the N instances, on the CPU.
 
     Label, score, its time and flags take 14 bytes an instance, features F·2 bytes. Features are allocated when the
@@ -89,27 +89,9 @@ class InstanceStore:
     def __len__(self) -> int:
         return len(self.seen)
 
-    def places(self, indices: Tensor) -> Tensor:
-        """Rows for indices as the sampler gave them; makes room for instances that the data set got since.
-
-        Args:
-            indices: Shape ``(n,)``, int64; negative ones count from the end.
-
-        Raises:
-            IndexError: If a row for an index would take too much memory.
-            ValueError: If room is needed in a feature file.
-        """
-        places, num_rows = rows_of(indices, self.num_instances)
-        if num_rows > len(self):
-            self._grow(max(num_rows, len(self) + len(self) // 4))
-        return places
-
     def _grow(self, num_rows: int) -> None:
         if self._file is not None:
-            raise ValueError(
-                f"the data set had {self.num_instances} instances when training began and has more now, and their "
-                "features lie in a file, which cannot grow; raise feature_memory="
-            )
+            raise ValueError("the data set has grown, and the file of its features cannot; raise feature_memory=")
         for name in REMEMBERED:
             column = getattr(self, name)
             if column is not None:

@@ -56,3 +56,36 @@ def padded(column: Tensor, num_rows: int, value: float = 0) -> Tensor:
     wider = column.new_full((num_rows, *column.shape[1:]), value)
     wider[: len(column)] = column
     return wider
+
+
+class GrowingRows:
+    """Base of the instance store: finds rows, and adds rows for instances that the data set got since.
+
+    Attributes:
+        num_instances: N, when training began.
+    """
+
+    num_instances: int
+
+    def __len__(self) -> int:
+        """Rows there are."""
+        raise NotImplementedError
+
+    def places(self, indices: Tensor) -> Tensor:
+        """Rows for indices as the sampler gave them; makes room for instances that the data set got since.
+
+        Args:
+            indices: Shape ``(n,)``, int64; negative ones count from the end.
+
+        Raises:
+            IndexError: If a row for an index would take too much memory.
+            ValueError: If room is needed in a feature file.
+        """
+        places, num_rows = rows_of(indices, self.num_instances)
+        if num_rows > len(self):
+            self._grow(max(num_rows, len(self) + len(self) // 4))
+        return places
+
+    def _grow(self, num_rows: int) -> None:
+        """Have so many rows."""
+        raise NotImplementedError

@@ -6,27 +6,37 @@ Shapes: N data set, B batch.
 from __future__ import annotations
 
 import copy
+import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, SubsetRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SubsetRandomSampler
 
 from lightning_autoassist.candidates import IndexArray
-from lightning_autoassist.order_pieces import announce_epoch, own_generator_states, restore_own_generators
+from lightning_autoassist.order_pieces import announce_epoch
+from lightning_autoassist.pass_orders import WholePasses, gives_whole_order, pass_order
 from lightning_autoassist.rng import restore_rng_state, rng_state
-from lightning_autoassist.sampler import FlattenedBatches, WholePasses, pass_order
+from lightning_autoassist.sampler import FlattenedBatches
 
 # N of a data set without a length is that of its sampler, or at first this many; what is remembered grows.
 MOST_ASSUMED = 1_000_000
-# A sampler is read in pieces where it gives more than this many indices, and more than so many passes over the data.
+# More instances are not remembered: 14 bytes each, and 8 for the order of a pass, would take gigabytes.
+MOST_INSTANCES = 100_000_000
+# A sampler is read in pieces where it gives more than this many indices, and more than so many passes over the data;
+# or more than so many that have to be read one by one, which takes seconds.
 LONG_ORDER = 65_536
 LONG_PASSES = 4
+LONG_READING = 2_000_000
 # Packages whose batch samplers put consecutive indices of their sampler together, and nothing else.
 _PLAIN_PACKAGES = ("torch", "torchdata")
 _INT64 = np.iinfo(np.int64)
+_KEPT_IN_SAMPLERS = (list, dict, set, deque, np.ndarray)
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
 
 
 class UnfilterableError(Exception):
@@ -53,8 +63,11 @@ class IndexedData(NamedTuple):
     @property
     def is_long(self) -> bool:
         """Whether the sampler gives so many indices, or nobody knows how many, that they are read in pieces."""
+        if self.num_candidates is None:
+            return True
+        is_read_singly = not gives_whole_order(self.candidates, self.num_candidates)
         most = max(LONG_ORDER, LONG_PASSES * self.num_instances)
-        return self.num_candidates is None or self.num_candidates > most
+        return self.num_candidates > (min(most, LONG_READING) if is_read_singly else most)
 
 
 class CandidatePasses(WholePasses):
@@ -118,6 +131,11 @@ def indexed_data(loader: Any, *, by_tokens: bool, flatten: bool) -> IndexedData:
                 "has a length; define __len__ of one of them"
             )
         num_instances = min(num_candidates, MOST_ASSUMED)
+    if num_instances > MOST_INSTANCES:
+        raise UnfilterableError(
+            f"the data set has {num_instances:,} instances, of which more than {MOST_INSTANCES:,} are not remembered; "
+            "as an IterableDataset it is filtered without remembering any"
+        )
     return IndexedData(candidates, batch_size, drop_last, num_instances, num_candidates)
 
 
@@ -204,12 +222,27 @@ def _first_of(source: Any) -> Any:
     if type(source).__module__.partition(".")[0] in _PLAIN_PACKAGES or isinstance(source, Iterator):
         return 0
     state = rng_state()
-    own = own_generator_states(source)
     try:
-        # Of a copy: samplers that count their iterations do so in attributes.
-        return next(iter(copy.copy(source)), 0)
+        return next(iter(_detached(source)), 0)
     except Exception:  # it is the user's, and comes again where the sampler is iterated in earnest
         return 0
     finally:
         restore_rng_state(state)
-        restore_own_generators(source, own)
+
+
+def _detached(source: Any) -> Any:
+    """A copy to be iterated: samplers count their iterations, shuffle their lists and draw from their generators."""
+    twin = copy.copy(source)
+    for name, value in getattr(twin, "__dict__", {}).items():
+        if isinstance(value, Sampler):
+            twin.__dict__[name] = _detached(value)
+        elif isinstance(value, _KEPT_IN_SAMPLERS):
+            twin.__dict__[name] = copy.copy(value)
+        elif isinstance(value, _GENERATORS):
+            twin.__dict__[name] = copy.deepcopy(value)
+        elif isinstance(value, torch.Generator):
+            twin.__dict__[name] = torch.Generator(value.device)
+            twin.__dict__[name].set_state(value.get_state())
+        elif isinstance(value, Tensor):
+            twin.__dict__[name] = value.clone()
+    return twin

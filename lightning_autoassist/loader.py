@@ -18,6 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_autoassist.candidates import Draw
+from lightning_autoassist.features import tensors_in
 from lightning_autoassist.order_pieces import announce_epoch, index_array
 
 
@@ -61,6 +62,16 @@ def convert_carried(plugin: Any) -> Callable[[], None]:
 
     plugin.convert_input = convert_input
     return undo
+
+
+def batch_rows(batch: Any) -> int:
+    """How many instances a batch holds that was not drawn here, by its first tensor; 0 where it has none.
+
+    Example:
+        >>> batch_rows({"text": ["a", "b"], "label": torch.zeros(2)})
+        2
+    """
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.ndim), 0)
 
 
 class DrawSource(Protocol):

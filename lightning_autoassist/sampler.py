@@ -10,27 +10,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import RandomSampler, Sampler, SequentialSampler, SubsetRandomSampler
+from torch.utils.data import Sampler
 
 from lightning_autoassist.candidates import CandidateStream, Draw, IndexArray, batches_per_epoch
 from lightning_autoassist.jobs import Jobs
-from lightning_autoassist.order_pieces import OrderInPieces, announce_epoch, index_array
+from lightning_autoassist.order_pieces import OrderInPieces, announce_epoch
+from lightning_autoassist.pass_orders import pass_order
 
 KeepProbability = Callable[[IndexArray, int], npt.NDArray[np.floating[Any]]]
-
-
-class WholePasses:
-    """Base of samplers that give a pass as one array."""
-
-    def order(self) -> IndexArray:
-        """One pass, shape ``(n,)``."""
-        raise NotImplementedError
 
 
 class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
@@ -337,43 +330,6 @@ def num_candidates(sampler: Iterable[int]) -> int:
             "define __len__ as the number of indices it yields"
         )
     return len(sampler)
-
-
-def pass_order(sampler: Iterable[int], num_instances: int) -> IndexArray:
-    """One pass: the first N indices of an iteration of ``sampler``.
-
-    The order of torch's own samplers is taken as a whole, with the very draws from the very generator that iterating
-    them would make: ten million indices one by one, as Python's integers, take seconds and 400 MB.
-
-    Args:
-        sampler: Any; :class:`WholePasses` give theirs, subclasses of torch's samplers are iterated, as they may differ.
-        num_instances: N.
-
-    Returns:
-        Shape ``(N,)``; fewer where the sampler gives fewer.
-
-    Raises:
-        TypeError: If the sampler's indices are not integers.
-    """
-    if isinstance(sampler, WholePasses):
-        return sampler.order()
-    if type(sampler) is SequentialSampler:
-        return np.arange(min(num_instances, len(sampler)), dtype=np.int64)
-    if type(sampler) is RandomSampler and not sampler.replacement and num_instances <= len(sampler.data_source):
-        generator = sampler.generator
-        if generator is None:
-            generator = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
-        return _permutation(len(sampler.data_source), num_instances, generator)
-    if type(sampler) is SubsetRandomSampler:
-        indices: Any = sampler.indices
-        subset = index_array(indices.numpy(force=True) if isinstance(indices, torch.Tensor) else indices)
-        return subset[_permutation(len(subset), num_instances, sampler.generator)]
-    return index_array(islice(iter(sampler), num_instances))
-
-
-def _permutation(length: int, count: int, generator: torch.Generator | None) -> IndexArray:
-    order: IndexArray = torch.randperm(length, generator=generator).numpy()
-    return order if count >= length else order[:count].copy()
 
 
 class FlattenedBatches:
