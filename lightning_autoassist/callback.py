@@ -33,6 +33,7 @@ from lightning_autoassist.features import (
 from lightning_autoassist.flavours import CallbackBase, overrides
 from lightning_autoassist.jobs import Jobs, UpdateThread
 from lightning_autoassist.learner import Learner, Observed, to_host
+from lightning_autoassist.loader import batch_rows
 from lightning_autoassist.loss_capture import SCORES, CapturedStep, InstanceLossCapture, Observation
 from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, over_ranks, warn_about_limits
@@ -207,7 +208,7 @@ class AutoAssistCallback(CallbackBase):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert self._data is not None
         draw = self._data.confirm_draw()
-        self.report.count_batch(0 if draw is None else len(draw.indices), trainer.global_step)
+        self.report.count_batch(batch_rows(batch) if draw is None else len(draw.indices), trainer.global_step)
         step, self._step = self._step, None
         with self.report.timed():
             observed = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import replace
 from types import MethodType
 from typing import Any, cast
@@ -25,6 +25,7 @@ from lightning_autoassist.flavours import (
     data_module_type,
     overrides,
 )
+from lightning_autoassist.indexed_data import CandidatePasses, IndexedData, UnfilterableError, indexed_data
 from lightning_autoassist.loader import (
     BatchIterator,
     Carried,
@@ -32,15 +33,12 @@ from lightning_autoassist.loader import (
     DrawSource,
     FetchedLoader,
     PlainBatches,
+    convert_carried,
 )
 from lightning_autoassist.rng import restore_rng_state, rng_state
 from lightning_autoassist.rows import PadValues
 from lightning_autoassist.run_log import group_runs
-from lightning_autoassist.sampler import (
-    FlattenedBatches,
-    ShrinkingBatchSampler,
-    check_budget,
-)
+from lightning_autoassist.sampler import ShrinkingBatchSampler, check_budget
 from lightning_autoassist.selection import Selection
 from lightning_autoassist.stream_loader import StreamedLoader, continued_stream, is_stream, prepare_stream, stream_sizes
 from lightning_autoassist.streaming import RowStream
@@ -75,7 +73,8 @@ class AutoAssistDataModule(DataModuleBase):
     attributes, state) is passed on. Every epoch has K = ceil(budget·N / B) batches of exactly B instances.
 
     Needs an :class:`~lightning_autoassist.AutoAssistCallback` in the Trainer. Outside of a Trainer's fit,
-    ``train_dataloader()`` yields the user's plain batches.
+    ``train_dataloader()`` is the user's own loader with all of its batches. Within a fit, data that cannot be filtered
+    are passed on as they are, with one warning that says why.
 
     Args:
         data: A ``LightningDataModule``, a train ``DataLoader`` or another iterable of batches, or a
@@ -91,8 +90,8 @@ class AutoAssistDataModule(DataModuleBase):
         lengths: Of the instances, in tokens: shape ``(N,)``, or ``(N, C)`` for several that are padded apart, such as
             source and target; or a function that gets an instance. None: the data set's attribute ``lengths``, else
             each instance's longest sequence, by one reading of the data set before training.
-        steps_per_epoch: K, for a stream (an ``IterableDataset``, or any iterable of batches); needed where it has no
-            length to take the budget of.
+        steps_per_epoch: K, for a stream (an ``IterableDataset``, or any iterable of batches) or a loader whose sampler
+            has no length; needed where there is no length to take the budget of.
         pad_values: What rows of a stream are padded with where their widths differ, see
             :class:`~lightning_autoassist.rows.RowSplitter`; without, only rows of the same widths share a batch.
         val_dataloaders: Loaders beside a train ``DataLoader``.
@@ -107,7 +106,11 @@ class AutoAssistDataModule(DataModuleBase):
     Example:
         >>> from torch.utils.data import TensorDataset
         >>> loader = DataLoader(TensorDataset(torch.arange(100.0)), batch_size=10, shuffle=True)
-        >>> len(AutoAssistDataModule(loader, budget=0.6).train_dataloader())
+        >>> data = AutoAssistDataModule(loader, budget=0.6)
+        >>> len(data.train_dataloader())  # outside of a fit: the user's own
+        10
+        >>> from lightning_autoassist.candidates import batches_per_epoch
+        >>> batches_per_epoch(100, 10, budget=0.6)  # within a fit
         6
     """
 
@@ -147,6 +150,8 @@ class AutoAssistDataModule(DataModuleBase):
         self._shared_seed = 0
         self._restored: dict[str, Any] | None = None
         self._restored_rng: dict[str, Any] | None = None
+        self._undo_convert: Callable[[], None] | None = None
+        self._passed_on: set[str] = set()  # why the user's own loader was passed on, as far as it was said
 
         loaders = {"val": val_dataloaders, "test": test_dataloaders, "predict": predict_dataloaders}
         loaders = {stage: loader for stage, loader in loaders.items() if loader is not None}
@@ -227,6 +232,11 @@ class AutoAssistDataModule(DataModuleBase):
         """
         self._selection = selection
         self._source = None
+        if self._undo_convert is not None:
+            self._undo_convert()
+        self._undo_convert = None
+        if selection is not None and self.trainer is not None:
+            self._undo_convert = convert_carried(self.trainer.precision_plugin)
         if ranks is not None:
             self._ranks, self._shared_seed = ranks, ranks.shared(self._seed_in_force())
         if selection is None and isinstance(self._sampler, RowStream):
@@ -270,8 +280,8 @@ class AutoAssistDataModule(DataModuleBase):
         if self._selection is not None:
             self._selection.jobs.settle()  # workers are forked next, and a thread had better be at rest then
         if self._selection is not None and isinstance(loader, CarryingLoader):
-            self._selection.on_data(len(loader.dataset))
-        self._source = loader.source()
+            self._selection.on_data(loader.num_instances)
+        self._source = loader.draw_source()
         # Where Lightning resumes in the middle of an epoch, it counts the epoch's earlier batches as ready.
         num_done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if not num_done and not loader.keeps_iterator:
@@ -282,11 +292,11 @@ class AutoAssistDataModule(DataModuleBase):
         # Where the interrupted run had its iterator already, making ours has drawn a seed from the global RNG.
         self._restore_rng()
 
-    def train_dataloader(self) -> Iterable[Any]:
-        """The loader of K batches an epoch.
+    def train_dataloader(self) -> Any:
+        """The loader of K batches an epoch; the user's own outside of a fit, and where it cannot be filtered.
 
         Raises:
-            MisconfigurationException: If the user's train data cannot be filtered; says what to do.
+            MisconfigurationException: If a setting of ours does not fit the user's train data; says what to do.
         """
         if self._selection is None and self._is_fitting():
             raise MisconfigurationException(
@@ -294,49 +304,98 @@ class AutoAssistDataModule(DataModuleBase):
             )
         brings_loader = isinstance(self.wrapped, (*DATA_MODULE_TYPES, *MODULE_TYPES))
         loader = self.wrapped.train_dataloader() if brings_loader else self.wrapped
-        if is_stream(loader):
-            return self._streamed(loader)
-        if self._steps_per_epoch is not None:
-            raise MisconfigurationException(
-                f"steps_per_epoch={self._steps_per_epoch} is for streams; this data set has a length, of which budget= "
-                "is the share"
-            )
-        candidates, batch_size, drop_last = self._candidates_of(loader)
-        shards = self._ranks.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler
-        if self._passes_plain_batches():
-            if shards:  # as Lightning does with loaders that it knows
-                shuffle = not isinstance(candidates, SequentialSampler) and not self._is_overfitting()
-                loader = self.trainer._data_connector._prepare_dataloader(loader, shuffle, self.trainer.state.stage)
-                candidates = loader.sampler
-            batches: Any = loader.batch_sampler
-            if self._is_overfitting() and not isinstance(candidates, (SequentialSampler, DistributedSampler)):
-                rank_zero_warn("overfit_batches: the train loader is not shuffled, and nothing is filtered")
-                batches = BatchSampler(SequentialSampler(cast(Sized, loader.dataset)), batch_size, drop_last)
-            plain = PlainBatches(batches)
-            return CarryingLoader(loader, len(batches), lambda: plain, self)
-
-        own = owned(loader, candidates, self._ranks, self._shared_seed, shards)
-
-        def stream() -> ShrinkingBatchSampler:
-            options: Any = {
-                "budget": self.budget,
-                "drop_last": drop_last,
-                "seed": self._seed_in_force() + self._ranks.rank,
-            }
-            if self._tokens is not None:
-                return self._tokens.sampler(loader.dataset, candidates, own, **options)
-            return ShrinkingBatchSampler(own, batch_size, **options)
-
+        if not self._is_fitting():
+            return loader
         try:
+            return self._streamed(loader) if is_stream(loader) else self._indexed(loader)
+        except UnfilterableError as reason:
+            self._warn_of_passing_on(str(reason))
+            return loader
+
+    def _indexed(self, loader: Any) -> Any:
+        """A loader of the instances that are kept, which are chosen by index; or of all batches of a loader."""
+        data = indexed_data(loader, by_tokens=self._tokens is not None, flatten=self._flatten)
+        self._check_steps(data)
+        shards = self._ranks.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler
+        if self._passes_plain_batches() and data.num_candidates is not None:
+            return self._unfiltered(loader, data, shards)
+        candidates = CandidatePasses(data.candidates, data.num_candidates)
+        own = owned(candidates, data, self._ranks, self._shared_seed, shards)
+        try:
+            stream = self._stream_maker(loader, data, own)
             num_batches = len(stream())
         except ValueError as error:
-            raise MisconfigurationException(str(error)) from error
+            if self._tokens is not None or data.num_candidates == 0:
+                raise MisconfigurationException(str(error)) from error
+            raise UnfilterableError(str(error)) from error
         self._check_validation_interval(num_batches)
-        return CarryingLoader(loader, num_batches, lambda: self._continued(stream()), self)
+        return CarryingLoader(loader, num_batches, lambda: self._continued(stream()), self, data.num_instances)
+
+    def _unfiltered(self, loader: Any, data: IndexedData, shards: bool) -> CarryingLoader:
+        """A loader of the user's own batches."""
+        candidates, batches = data.candidates, loader.batch_sampler
+        if shards:  # as Lightning does with loaders that it knows
+            shuffle = not isinstance(candidates, SequentialSampler) and not self._is_overfitting()
+            loader = self.trainer._data_connector._prepare_dataloader(loader, shuffle, self.trainer.state.stage)
+            candidates, batches = loader.sampler, loader.batch_sampler
+        in_order = SequentialSampler(cast(Sized, loader.dataset))
+        if self._is_overfitting() and not isinstance(candidates, (SequentialSampler, DistributedSampler)):
+            rank_zero_warn("overfit_batches: the train loader is not shuffled, and nothing is filtered")
+            batches = BatchSampler(in_order, data.batch_size, data.drop_last)
+        plain = PlainBatches(batches)
+        carrying = CarryingLoader(loader, len(batches), lambda: plain, self, data.num_instances)
+        if self._is_overfitting():  # Lightning would else take shuffling away itself, from loaders that it knows
+            carrying.answer(sampler=in_order, batch_sampler=batches)
+        return carrying
+
+    def _stream_maker(self, loader: Any, data: IndexedData, own: Any) -> Callable[[], ShrinkingBatchSampler]:
+        """What makes the candidate stream anew for each epoch, of the sizes that the data have now.
+
+        Raises:
+            ValueError: If a pass is less than a batch, or what is given about tokens does not fit the data.
+        """
+        options: Any = {
+            "budget": self.budget,
+            "drop_last": data.drop_last,
+            "seed": self._seed_in_force() + self._ranks.rank,
+        }
+        if data.is_long:
+            num_processes = 1 if own.__class__ is CandidatePasses else self._ranks.world_size
+            options["pass_size"] = -(-data.num_instances // num_processes)
+        if self._tokens is not None:
+            return self._tokens.sampler_maker(loader.dataset, data.candidates, own, **options)
+        if data.num_candidates is None:
+            options["num_batches"] = self._steps_per_epoch
+        return functools.partial(ShrinkingBatchSampler, own, data.batch_size, **options)
+
+    def _check_steps(self, data: IndexedData) -> None:
+        """Whether ``steps_per_epoch`` is given where it is needed, and nowhere else."""
+        if data.num_candidates is not None:
+            if self._steps_per_epoch is not None:
+                raise MisconfigurationException(
+                    f"steps_per_epoch={self._steps_per_epoch} is for streams; this data set has a length, of which "
+                    "budget= is the share"
+                )
+        elif self._steps_per_epoch is None or self._tokens is not None:
+            name = type(data.candidates).__name__
+            raise UnfilterableError(
+                f"the train loader's sampler ({name}) has no length, so that nothing tells how many batches an epoch "
+                f"has; define {name}.__len__, or write AutoAssistDataModule(data, steps_per_epoch=...)"
+                if self._tokens is None
+                else f"max_tokens= needs a sampler with a length; define {name}.__len__"
+            )
+
+    def _warn_of_passing_on(self, reason: str) -> None:
+        if reason not in self._passed_on:
+            self._passed_on.add(reason)
+            rank_zero_warn(
+                f"AutoAssist passes the train data on unfiltered: every batch is trained on, and budget={self.budget} "
+                f"saves nothing. {reason[0].upper()}{reason[1:]}"
+            )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, Carried):
-            batch, self.current_draw = batch
+            batch, self.current_draw = batch.batch, batch.draw
         # Then what Lightning would have called, had this class not overridden the hook.
         if isinstance(self.wrapped, DATA_MODULE_TYPES) and overrides(self.wrapped, "on_before_batch_transfer"):
             return self.wrapped.on_before_batch_transfer(batch, dataloader_idx)
@@ -400,44 +459,12 @@ class AutoAssistDataModule(DataModuleBase):
     def _hparams_owner(self) -> Any:
         return self.wrapped if isinstance(self.wrapped, DATA_MODULE_TYPES) else super()
 
-    def _candidates_of(self, loader: Any) -> tuple[Any, int, bool]:
-        """The sampler, B and drop_last of the user's train loader.
-
-        Raises:
-            MisconfigurationException: If it is nothing that can be filtered.
-        """
-        if not isinstance(loader, DataLoader):
-            raise MisconfigurationException(
-                f"filtering needs one torch DataLoader to train on, got {_describe(loader)}; return a single "
-                "DataLoader from train_dataloader, or train without AutoAssist"
-            )
-        batches = loader.batch_sampler
-        if batches is None:
-            raise MisconfigurationException(
-                "the train loader has batch_size=None; filtering puts batches together itself, give it a batch_size"
-            )
-        batch_size = getattr(batches, "batch_size", None)
-        if type(batches) is BatchSampler:
-            return batches.sampler, batches.batch_size, batches.drop_last
-        if self._tokens is None and not (self._flatten and isinstance(batch_size, int)):
-            raise MisconfigurationException(
-                f"{type(batches).__name__} decides which instances share a batch, and filtering would undo that; pass "
-                "max_tokens= to put instances of similar length together, or flatten=True to take its instances one by "
-                "one (it then needs an integer batch_size attribute)"
-            )
-        num_instances = len(getattr(batches, "sampler", cast(Sized, loader.dataset)))
-        return (
-            FlattenedBatches(batches, num_instances),
-            batch_size or 0,
-            bool(getattr(batches, "drop_last", False)),
-        )
-
     def _continued(self, stream: ShrinkingBatchSampler) -> ShrinkingBatchSampler:
         """``stream``, or the one that it continues: of the last epoch, of a loader before this one, of a checkpoint."""
         earlier, restored = self._sampler, self._restored
         self._restored = None
         if isinstance(earlier, ShrinkingBatchSampler) and earlier.sizes == stream.sizes:
-            earlier.sampler = stream.sampler
+            earlier.read_from(stream.sampler)
             stream = earlier
         elif restored is not None and stream.can_continue(restored):
             stream.load_state_dict(restored)
@@ -451,16 +478,16 @@ class AutoAssistDataModule(DataModuleBase):
         self._sampler = stream
         return stream
 
-    def _streamed(self, loader: Any) -> Iterable[Any]:
+    def _streamed(self, loader: Any) -> Any:
         """A loader of a stream's kept rows; the user's own where its batches are repeated."""
         if self._is_overfitting():
-            return cast("Iterable[Any]", loader)
-        prepare_stream(self._selection, 1 if self.trainer is None else self.trainer.world_size)
+            return loader
         if self._tokens is not None:
             raise MisconfigurationException(
                 f"max_tokens={self._tokens.max_tokens} is for data sets whose instances have indices; batches of a "
                 "stream have as many rows as its own"
             )
+        prepare_stream(self._selection, 1 if self.trainer is None else self.trainer.world_size)
         sizes = stream_sizes(loader, self._steps_per_epoch, self.budget)
         self._check_validation_interval(sizes.num_batches)
 

@@ -5,16 +5,20 @@ Shapes: N data set, W processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from torch import distributed
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 from lightning_autoassist.candidates import IndexArray
-from lightning_autoassist.sampler import WholePasses, announce_epoch, num_candidates, pass_order
+from lightning_autoassist.indexed_data import IndexedData
+from lightning_autoassist.order_pieces import PIECE_SIZE, announce_epoch, index_array
+from lightning_autoassist.pass_orders import WholePasses, pass_order
+from lightning_autoassist.sampler import num_candidates
 
 T = TypeVar("T")
 
@@ -60,7 +64,8 @@ class OwnedCandidates(WholePasses):
     """What a process owns of a sampler's candidates.
 
     An instance belongs to the same process in every pass, so that passes of processes that are at different places of
-    the stream never share one. The sampler may give each process another order, or draw with replacement.
+    the stream never share one. The sampler may give each process another order, or draw with replacement. Negative
+    indices count from the end, and instances that the data set gets later are shared out by their index.
 
     Args:
         sampler: Of all candidates.
@@ -68,9 +73,10 @@ class OwnedCandidates(WholePasses):
         rank: Of this process.
         world_size: W.
         seed: The same in all processes.
+        has_length: Whether the sampler has a length; without, only iterating this one works.
 
     Raises:
-        ValueError: If the sampler has no length.
+        ValueError: If the sampler has no length, where it should have one.
 
     Example:
         >>> shares = [list(OwnedCandidates(range(6), 6, rank, world_size=2, seed=0)) for rank in (0, 1)]
@@ -78,10 +84,20 @@ class OwnedCandidates(WholePasses):
         [0, 1, 2, 3, 4, 5]
     """
 
-    def __init__(self, sampler: Iterable[int], num_instances: int, rank: int, world_size: int, seed: int) -> None:
-        self._sampler = sampler
-        self._num_candidates = num_candidates(sampler)
+    def __init__(
+        self,
+        sampler: Iterable[int],
+        num_instances: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        *,
+        has_length: bool = True,
+    ) -> None:
+        self.given = sampler
+        self._num_candidates = num_candidates(sampler) if has_length else 0
         self._num_owned = -(-self._num_candidates // world_size)
+        self._rank, self._world_size = rank, world_size
         positions = np.random.Generator(np.random.PCG64(seed)).permutation(num_instances)
         self._is_owned: npt.NDArray[np.bool_] = np.zeros(num_instances, bool)
         self._is_owned[positions[rank::world_size]] = True
@@ -91,28 +107,42 @@ class OwnedCandidates(WholePasses):
         return self._num_owned
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.order().tolist())
+        indices = iter(self.given)
+        while len(piece := index_array(islice(indices, PIECE_SIZE))):
+            yield from piece[self._owns(piece)].tolist()
 
     def set_epoch(self, epoch: int) -> None:
         """A pass begins."""
-        announce_epoch(self._sampler, epoch)
+        announce_epoch(self.given, epoch)
 
     def order(self) -> IndexArray:
         """One pass, shape ``(n,)``: n is ``len(self)``, or one less where W does not divide N."""
-        order = pass_order(self._sampler, self._num_candidates)
-        return order[self._is_owned[order]]
+        order = pass_order(self.given, self._num_candidates)
+        return order[self._owns(order)]
+
+    def _owns(self, indices: IndexArray) -> npt.NDArray[np.bool_]:
+        """Whether each instance belongs to this process, shape of ``indices``."""
+        num_instances = len(self._is_owned)
+        rows = np.where(indices < 0, indices + num_instances, indices)
+        is_within = (rows >= 0) & (rows < num_instances)
+        if is_within.all():
+            return self._is_owned[rows]
+        shared: npt.NDArray[np.bool_] = rows % self._world_size == self._rank
+        shared[is_within] = self._is_owned[rows[is_within]]
+        return shared
 
 
-def owned(loader: DataLoader[Any], candidates: Any, ranks: Ranks, seed: int, shards: bool) -> Any:
+def owned(candidates: Any, data: IndexedData, ranks: Ranks, seed: int, shards: bool) -> Any:
     """The candidates of this process.
 
     Args:
-        loader: The user's.
-        candidates: Its sampler.
+        candidates: The user's sampler, of a length that stays.
+        data: What the user's loader tells of its instances.
         ranks: The processes.
         seed: The same in all of them.
         shards: Whether the Trainer is to shard what the user has not sharded; its ``use_distributed_sampler``.
     """
-    if ranks.world_size == 1 or not shards or isinstance(candidates, DistributedSampler):
+    if ranks.world_size == 1 or not shards or isinstance(data.candidates, DistributedSampler):
         return candidates
-    return OwnedCandidates(candidates, len(cast(Sized, loader.dataset)), ranks.rank, ranks.world_size, seed)
+    has_length = data.num_candidates is not None
+    return OwnedCandidates(candidates, data.num_instances, ranks.rank, ranks.world_size, seed, has_length=has_length)

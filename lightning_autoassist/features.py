@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_autoassist.feature_file import FeatureFile, FeaturePlace
+from lightning_autoassist.index_rows import GrowingRows, padded
 from lightning_autoassist.tokens import Tokens, TokenStore, tokens_of
 
 MAX_FEATURES = 256
@@ -54,7 +55,7 @@ class Instances(NamedTuple):
     indices: Tensor | None = None
 
 
-class InstanceStore:
+class InstanceStore(GrowingRows):
     """One row for each of the N instances, on the CPU.
 
     Label, score, its time and flags take 14 bytes an instance, features F·2 bytes. Features are allocated when the
@@ -71,6 +72,7 @@ class InstanceStore:
     def __init__(
         self, num_instances: int, feature_memory: int = FEATURE_MEMORY, place: FeaturePlace | None = None
     ) -> None:
+        self.num_instances = num_instances
         self.features: Tensor | None = None
         self.tokens: TokenStore | None = None
         self.has_features = torch.zeros(num_instances, dtype=torch.bool)
@@ -86,6 +88,18 @@ class InstanceStore:
 
     def __len__(self) -> int:
         return len(self.seen)
+
+    def _grow(self, num_rows: int) -> None:
+        if self._file is not None:
+            raise ValueError("the data set has grown, and the file of its features cannot; raise feature_memory=")
+        for name in REMEMBERED:
+            column = getattr(self, name)
+            if column is not None:
+                setattr(self, name, padded(column, num_rows, -1 if name == "observed_at" else 0))
+        if self.features is not None:
+            self.features = padded(self.features, num_rows)
+        if self.tokens is not None:
+            self.tokens.grow(num_rows)
 
     def rows(self, indices: Tensor, columns: Sequence[str] = Instances._fields) -> Instances:
         """Gather the named columns of some instances.
@@ -195,6 +209,7 @@ class InstanceStore:
             "features": self.features if self._file is None else None,
             "feature_file": None if self._file is None else self._file.state_dict(),
             "tokens": None if self.tokens is None else self.tokens.state_dict(),
+            "num_instances": self.num_instances,
             "num_batches": self.num_batches,
             **{name: getattr(self, name) for name in REMEMBERED},
         }
@@ -205,9 +220,9 @@ class InstanceStore:
         Raises:
             ValueError: If the state is of another number of instances.
         """
-        if len(state["seen"]) != len(self):
+        if state["num_instances"] != self.num_instances:
             raise ValueError(
-                f"the state remembers {len(state['seen'])} instances, the data set has {len(self)}; "
+                f"the state remembers {state['num_instances']} instances, the data set has {self.num_instances}; "
                 "resume with the data set of the interrupted run"
             )
         self.num_batches = state["num_batches"]

@@ -59,6 +59,11 @@ class InstanceCounts:
 
     def add(self, candidates: IndexArray, probs: npt.NDArray[Any], kept: npt.NDArray[np.bool_]) -> None:
         """Candidates were considered, each of shape ``(n,)``: their keep probabilities, and whether they were kept."""
+        if candidates.min(initial=0) < 0 or candidates.max(initial=0) >= self.num_instances:
+            # Negative indices count from the end; instances that the data set got since are not counted.
+            candidates = np.where(candidates < 0, candidates + self.num_instances, candidates)
+            counted = (candidates >= 0) & (candidates < self.num_instances)
+            candidates, probs, kept = candidates[counted], probs[counted], kept[counted]
         if self.stride > 1:
             counted = candidates % self.stride == 0
             candidates, probs, kept = candidates[counted] // self.stride, probs[counted], kept[counted]

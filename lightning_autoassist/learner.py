@@ -162,11 +162,11 @@ class Learner:
         """
         restored, self._restored = self._restored, None
         self.policy.prepare(-(-num_instances // self._ranks.world_size))
-        if self.store is not None and len(self.store) == num_instances:
+        if self.store is not None and self.store.num_instances == num_instances:
             return
-        if restored is not None and len(restored["seen"]) != num_instances:
+        if restored is not None and restored["num_instances"] != num_instances:
             rank_zero_warn(
-                f"the checkpoint remembers {len(restored['seen'])} instances, the data set has {num_instances}: "
+                f"the checkpoint remembers {restored['num_instances']} instances, the data set has {num_instances}: "
                 "what was remembered of them is dropped, every instance is kept until it was seen again"
             )
             self._forget_pending()
@@ -197,7 +197,7 @@ class Learner:
             return everything
         self.settle()
         with self.unfiltered_on_error():
-            rows = torch.from_numpy(indices)
+            rows = self.store.places(torch.from_numpy(indices))
             knows = self.store.holds if self.judges_unseen else self.store.knows
             known = knows(rows, self.assistant.reads)
             if not known.any():
@@ -229,9 +229,12 @@ class Learner:
 
     def lacks_features(self, indices: IndexArray) -> bool:
         """Whether the Assistant reads features or tokens, and some of these instances have none yet."""
-        if not self.assistant.reads_batches or self.store is None:
+        if not self.assistant.reads_batches or self.store is None or not self.is_filtering:
             return False
-        return not self.store.knows(torch.from_numpy(indices), self.assistant.reads).all()
+        with self.unfiltered_on_error():
+            places = self.store.places(torch.from_numpy(indices))
+            return not self.store.knows(places, self.assistant.reads).all()
+        return False
 
     def new_features(self, draw: Draw, batch: Any) -> Tensor | None:
         """Features of the batch, where they are still to be had."""
@@ -301,7 +304,7 @@ class Learner:
             self._learn_from_rows(observed, observed.integers)
             return
         assert self.store is not None
-        indices, losses, scores = observed.indices, observed.losses, observed.scores
+        indices, losses, scores = self.store.places(observed.indices), observed.losses, observed.scores
         if observed.labels is not None and self._compared is not None:
             self._compare_labels(self.store, indices, observed.labels)
         finite = torch.from_numpy(np.isfinite(losses.numpy()) & np.isfinite(scores.numpy()))

@@ -11,24 +11,67 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from lightning_fabric.utilities.seed import pl_worker_init_function
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_autoassist.candidates import Draw
-from lightning_autoassist.sampler import announce_epoch, index_array
+from lightning_autoassist.features import tensors_in
+from lightning_autoassist.order_pieces import announce_epoch, index_array
 
 
-class Carried(NamedTuple):
+class Carried:
     """A batch of the user's, with the indices and weights that it was drawn with.
 
-    Only the Trainer's own fetching sees this type; the data module strips it before any hook of the user's runs.
+    Only the Trainer's own fetching sees this type; the data module strips it before any hook of the user's runs. It is
+    no collection, so that nothing that maps a function over a batch's tensors gets at the draw.
+
+    Attributes:
+        batch: The user's.
+        draw: What it was drawn with; None where the user's loader gave a batch that nobody had asked for.
     """
 
-    batch: Any
-    draw: Draw
+    __slots__ = ("batch", "draw")
+
+    def __init__(self, batch: Any, draw: Draw | None) -> None:
+        self.batch = batch
+        self.draw = draw
+
+
+def convert_carried(plugin: Any) -> Callable[[], None]:
+    """Let a precision plug-in convert the batch that is carried, as the user's loader gave it, and nothing else.
+
+    Args:
+        plugin: The Trainer's.
+
+    Returns:
+        A function that leaves the plug-in as it was.
+    """
+    convert, others = plugin.convert_input, plugin.__dict__.get("convert_input")
+
+    def convert_input(data: Any) -> Any:
+        return Carried(convert(data.batch), data.draw) if isinstance(data, Carried) else convert(data)
+
+    def undo() -> None:
+        if plugin.__dict__.get("convert_input") is convert_input:
+            del plugin.convert_input
+            if others is not None:
+                plugin.convert_input = others
+
+    plugin.convert_input = convert_input
+    return undo
+
+
+def batch_rows(batch: Any) -> int:
+    """How many instances a batch holds that was not drawn here, by its first tensor; 0 where it has none.
+
+    Example:
+        >>> batch_rows({"text": ["a", "b"], "label": torch.zeros(2)})
+        2
+    """
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.ndim), 0)
 
 
 class DrawSource(Protocol):
@@ -76,8 +119,14 @@ class PlainBatches:
         pass
 
 
+# Whatever has these is asked for a state by Lightning; the state of what was drawn is the data module's.
+_NOT_ANSWERED = ("state_dict", "load_state_dict")
+
+
 class FetchedLoader:
     """Iterable over ``Carried`` batches for the Trainer's fetching, over the user's plain batches for anyone else.
+
+    Every other attribute is that of the user's loader, to read and to set.
 
     Args:
         loader: The user's train loader; stays untouched.
@@ -94,8 +143,10 @@ class FetchedLoader:
     def __init__(
         self, loader: Iterable[Any], num_batches: int, source: Callable[[], DrawSource], fetching: Fetching
     ) -> None:
-        self.source = source
         self._plain = loader
+        # Attributes that are not what the user's loader says, because something else is in force.
+        self._answers: dict[str, Any] = {}
+        self.draw_source = source
         self._num_batches = num_batches
         self._fetching = fetching
 
@@ -105,6 +156,23 @@ class FetchedLoader:
     def __iter__(self) -> Iterator[Any]:
         return BatchIterator(self)
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in _NOT_ANSWERED:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return self._answers[name] if name in self._answers else getattr(self._plain, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_own = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
+        if is_own or not hasattr(self._plain, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._plain, name, value)
+            self._plain_has_changed()
+
+    def answer(self, **attributes: Any) -> None:
+        """Say something else of these attributes than the user's loader does."""
+        self._answers.update(attributes)
+
     @property
     def plain(self) -> Any:
         """The user's loader."""
@@ -113,24 +181,45 @@ class FetchedLoader:
     def _carried_batches(self) -> Iterator[Carried]:
         raise NotImplementedError
 
+    def _plain_has_changed(self) -> None:
+        """An attribute of the user's loader was set."""
+
     def _plain_batches(self) -> Iterator[Any]:
         return islice(self._plain, self._num_batches)
 
 
 class CarryingLoader(FetchedLoader):
-    """Batches of a map-style data set, loaded by a copy of the user's DataLoader."""
+    """Batches of a map-style data set, loaded by a copy of the user's DataLoader.
+
+    Args:
+        loader: The user's train loader; stays untouched.
+        num_batches: K.
+        source: What the Trainer's batches are drawn from; asked for at the start of each of its epochs.
+        fetching: The Trainer's side.
+        num_instances: N, of the data set when the loader was made.
+    """
 
     def __init__(
-        self, loader: DataLoader[Any], num_batches: int, source: Callable[[], DrawSource], fetching: Fetching
+        self,
+        loader: DataLoader[Any],
+        num_batches: int,
+        source: Callable[[], DrawSource],
+        fetching: Fetching,
+        num_instances: int,
     ) -> None:
         super().__init__(loader, num_batches, source, fetching)
-        self.dataset: Any = loader.dataset
+        self.num_instances = num_instances
         self._feed = _Feed()
         self._loader = _fed_by(loader, self._feed)
 
     @property
     def keeps_iterator(self) -> bool:  # type: ignore[override]
         return self._loader.persistent_workers
+
+    def _plain_has_changed(self) -> None:
+        iterator = self._loader._iterator
+        self._loader = _fed_by(self.plain, self._feed)
+        self._loader._iterator = iterator
 
     # Lightning shuts workers down through this attribute of a DataLoader.
     @property
@@ -181,6 +270,7 @@ class _Feed:
         self._draws: Iterator[Draw] = iter(())
         self._fed: deque[Draw] = deque()
         self._has_begun: Callable[[], None] = _nothing
+        self._has_warned = False
 
     def open(self, draws: Iterator[Draw], has_begun: Callable[[], None]) -> None:
         """Start an epoch; what an abandoned iteration had asked ahead is forgotten here, not by its source."""
@@ -193,9 +283,17 @@ class _Feed:
             fed.append(draw)
             yield draw.indices.tolist()
 
-    def next_fed(self) -> Draw:
-        """The draw of the batch that came out just now."""
-        return self._fed.popleft()
+    def next_fed(self) -> Draw | None:
+        """The draw of the batch that came out just now; None where nobody asked for that batch."""
+        if self._fed:
+            return self._fed.popleft()
+        if not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(
+                "the train loader's own __iter__ gives batches that it was not asked for: no index tells which "
+                "instances they hold, so they are trained on unfiltered"
+            )
+        return None
 
 
 def _nothing() -> None:

@@ -11,30 +11,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import RandomSampler, Sampler, SequentialSampler, SubsetRandomSampler
+from torch.utils.data import Sampler
 
-from lightning_autoassist.candidates import CandidateStream, Draw, IndexArray
+from lightning_autoassist.candidates import CandidateStream, Draw, IndexArray, batches_per_epoch
 from lightning_autoassist.jobs import Jobs
+from lightning_autoassist.order_pieces import OrderInPieces, announce_epoch
+from lightning_autoassist.pass_orders import pass_order
 
 KeepProbability = Callable[[IndexArray, int], npt.NDArray[np.floating[Any]]]
 
 # Batches for which candidates are judged at once. A call costs as much as judging thousands, so that one a batch would
 # be most of what filtering costs; and the more batches, the older the scores when the Boss sees the last of them.
 BATCHES_AHEAD = 4
-
-
-class WholePasses:
-    """Base of samplers that give a pass as one array."""
-
-    def order(self) -> IndexArray:
-        """One pass, shape ``(n,)``."""
-        raise NotImplementedError
 
 
 class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
@@ -62,6 +56,9 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         drop_last: Whether K is rounded down instead of up.
         seed: Of the generator that decides what is kept; the global RNGs stay untouched.
         chunk_size: Candidates that are scored at once; None: as many as the next four batches are likely to need.
+        pass_size: N, where an iteration of ``sampler`` is no pass over the data because it is much longer, endless or
+            of unknown length. The order is read in pieces, as it is needed, and every N candidates count as a pass.
+        num_batches: K, where the length of ``sampler`` does not tell it.
 
     Raises:
         ValueError: If an argument lies outside its range, or fewer than B candidates make a pass.
@@ -85,6 +82,8 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         drop_last: bool = False,
         seed: int = 0,
         chunk_size: int | None = None,
+        pass_size: int | None = None,
+        num_batches: int | None = None,
     ) -> None:
         super().__init__(weights, seed)
         check_budget(budget)
@@ -93,7 +92,9 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}; None scores batch_size at once")
         self.sampler = sampler
-        self.num_instances = num_candidates(sampler)
+        # Of one iteration: what the budget is a share of.
+        self._num_candidates = num_candidates(sampler) if num_batches is None else pass_size or 0
+        self.num_instances = pass_size or self._num_candidates
         if not self.num_instances:
             raise ValueError("the data set is empty; filtering needs at least one batch of instances")
         if self.num_instances < batch_size:
@@ -115,6 +116,9 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         # The candidate stream.
         self._order: IndexArray = np.empty(0, np.int64)
         self._position = 0
+        self._pieces = None if pass_size is None else OrderInPieces(sampler)
+        self._num_read = self.num_instances  # of the pass that is on, where it is read in pieces
+        self._num_batches = num_batches
         self._considered_before = 0  # candidates up to the last batch
         # Kept instances that wait for their batch to fill, and batches handed out but not confirmed.
         self._kept_indices: IndexArray = np.empty(0, np.int64)
@@ -122,7 +126,10 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         self._in_flight: deque[Draw] = deque()
 
     def __len__(self) -> int:
-        return self.batches_at(self.budget)
+        return self._num_batches or self.batches_at(self.budget)
+
+    def batches_at(self, budget: float) -> int:
+        return batches_per_epoch(self._num_candidates, self.batch_size, budget, self.drop_last)
 
     @property
     def sizes(self) -> tuple[float, ...]:
@@ -164,7 +171,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
                 self.jobs.settle()
             while not out:
                 # Here and not in a job: the user's sampler draws from the global RNG, as his module does.
-                self._begin_pass()
+                self._read_on()
                 draw_until(wanted)
             self.seconds += time.perf_counter() - started
             yield out.popleft()
@@ -172,7 +179,8 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
     def confirm(self, draw: Draw) -> None:
         """Take note that the Boss was trained on ``draw``, the oldest unconfirmed batch."""
         oldest = self._in_flight.popleft()
-        assert oldest is draw, "the Boss gets batches in the order they were drawn"
+        # Not whether it is the same object: whatever got between may have copied it.
+        assert np.array_equal(oldest.indices, draw.indices), "the Boss gets batches in the order they were drawn"
 
     def state_dict(self) -> dict[str, Any]:
         """Position and order of the stream, RNG, kept and unconfirmed instances, totals: tensors and builtins."""
@@ -193,7 +201,14 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
                 ]
                 for draw in self._in_flight
             ],
+            **({} if self._pieces is None else {"pieces": self._pieces.state_dict(), "num_read": self._num_read}),
         }
+
+    def read_from(self, sampler: Iterable[int]) -> None:
+        """Take candidates from another sampler of the same length, from the next pass (or piece) on."""
+        if self._pieces is not None and sampler is not self.sampler:
+            self._pieces.read_from(sampler)
+        self.sampler = sampler
 
     def can_continue(self, state: dict[str, Any]) -> bool:
         """Whether ``state`` is of a stream of this kind and length."""
@@ -214,6 +229,9 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         self._considered_before = self.num_considered
         self._order = state["order"].numpy().copy()
         self._position = state["position"]
+        if self._pieces is not None:
+            self._pieces.load_state_dict(state["pieces"])
+            self._num_read = state["num_read"]
         self._kept_indices = state["kept_indices"].numpy().copy()
         self._kept_probs = state["kept_probs"].numpy().copy()
         self._in_flight = deque(
@@ -242,18 +260,39 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         weights = self._weights_of(probs)
         return Draw(indices, weights, pass_index=self.pass_index, lacks_features=lacks_features)
 
-    def _begin_pass(self) -> None:
-        self.pass_index += 1
-        self._order = np.empty(0, np.int64)  # so that two orders are never in memory
-        self._order = self._new_pass()
+    def _read_on(self) -> None:
+        """Read the next pass, or the next piece of it, once all candidates that were read have been considered."""
+        if self._pieces is None:
+            self.pass_index += 1
+            self._order = np.empty(0, np.int64)  # so that two orders are never in memory
+            self._order = self._new_pass()
+        else:
+            self._order = self._next_piece(self._pieces)
         self._position = 0
+
+    def _next_piece(self, pieces: OrderInPieces) -> IndexArray:
+        """A pass ends after N candidates, or where an iteration of the sampler does."""
+        left = self.num_instances - self._num_read
+        piece = pieces.read(left) if left > 0 else np.empty(0, np.int64)
+        if not len(piece):
+            self.pass_index += 1
+            self._num_read = 0
+            piece = pieces.read(self.num_instances)
+            piece = piece if len(piece) else pieces.read(self.num_instances)  # the iteration ended with the pass
+        self._num_read += len(piece)
+        self._check_order(piece)
+        return piece
 
     def _new_pass(self) -> IndexArray:
         announce_epoch(self.sampler, self.pass_index)
         order = pass_order(self.sampler, self.num_instances)
-        if not len(order):
-            raise RuntimeError(f"a pass of {type(self.sampler).__name__} has no instances; give every process some")
+        self._check_order(order)
         return order
+
+    def _check_order(self, order: IndexArray) -> None:
+        if not len(order):
+            sampler = getattr(self.sampler, "given", self.sampler)
+            raise RuntimeError(f"a pass of {type(sampler).__name__} has no instances; give every process some")
 
     def _consider_next(self) -> bool:
         """Consider the next chunk, which is never of two passes; False where the pass has ended."""
@@ -309,68 +348,17 @@ def num_candidates(sampler: Iterable[int]) -> int:
     return len(sampler)
 
 
-def announce_epoch(sampler: object, epoch: int) -> None:
-    """Call ``set_epoch`` where a sampler has it: some shuffle anew only then."""
-    set_epoch = getattr(sampler, "set_epoch", None)
-    if callable(set_epoch):
-        set_epoch(epoch)
-
-
-def pass_order(sampler: Iterable[int], num_instances: int) -> IndexArray:
-    """One pass: the first N indices of an iteration of ``sampler``.
-
-    The order of torch's own samplers is taken as a whole, with the very draws from the very generator that iterating
-    them would make: ten million indices one by one, as Python's integers, take seconds and 400 MB.
-
-    Args:
-        sampler: Any; :class:`WholePasses` give theirs, subclasses of torch's samplers are iterated, as they may differ.
-        num_instances: N.
-
-    Returns:
-        Shape ``(N,)``; fewer where the sampler gives fewer.
-
-    Raises:
-        TypeError: If the sampler's indices are not integers.
-    """
-    if isinstance(sampler, WholePasses):
-        return sampler.order()
-    if type(sampler) is SequentialSampler:
-        return np.arange(min(num_instances, len(sampler)), dtype=np.int64)
-    if type(sampler) is RandomSampler and not sampler.replacement and num_instances <= len(sampler.data_source):
-        generator = sampler.generator
-        if generator is None:
-            generator = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
-        return _permutation(len(sampler.data_source), num_instances, generator)
-    if type(sampler) is SubsetRandomSampler:
-        indices: Any = sampler.indices
-        subset = index_array(indices.numpy(force=True) if isinstance(indices, torch.Tensor) else indices)
-        return subset[_permutation(len(subset), num_instances, sampler.generator)]
-    return index_array(islice(iter(sampler), num_instances))
-
-
-def _permutation(length: int, count: int, generator: torch.Generator | None) -> IndexArray:
-    order: IndexArray = torch.randperm(length, generator=generator).numpy()
-    return order if count >= length else order[:count].copy()
-
-
-def index_array(indices: Iterable[int]) -> IndexArray:
-    """Indices as an array of int64.
-
-    Raises:
-        TypeError: If they are not integers.
-    """
-    try:
-        return np.fromiter(indices, np.int64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"filtering needs a sampler that yields integer indices: {error}") from error
-
-
 class FlattenedBatches:
     """The instances of a batch sampler's batches, one by one, N a pass."""
 
     def __init__(self, batches: Iterable[Iterable[int]], num_instances: int) -> None:
         self.batches = batches
         self.num_instances = num_instances
+
+    @property
+    def given(self) -> Iterable[Iterable[int]]:
+        """The user's batch sampler."""
+        return self.batches
 
     def __iter__(self) -> Iterator[int]:
         return chain.from_iterable(self.batches)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_autoassist.candidates import batches_per_epoch
+from lightning_autoassist.indexed_data import UnfilterableError, length_of
 from lightning_autoassist.loader import Carried, FetchedLoader, Fetching
 from lightning_autoassist.rows import PadValues
 from lightning_autoassist.selection import Selection
@@ -47,27 +47,27 @@ def stream_sizes(loader: Any, steps_per_epoch: int | None, budget: float) -> Str
     """K, B and N of a stream: ``steps_per_epoch``, or ceil(budget·N / B) where the stream has a length.
 
     Raises:
-        MisconfigurationException: If nothing tells K, or the stream can be read once only.
+        UnfilterableError: If nothing tells K, or the stream can be read once only.
 
     Example:
         >>> stream_sizes([[1, 2], [3, 4], [5, 6]], None, budget=0.6)
         StreamSizes(num_batches=2, batch_size=None, num_instances=None)
     """
     if isinstance(loader, Iterator):
-        raise MisconfigurationException(
+        raise UnfilterableError(
             f"a {type(loader).__name__} can be read once only; give an object whose __iter__ begins a new pass"
         )
     batch_size = getattr(loader, "batch_size", None)
     batch_size = batch_size if isinstance(batch_size, int) else None
-    num_instances = None if batch_size is None else _length(getattr(loader, "dataset", None))
+    num_instances = None if batch_size is None else length_of(getattr(loader, "dataset", None))
     if steps_per_epoch is not None:
         return StreamSizes(steps_per_epoch, batch_size, num_instances)
     if batch_size is not None and num_instances:
         drop_last = bool(getattr(loader, "drop_last", False))
         return StreamSizes(batches_per_epoch(num_instances, batch_size, budget, drop_last), batch_size, num_instances)
-    num_batches = _length(loader)
+    num_batches = length_of(loader)
     if not num_batches:
-        raise MisconfigurationException(
+        raise UnfilterableError(
             f"a {type(loader).__name__} without a length does not tell how many batches an epoch has; write "
             "AutoAssistDataModule(data, steps_per_epoch=...)"
         )
@@ -79,10 +79,11 @@ def prepare_stream(selection: Selection | None, world_size: int) -> None:
     """Let what selects be ready for a stream, and refuse what streams cannot be filtered by.
 
     Raises:
-        MisconfigurationException: With what to write instead.
+        UnfilterableError: On several devices.
+        MisconfigurationException: If the Assistant that was asked for cannot judge a stream; says what to write.
     """
     if world_size > 1:
-        raise MisconfigurationException(
+        raise UnfilterableError(
             f"streams are filtered on one device only so far, this Trainer has {world_size}; use devices=1"
         )
     if selection is not None:
@@ -132,7 +133,7 @@ def continued_stream(
 class StreamedLoader(FetchedLoader):
     """Batches of kept rows for the Trainer's fetching, the user's plain batches for anyone else.
 
-    Not a DataLoader and without a ``dataset``, so that Lightning leaves it alone.
+    Not a DataLoader, and without a ``dataset`` before training begins, so that Lightning leaves it alone.
 
     Args:
         loader: The user's train loader; stays untouched.
@@ -147,24 +148,24 @@ class StreamedLoader(FetchedLoader):
         self, loader: Iterable[Any], num_batches: int, source: Callable[[], RowStream], fetching: Fetching
     ) -> None:
         super().__init__(loader, num_batches, self._opened, fetching)
+        self._is_open = False
         self._make = source
         self._stream: RowStream | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset" and not self._is_open:
+            raise AttributeError("a stream's data set is known once training has begun")
+        return super().__getattr__(name)
 
     def _opened(self) -> RowStream:
         self._stream = self._make()
         return self._stream
 
     def _carried_batches(self) -> Iterator[Carried]:
+        self._is_open = True
         draws = self._fetching.begin(self)
         assert self._stream is not None
         # Not in the generator below: workers must start now, as plain Lightning's do.
         self._stream.start()
         self._fetching.has_begun()
         return (Carried(cast("Any", draw.rows).batch, draw) for draw in draws)
-
-
-def _length(value: Any) -> int | None:
-    try:
-        return len(value)
-    except (TypeError, NotImplementedError):  # an IterableDataset's loader has __len__ and may still know none
-        return None

@@ -6,11 +6,11 @@ batches an epoch.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,13 @@ import numpy.typing as npt
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import Subset, SubsetRandomSampler
+from torch.utils.data import SubsetRandomSampler
 
 from lightning_autoassist.candidates import Draw, IndexArray, batches_per_epoch
-from lightning_autoassist.rng import restore_rng_state, rng_state
-from lightning_autoassist.sampler import (
-    KeepProbability,
-    ShrinkingBatchSampler,
-    index_array,
-    num_candidates,
-)
+from lightning_autoassist.indexed_data import length_of
+from lightning_autoassist.order_pieces import index_array
+from lightning_autoassist.sampler import KeepProbability, ShrinkingBatchSampler, num_candidates
+from lightning_autoassist.token_lengths import length_array, longest_sequence, read_lengths, stored_lengths
 
 Lengths = Callable[[Any], Any] | Sequence[Any] | npt.NDArray[Any] | Tensor
 # Kept instances are sorted by length among as many others as fill this many batches.
@@ -71,6 +68,7 @@ class TokenBatchSampler(ShrinkingBatchSampler):
             candidates having been chosen so many steps before the Boss sees the last of them; more pad less.
         total_tokens: T, where it is not that of ``sampler``: for a process's share of it, which must be the same in all
             processes.
+        pass_size: See :class:`ShrinkingBatchSampler`.
 
     Attributes:
         batch_size: Instances in a batch of average ones, for reports.
@@ -101,6 +99,7 @@ class TokenBatchSampler(ShrinkingBatchSampler):
         chunk_size: int | None = None,
         pool_batches: int = POOL_BATCHES,
         total_tokens: float | None = None,
+        pass_size: int | None = None,
     ) -> None:
         if pool_batches < 2:
             raise ValueError(f"pool_batches must be at least 2, got {pool_batches}; {POOL_BATCHES} is the default")
@@ -122,7 +121,9 @@ class TokenBatchSampler(ShrinkingBatchSampler):
             drop_last=drop_last,
             seed=seed,
             chunk_size=chunk_size,
+            pass_size=pass_size,
         )
+        self._has_warned = False
         self._pool_tokens = max(float(max_tokens), min(float(pool_batches * max_tokens), self.total_tokens / 2))
         self._num_ahead = math.ceil(self._pool_tokens / max_tokens * self.batch_size)
         # Batches that were cut and wait for their turn; what is not cut yet are the base's kept instances.
@@ -146,6 +147,25 @@ class TokenBatchSampler(ShrinkingBatchSampler):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._ready = deque((indices.numpy().copy(), probs.numpy().copy()) for indices, probs in state["ready"])
+
+    def _read_on(self) -> None:
+        super()._read_on()
+        has_length = (self._order < len(self.lengths)) & (self._order >= -len(self.lengths))
+        if not has_length.all():
+            without = self._order[~has_length]
+            self._order = self._order[has_length]
+            if not len(self._order):
+                raise ValueError(f"no instance that the sampler gave has a length, such as the index {without[0]}")
+            self._warn_of_unknown_lengths(int(without[0]))
+
+    def _warn_of_unknown_lengths(self, index: int) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(
+                f"the sampler gave the index {index}, and lengths are known of {len(self.lengths)} instances only: "
+                "instances without a length are left out, as nothing tells how many share a batch of "
+                f"max_tokens={self.max_tokens}"
+            )
 
     def _draw(self) -> Draw | None:
         if not self._ready:
@@ -215,26 +235,6 @@ def check_max_tokens(max_tokens: int) -> int:
     return max_tokens
 
 
-def length_array(lengths: Any) -> npt.NDArray[np.int64]:
-    """Lengths as an array of shape ``(N, C)``, each at least 1.
-
-    Raises:
-        ValueError: If they are no whole numbers, or of another shape.
-
-    Example:
-        >>> length_array([3, 0, 2]).tolist()
-        [[3], [1], [2]]
-    """
-    array = np.asarray(lengths.numpy(force=True) if isinstance(lengths, Tensor) else lengths)
-    if array.ndim not in (1, 2) or array.dtype.kind not in "iu" or not array.size:
-        raise ValueError(
-            f"lengths must be whole numbers, of shape (N,) or (N, C); got {array.dtype} of shape {array.shape}"
-        )
-    if (array < 0).any():
-        raise ValueError(f"lengths must not be negative, got {int(array.min())}")
-    return np.maximum(array.astype(np.int64), 1).reshape(len(array), -1)
-
-
 def tokens_per_pass(sampler: Iterable[int], lengths: npt.NDArray[np.int64]) -> float:
     """T, the tokens of one pass: of the instances that the sampler names, else as many as are average.
 
@@ -290,8 +290,10 @@ class TokenBudget:
         given = "given for each instance" if self.lengths is not None else None
         return {"max_tokens": self.max_tokens, "lengths": self.lengths if callable(self.lengths) else given}
 
-    def sampler(self, dataset: Any, candidates: Any, owned: Any, **options: Any) -> TokenBatchSampler:
-        """The batches of a data set's candidates.
+    def sampler_maker(
+        self, dataset: Any, candidates: Any, owned: Any, **options: Any
+    ) -> Callable[[], TokenBatchSampler]:
+        """What makes the batches of a data set's candidates, of the lengths that its instances have now.
 
         Args:
             dataset: The user's.
@@ -308,20 +310,28 @@ class TokenBudget:
         total = tokens_per_pass(candidates, lengths) * num_candidates(owned) / max(1, num_candidates(candidates))
         if owned is not candidates:  # which does not tell that it leaves out what the candidates leave out
             lengths = np.minimum(lengths, self.max_tokens)
-        return TokenBatchSampler(owned, self.max_tokens, lengths, total_tokens=total, **options)
+        return functools.partial(TokenBatchSampler, owned, self.max_tokens, lengths, total_tokens=total, **options)
 
     def lengths_of(self, dataset: Any) -> npt.NDArray[np.int64]:
         """Lengths of all instances, shape ``(N, C)``; a data set that has to be read is read once only."""
-        if not len(dataset):
+        given = self.lengths if self.lengths is not None else stored_lengths(dataset)
+        num_instances = length_of(dataset)
+        if num_instances is None:
+            if given is None or callable(given):
+                raise ValueError(
+                    f"the data set ({type(dataset).__name__}) has no length, so that it cannot be read for the lengths "
+                    "of its instances; define its __len__, or give lengths=, a number for each instance"
+                )
+            return length_array(given)
+        if not num_instances:
             raise ValueError("the data set is empty; filtering needs at least one batch of instances")
-        if self._measured is None or self._measured[0] is not dataset or len(self._measured[1]) != len(dataset):
-            given = self.lengths if self.lengths is not None else stored_lengths(dataset)
+        if self._measured is None or self._measured[0] is not dataset or len(self._measured[1]) != num_instances:
             if given is None or callable(given):
                 given = read_lengths(dataset, longest_sequence if given is None else given)
             lengths = length_array(given)
-            if len(lengths) != len(dataset):
+            if len(lengths) != num_instances:
                 raise ValueError(
-                    f"lengths are of {len(lengths)} instances, the data set has {len(dataset)}; give one an instance"
+                    f"lengths are of {len(lengths)} instances, the data set has {num_instances}; give one an instance"
                 )
             self._measured = dataset, lengths
         return self._measured[1]
@@ -338,58 +348,3 @@ def token_budget(max_tokens: int | None, lengths: Lengths | None) -> TokenBudget
     if lengths is not None:
         raise ValueError("lengths= are for batches by tokens; give max_tokens= as well")
     return None
-
-
-def stored_lengths(dataset: Any) -> Any:
-    """The data set's attribute ``lengths``, through ``Subset``s of one; None where there is none."""
-    if type(dataset) is Subset:
-        whole = stored_lengths(dataset.dataset)
-        return None if whole is None else length_array(whole)[index_array(dataset.indices)]
-    return getattr(dataset, "lengths", None)
-
-
-def read_lengths(dataset: Any, length: Callable[[Any], Any]) -> list[Any]:
-    """Read a whole data set for its lengths, leaving the global random generators as they are."""
-    rank_zero_warn(
-        f"all {len(dataset)} instances of the data set are read once for their lengths; lengths=[...], or an attribute "
-        "`lengths` of the data set, saves this"
-    )
-    state = rng_state()
-    try:
-        return [length(dataset[index]) for index in range(len(dataset))]
-    finally:
-        restore_rng_state(state)
-
-
-def longest_sequence(instance: Any) -> int:
-    """Length of the longest sequence in an instance: of tensors and arrays along their first axis, of lists of numbers.
-
-    Raises:
-        ValueError: If there is none; text has a length only once it is tokenized.
-
-    Example:
-        >>> longest_sequence({"source": [5, 6, 7], "target": torch.tensor([8, 9]), "name": "a sentence"})
-        3
-    """
-    longest = max(_sequence_lengths(instance), default=None)
-    if longest is None:
-        raise ValueError(
-            f"an instance of type {type(instance).__name__} holds no tensor, array or list of numbers that tells its "
-            "length; give lengths=, a number for each instance or a function of one"
-        )
-    return longest
-
-
-def _sequence_lengths(part: Any) -> Iterable[int]:
-    if isinstance(part, (Tensor, np.ndarray)):
-        if part.ndim:
-            yield len(part)
-    elif isinstance(part, Mapping):
-        for value in part.values():
-            yield from _sequence_lengths(value)
-    elif isinstance(part, (list, tuple)):
-        if part and all(isinstance(item, Number) for item in part):
-            yield len(part)
-        else:
-            for item in part:
-                yield from _sequence_lengths(item)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_autoassist.index_rows import padded
+
 NUM_SEQUENCES = 2
 # Larger ids share those below, so that nothing that is kept a token grows without bound.
 MAX_TOKENS = 2**20
@@ -91,6 +93,10 @@ class TokenStore:
     def num_bytes(self) -> int:
         """What it takes, without room for more."""
         return 12 * len(self._starts) + 6 * self._used
+
+    def grow(self, num_instances: int) -> None:
+        """Make room for more instances."""
+        self._starts, self._sizes = padded(self._starts, num_instances), padded(self._sizes, num_instances)
 
     def rows(self, indices: Tensor) -> Tokens:
         """Bags of some instances, shape of ``indices`` ``(n,)``."""

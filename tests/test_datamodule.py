@@ -183,8 +183,7 @@ def test_a_subclassed_loader_and_its_collate_function_are_kept():
     assert seen == ["mine"] * 3
 
 
-@pytest.mark.parametrize("attached", [False, True])
-def test_anyone_may_ask_for_the_train_loader_and_gets_plain_batches(attached):
+def test_anyone_may_ask_for_the_train_loader_and_gets_plain_batches():
     source = ClustersData(100, 10)
     data = AutoAssistDataModule(source, budget=0.6)
     lengths = []
@@ -202,13 +201,8 @@ def test_anyone_may_ask_for_the_train_loader_and_gets_plain_batches(attached):
             assert index_of(batch[0]).tolist() == drawn.tolist()
             return super().training_step(batch, batch_idx)
 
-    if attached:
-        fit(data, Asking())
-        assert lengths == [6, 6, 6, 6]
-    else:
-        loader = data.train_dataloader()
-        assert len(loader) == len(list(loader)) == 6
-        assert all(isinstance(batch, list) for batch in loader)
+    fit(data, Asking())
+    assert lengths == [6, 6, 6, 6]
 
 
 def test_a_reloaded_data_set_of_another_length_begins_anew():

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, AutoAssistPolicy, LogisticAssistant, Policy
+from lightning_autoassist.indexed_data import UnfilterableError
+from lightning_autoassist.stream_loader import prepare_stream
 from tests.ordinary import Classifier, ClustersData, CountingDataset, index_of, trainer
 
 pytestmark = [
@@ -126,7 +128,7 @@ def test_every_epoch_has_k_full_batches(options):
 def test_the_length_of_an_epoch_can_be_given(num_workers):
     loader = DataLoader(Stream(100), batch_size=8, num_workers=num_workers)
     run, module, data, _ = fit(loader, steps_per_epoch=5)
-    assert len(data.train_dataloader()) == run.num_training_batches == 5
+    assert len(run.train_dataloader) == run.num_training_batches == 5
     assert len(module.steps) == 20
     assert data.candidate_stream.num_kept < data.candidate_stream.num_considered
 
@@ -486,16 +488,6 @@ class Silent(Stream):
 
 REFUSED = {
     "nothing": (lambda: DataLoader(Silent(), batch_size=8), {"steps_per_epoch": 3}, "DataLoader, yields no instance"),
-    "no length": (
-        lambda: DataLoader(Stream(), batch_size=8),
-        {},
-        r"a DataLoader without a length does not tell .*AutoAssistDataModule\(data, steps_per_epoch=...\)",
-    ),
-    "a generator": (
-        lambda: (batch for batch in PlainBatches()),
-        {"steps_per_epoch": 3},
-        "a generator can be read once only; give an object whose __iter__ begins a new pass",
-    ),
     "indexed data": (
         lambda: DataLoader(CountingDataset(50), batch_size=5),
         {"steps_per_epoch": 3},
@@ -508,6 +500,29 @@ REFUSED = {
 def test_streams_that_cannot_be_filtered(make_loader, options, message):
     with pytest.raises(MisconfigurationException, match=message):
         fit(make_loader(), **options)
+
+
+PASSED_ON = {
+    "no length": (
+        lambda: DataLoader(Stream(80), batch_size=8),
+        {},
+        r"unfiltered.*DataLoader without a length does not tell .*AutoAssistDataModule\(data, steps_per_epoch=...\)",
+    ),
+    "a generator": (
+        lambda: (batch for batch in list(DataLoader(Stream(80), batch_size=8))),
+        {"steps_per_epoch": 3},
+        "unfiltered.*A generator can be read once only; give an object whose __iter__ begins a new pass",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make_loader", "options", "message"), PASSED_ON.values(), ids=PASSED_ON)
+def test_streams_that_are_passed_on_unfiltered(make_loader, options, message):
+    with pytest.warns(UserWarning, match=message) as caught:
+        _, module, data, _ = fit(make_loader(), epochs=1, **options)
+    assert len(module.steps) == 10  # all of the stream's batches
+    assert data.candidate_stream is None
+    assert sum("passes the train data on unfiltered" in str(warning.message) for warning in caught) == 1
 
 
 def test_remembered_scores_are_refused():
@@ -548,11 +563,9 @@ def test_what_is_no_loader(data):
         AutoAssistDataModule(data)
 
 
-def test_several_devices_are_refused_so_far():
-    data = AutoAssistDataModule(PlainBatches())
-    data.trainer = trainer(devices=2, strategy="ddp")
-    with pytest.raises(MisconfigurationException, match="on one device only so far, this Trainer has 2; use devices=1"):
-        data.train_dataloader()
+def test_on_several_devices_streams_are_not_filtered_so_far():
+    with pytest.raises(UnfilterableError, match="on one device only so far, this Trainer has 2; use devices=1"):
+        prepare_stream(None, world_size=2)
 
 
 def test_validation_intervals_longer_than_an_epoch_are_refused():
