@@ -37,7 +37,9 @@ from lightning_autoassist.loss_capture import SCORES, CapturedStep, InstanceLoss
 from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, over_ranks, warn_about_limits
 from lightning_autoassist.rng import restore_rng_state, rng_state
+from lightning_autoassist.run_length import Limits
 from lightning_autoassist.run_log import Decode, RunLog, summed
+from lightning_autoassist.schedules import ScheduleCheck
 from lightning_autoassist.selection import Selection
 
 UPDATES = ("auto", "sync", "async")
@@ -142,6 +144,7 @@ class AutoAssistCallback(CallbackBase):
             feature_memory=feature_memory,
             exchange_every=exchange_every,
         )
+        self._schedules = ScheduleCheck()
         self._has_begun = self._is_on_stream = False
         self._rng_before_validation: dict[str, Any] | None = None
         self._data: AutoAssistDataModule | None = None
@@ -188,6 +191,7 @@ class AutoAssistCallback(CallbackBase):
                 "training_step(dataloader_iter) takes its batches by itself, so that AutoAssist cannot tell which "
                 "instances they hold; write training_step(batch, batch_idx)"
             )
+        self._schedules = ScheduleCheck(built_from_length=trainer.train_dataloader is not None)
         if self.policy.needs_scores:
             self._wrap_training_step(trainer, pl_module)
 
@@ -198,11 +202,18 @@ class AutoAssistCallback(CallbackBase):
         if trainer.global_step == 0:  # later iterations begin at their first batch, in plain Lightning too
             self._data.start_fetching()
         stream = self._data.candidate_stream
+        self.report.limits = Limits.of(trainer)
         if stream is not None:
             warn_about_limits(trainer, stream, keeps_first_pass=not self._learner.judges_unseen)
+            self._schedules.start(trainer, stream)
         self.report.start_epoch(stream)
         self._log.start(trainer)
         self.report.training.run()
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        assert self._data is not None
+        if self._data.candidate_stream is not None:
+            self._schedules.start_epoch(trainer, self._data.candidate_stream)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert self._data is not None

@@ -29,7 +29,7 @@ from lightning_autoassist.instance_counts import (
     reliability,
 )
 from lightning_autoassist.policies import Policy
-from lightning_autoassist.report import AXES, PREFIX, FilterReport, saved_ratio
+from lightning_autoassist.report import AXES, PREFIX, FilterReport
 
 GALLERY_SIZE = 12  # instances at either end
 MAX_CLASS_METRICS = 20  # of more classes there is a table only
@@ -153,7 +153,7 @@ class RunLog:
         if stream is None or trainer.progress_bar_callback is None or batch_idx % trainer.log_every_n_steps:
             return
         report = self.filtering.report
-        saved = saved_ratio(stream)
+        saved = report.saved_ratio(stream)
         bar = {
             "keep_rate": report.epoch_keep_rate(stream),
             "saved_updates": round(report.boss_updates * saved / (1 - saved)),
