@@ -19,7 +19,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_autoassist.assistants import ASSISTANTS, Assistant, LogisticAssistant
-from lightning_autoassist.candidates import WEIGHT_MODES, Draw
+from lightning_autoassist.candidates import WEIGHT_MODES, CandidateStream, Draw
 from lightning_autoassist.checkpoint import LAYOUT, is_readable
 from lightning_autoassist.datamodule import HOW_TO_USE, AutoAssistDataModule
 from lightning_autoassist.distributed import Ranks
@@ -123,6 +123,8 @@ class AutoAssistCallback(CallbackBase):
             raise ValueError(f"exchange_every must be at least 1, got {exchange_every}; 16 is the default")
         if update not in UPDATES:
             raise ValueError(f"update must be one of {', '.join(UPDATES)}, got {update!r}")
+        given = {"assistant": assistant != "auto", "score": score != "auto", "features": features is not None}
+        self._unread = [f"{name}=" for name, is_given in given.items() if is_given]
         self.lag = lag
         self.features = features
         self.max_features = max_features
@@ -130,6 +132,10 @@ class AutoAssistCallback(CallbackBase):
         self.update = update
         self.exchange_every = exchange_every
         self.decode = decode
+        # Weights other than 1 enter the backward pass at the captured losses, whether or not anyone wants scores.
+        self._watches_losses = self.policy.needs_scores or (
+            self.weights != "none" and not self.policy.keeps_everything
+        )
         self.report = FilterReport()
         self._log = RunLog(self)
         self._capture = InstanceLossCapture(score=self.score)
@@ -143,8 +149,10 @@ class AutoAssistCallback(CallbackBase):
             tail=self.tail,
             feature_memory=feature_memory,
             exchange_every=exchange_every,
+            watches_losses=self._watches_losses,
         )
         self._schedules = ScheduleCheck()
+        self._knows_length = False
         self._has_begun = self._is_on_stream = False
         self._rng_before_validation: dict[str, Any] | None = None
         self._data: AutoAssistDataModule | None = None
@@ -191,8 +199,10 @@ class AutoAssistCallback(CallbackBase):
                 "training_step(dataloader_iter) takes its batches by itself, so that AutoAssist cannot tell which "
                 "instances they hold; write training_step(batch, batch_idx)"
             )
+        self._warn_of_unread_settings()
+        self._knows_length = False
         self._schedules = ScheduleCheck(built_from_length=trainer.train_dataloader is not None)
-        if self.policy.needs_scores:
+        if self._watches_losses:
             self._wrap_training_step(trainer, pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -204,8 +214,7 @@ class AutoAssistCallback(CallbackBase):
         stream = self._data.candidate_stream
         self.report.limits = Limits.of(trainer)
         if stream is not None:
-            warn_about_limits(trainer, stream, keeps_first_pass=not self._learner.judges_unseen)
-            self._schedules.start(trainer, stream)
+            self._check_length(trainer, stream)
         self.report.start_epoch(stream)
         self._log.start(trainer)
         self.report.training.run()
@@ -219,6 +228,8 @@ class AutoAssistCallback(CallbackBase):
         assert self._data is not None
         draw = self._data.confirm_draw()
         self.report.count_batch(0 if draw is None else len(draw.indices), trainer.global_step)
+        if not self._knows_length and self._data.candidate_stream is not None:  # after a resume it begins here
+            self._check_length(trainer, self._data.candidate_stream)
         step, self._step = self._step, None
         with self.report.timed():
             observed = None
@@ -232,6 +243,19 @@ class AutoAssistCallback(CallbackBase):
         if self._may_validate_next(trainer):
             self._jobs.settle()  # validation's workers are forked, and a thread had better be at rest then
             self._rng_before_validation = rng_state()
+
+    def _warn_of_unread_settings(self) -> None:
+        if self._unread and not self.policy.needs_scores:
+            rank_zero_warn(
+                f"{type(self.policy).__name__} needs no scores, so that {', '.join(self._unread)} are not used: leave "
+                "them out"
+            )
+
+    def _check_length(self, trainer: Any, stream: CandidateStream) -> None:
+        """Warn of settings that do not suit the run's length."""
+        self._knows_length = True
+        warn_about_limits(trainer, stream, keeps_first_pass=not self._learner.judges_unseen)
+        self._schedules.start(trainer, stream)
 
     def _end_step(self, observed: Observed | None, progress: float, has_other_terms: bool) -> None:
         """The job at the end of a step, wherever it is done."""
@@ -413,7 +437,8 @@ class AutoAssistCallback(CallbackBase):
         if observation is None:
             self._learner.stop_filtering(captured.reason or "no per-instance loss was found in training_step")
             return
-        self._step = draw, observation, features
+        if self.policy.needs_scores:
+            self._step = draw, observation, features
 
     def _fall_to_mean_weights(self) -> None:
         """Keep the balance between the instances' losses and terms of the loss that have no instances."""

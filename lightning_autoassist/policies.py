@@ -21,8 +21,8 @@ class Policy:
     """Base class: keeps every candidate.
 
     Attributes:
-        needs_scores: Whether the rule reads predicted scores. Where it does not, neither losses are captured nor an
-            Assistant is trained.
+        needs_scores: Whether the rule reads predicted scores. Where it does not, no Assistant is trained, and losses are
+            captured only for weights to enter there.
         keeps_everything: Whether p is 1 for every candidate, always.
         reads_labels: Whether :meth:`balance` wants the candidates' labels.
         default_assistant: What predicts the scores when the user does not say: a name in ``ASSISTANTS``.
@@ -418,8 +418,8 @@ class ClassQuotaPolicy(Policy):
         self.decay = decay
         self._sums = torch.zeros(0)  # decayed, of the chances of each class, (C,)
         self._counts = torch.zeros(0)
-        for name in ("needs_scores", "keeps_everything"):
-            setattr(self, name, getattr(self.policy, name))
+        self.keeps_everything = self.policy.keeps_everything
+        self.needs_scores = not self.keeps_everything  # the labels come with the losses
         for name in ("default_assistant", "default_score", "default_weights", "default_tail"):
             setattr(self, name, getattr(self.policy, name))
 

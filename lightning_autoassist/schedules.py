@@ -271,8 +271,7 @@ def _ends_wrongly(
     lowest = min(run[top:])
     tolerance = LOW * (max(run) - lowest)
     if rate < full_rate:
-        still_rises = max(rates[: own.total + 1]) < max(run) - tolerance
-        return still_rises and rate <= full_rate
+        return max(*rates[: own.total + 1], initial) < highest - tolerance  # still on its way up
     if full_rate > lowest + tolerance:
         return False
     comes_to_rest = has_ended or min(rates[full.total :]) >= full_rate - MIN_GAP * full_rate
