@@ -9,7 +9,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,9 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_autoassist.arguments import check_choice, check_function, check_named, check_number, check_whole
 from lightning_autoassist.assistants import ASSISTANTS, Assistant, LogisticAssistant
-from lightning_autoassist.candidates import WEIGHT_MODES, CandidateStream, Draw
+from lightning_autoassist.candidates import CandidateStream, Draw
 from lightning_autoassist.checkpoint import LAYOUT, is_readable
 from lightning_autoassist.datamodule import HOW_TO_USE, AutoAssistDataModule
 from lightning_autoassist.distributed import Ranks
@@ -33,7 +34,8 @@ from lightning_autoassist.features import (
 from lightning_autoassist.flavours import CallbackBase, overrides
 from lightning_autoassist.jobs import Jobs, UpdateThread
 from lightning_autoassist.learner import Learner, Observed, to_host
-from lightning_autoassist.loss_capture import SCORES, CapturedStep, InstanceLossCapture, Observation
+from lightning_autoassist.loss_capture import CapturedStep, InstanceLossCapture, Observation
+from lightning_autoassist.names import GivenAssistantName, GivenPolicyName, ScoreName, UpdateName, WeightsName
 from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, over_ranks, warn_about_limits
 from lightning_autoassist.rng import restore_rng_state, rng_state
@@ -42,7 +44,9 @@ from lightning_autoassist.run_log import Decode, RunLog, summed
 from lightning_autoassist.schedules import ScheduleCheck
 from lightning_autoassist.selection import Selection
 
-UPDATES = ("auto", "sync", "async")
+SCORE_NAMES: tuple[ScoreName | Literal["auto"], ...] = ("auto", *get_args(ScoreName))
+WEIGHT_NAMES: tuple[WeightsName | Literal["auto"], ...] = ("auto", *get_args(WeightsName))
+UPDATES: tuple[UpdateName | Literal["auto"], ...] = ("auto", *get_args(UpdateName))
 
 
 class AutoAssistCallback(CallbackBase):
@@ -83,6 +87,7 @@ class AutoAssistCallback(CallbackBase):
 
     Raises:
         ValueError: If a name is unknown or a number outside its range.
+        TypeError: If something is of another type, as a class where an object is wanted.
 
     Example:
         >>> AutoAssistCallback(policy="uniform").weights
@@ -91,39 +96,45 @@ class AutoAssistCallback(CallbackBase):
 
     def __init__(
         self,
-        assistant: str | Assistant = "auto",
-        policy: str | Policy = "proportional",
+        assistant: GivenAssistantName | Assistant = "auto",
+        policy: GivenPolicyName | Policy = "proportional",
         *,
-        score: str = "auto",
-        weights: str = "auto",
+        score: ScoreName | Literal["auto"] = "auto",
+        weights: WeightsName | Literal["auto"] = "auto",
         features: FeatureFunction | None = None,
         tail: float | None = None,
         max_features: int = MAX_FEATURES,
         feature_memory: int = FEATURE_MEMORY,
         lag: int | None = None,
-        update: str = "auto",
+        update: UpdateName | Literal["auto"] = "auto",
         exchange_every: int = 16,
         decode: Decode | None = None,
     ) -> None:
-        self.policy: Policy = _named(policy, POLICIES, "policy")
-        self._suits_data = assistant == "auto"
-        self.assistant: Assistant = _named(
-            self.policy.default_assistant if assistant == "auto" else assistant, ASSISTANTS, "assistant"
+        self.policy: Policy = check_named("policy", policy, Policy, POLICIES, {"assistant": (ASSISTANTS, Assistant)})
+        self._suits_data = isinstance(assistant, str) and assistant == "auto"
+        self.assistant: Assistant = check_named(
+            "assistant",
+            self.policy.default_assistant if self._suits_data else assistant,
+            Assistant,
+            ASSISTANTS,
+            {"policy": (POLICIES, Policy)},
         )
-        self.score = _choice(score, ("auto", *SCORES), "score", auto=self.policy.default_score)
-        self.weights = _choice(weights, ("auto", *WEIGHT_MODES), "weights", auto=self.policy.default_weights)
-        if lag is not None and lag < 0:
-            raise ValueError(f"lag must not be negative, got {lag}; None suits every device")
-        self.tail = self.policy.default_tail if tail is None else tail
-        if not 0 <= self.tail < 1:
-            raise ValueError(f"tail must be in [0, 1), got {tail}; 0.125 leaves the last eighth unfiltered")
-        if feature_memory < 0:
-            raise ValueError(f"feature_memory must not be negative, got {feature_memory}; 0 keeps features in a file")
-        if exchange_every < 1:
-            raise ValueError(f"exchange_every must be at least 1, got {exchange_every}; 16 is the default")
-        if update not in UPDATES:
-            raise ValueError(f"update must be one of {', '.join(UPDATES)}, got {update!r}")
-        given = {"assistant": assistant != "auto", "score": score != "auto", "features": features is not None}
+        score, weights = check_choice("score", score, SCORE_NAMES), check_choice("weights", weights, WEIGHT_NAMES)
+        self.score = self.policy.default_score if score == "auto" else score
+        self.weights = self.policy.default_weights if weights == "auto" else weights
+        if features is not None:
+            check_function("features", features, "lambda batch: batch[0]")
+        if decode is not None:
+            check_function("decode", decode, "lambda instance: str(instance)")
+        lag = None if lag is None else check_whole("lag", lag, "[0, inf)", "None suits every device")
+        self.tail = self.policy.default_tail
+        if tail is not None:
+            self.tail = check_number("tail", tail, "[0, 1)", "0.125 leaves the last eighth unfiltered")
+        max_features = check_whole("max_features", max_features, "[1, inf)", f"{MAX_FEATURES} is the default")
+        feature_memory = check_whole("feature_memory", feature_memory, "[0, inf)", "0 keeps features in a file")
+        exchange_every = check_whole("exchange_every", exchange_every, "[1, inf)", "16 is the default")
+        update = check_choice("update", update, UPDATES)
+        given = {"assistant": not self._suits_data, "score": score != "auto", "features": features is not None}
         self._unread = [f"{name}=" for name, is_given in given.items() if is_given]
         self.lag = lag
         self.features = features
@@ -133,9 +144,7 @@ class AutoAssistCallback(CallbackBase):
         self.exchange_every = exchange_every
         self.decode = decode
         # Weights other than 1 enter the backward pass at the captured losses, whether or not anyone wants scores.
-        self._watches_losses = self.policy.needs_scores or (
-            self.weights != "none" and not self.policy.keeps_everything
-        )
+        self._watches_losses = self.policy.needs_scores or (self.weights != "none" and not self.policy.keeps_everything)
         self.report = FilterReport()
         self._log = RunLog(self)
         self._capture = InstanceLossCapture(score=self.score)
@@ -164,6 +173,11 @@ class AutoAssistCallback(CallbackBase):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit":
             return
+        count = sum(isinstance(callback, AutoAssistCallback) for callback in trainer.callbacks)
+        if count > 1:
+            raise MisconfigurationException(
+                f"the Trainer has {count} AutoAssistCallbacks; write callbacks=[AutoAssistCallback(...)], with one of them"
+            )
         self._data = _data_module_of(trainer)
         if self._ranks.world_size != trainer.world_size:
             self._ranks = Ranks(trainer.global_rank, trainer.world_size)
@@ -459,20 +473,6 @@ class AutoAssistCallback(CallbackBase):
             self._data.select_by(None)
         self._step = None
         self.report.training.stop()
-
-
-def _named(choice: Any, registry: dict[str, type], what: str) -> Any:
-    if not isinstance(choice, str):
-        return choice
-    if choice not in registry:
-        raise ValueError(f"{what} must be one of {', '.join(registry)} or an object, got {choice!r}")
-    return registry[choice]()
-
-
-def _choice(choice: str, allowed: tuple[str, ...], what: str, auto: str) -> str:
-    if choice not in allowed:
-        raise ValueError(f"{what} must be one of {', '.join(allowed)}, got {choice!r}")
-    return auto if choice == "auto" else choice
 
 
 def _check_equal_epochs(num_batches: list[int | float]) -> None:

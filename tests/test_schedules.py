@@ -88,8 +88,8 @@ ENDLESS = {
     "ExponentialLR": lambda n: lambda o: lr_scheduler.ExponentialLR(o, 0.01 ** (1 / n)),
     "StepLR": lambda n: lambda o: lr_scheduler.StepLR(o, n // 5, gamma=0.5),
     "MultiplicativeLR": lambda n: lambda o: lr_scheduler.MultiplicativeLR(o, lambda step: 0.05 ** (1 / n)),
-    "inverse square root": lambda n: lambda o: lr_scheduler.LambdaLR(
-        o, lambda step: min((step + 1) / (n / 10), ((step + 1) / (n / 10)) ** -0.5)
+    "inverse square root": lambda n: (
+        lambda o: lr_scheduler.LambdaLR(o, lambda step: min((step + 1) / (n / 10), ((step + 1) / (n / 10)) ** -0.5))
     ),
 }
 
@@ -257,7 +257,9 @@ def test_schedules_with_a_step_of_the_modules_own():
 
 def test_a_resumed_run_is_judged_from_where_it_stands(tmp_path):
     def saver():
-        return pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=20, save_top_k=-1, enable_version_counter=False)
+        return pl.callbacks.ModelCheckpoint(
+            tmp_path, filename="{step}", every_n_train_steps=20, save_top_k=-1, enable_version_counter=False
+        )
 
     for name, n in (("LambdaLR", OWN), ("CosineAnnealingLR", OWN), ("LambdaLR", FULL)):
         module = Scheduled(ENDING[name](n))
