@@ -7,6 +7,7 @@ from lightning_autoassist.diagnosis import Diagnosis, diagnose
 from lightning_autoassist.features import Instances
 from lightning_autoassist.learned_assistants import HybridAssistant, MLPAssistant
 from lightning_autoassist.loss_capture import InstanceLossCapture, Observation
+from lightning_autoassist.names import AssistantName, PolicyName, ScoreName, UpdateName, WeightsName
 from lightning_autoassist.policies import (
     POLICIES,
     AutoAssistPolicy,
@@ -28,6 +29,7 @@ __all__ = [
     "ASSISTANTS",
     "POLICIES",
     "Assistant",
+    "AssistantName",
     "AutoAssistCallback",
     "AutoAssistDataModule",
     "AutoAssistPolicy",
@@ -43,12 +45,16 @@ __all__ = [
     "Observation",
     "Outcome",
     "Policy",
+    "PolicyName",
     "ProportionalPolicy",
     "RandomPolicy",
+    "ScoreName",
     "SelectiveBackpropPolicy",
     "ShrinkingBatchSampler",
     "TextAssistant",
     "TokenBatchSampler",
     "UniformPolicy",
+    "UpdateName",
+    "WeightsName",
     "diagnose",
 ]

@@ -34,9 +34,9 @@ def check_number(name: str, value: Any, interval: str, hint: str) -> float:
         Traceback (most recent call last):
         TypeError: budget must be a number in (0, 1], got the string '0.6'; write budget=0.6
     """
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+    if not _is_number(value):
         raise TypeError(f"{name} must be a number in {interval}, got {received(value)}; {_written(name, value, hint)}")
-    number: float = value if type(value) in (int, float) else float(value)
+    number: float = value if isinstance(value, (int, float)) else float(value)
     if isinstance(value, np.floating):  # the shortest text is what was meant: 0.6, and not 0.60000002
         number = float(str(value))
     _check_within(name, number, value, interval, hint)
@@ -60,14 +60,11 @@ def check_whole(name: str, value: Any, interval: str, hint: str) -> int:
         >>> check_whole("feature_memory", 1e9, "[0, inf)", "0 keeps features in a file")
         1000000000
     """
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+    if not _is_number(value):
         raise TypeError(f"{name} must be a whole number, got {received(value)}; {_written(name, value, hint)}")
-    if isinstance(value, (int, np.integer)):
-        number = int(value)
-    elif not math.isfinite(value) or float(value) != int(value):
+    if not math.isfinite(value) or value != math.floor(value):
         raise ValueError(f"{name} must be a whole number, got {value}; {hint}")
-    else:
-        number = int(value)
+    number = int(value)
     _check_within(name, number, value, interval, hint)
     return number
 
@@ -137,14 +134,16 @@ def check_named(
     allowed = f"{name} must be one of {', '.join(registry)} or an object"
     for other, (names, kind) in others.items():
         if isinstance(value, kind) or (isinstance(value, str) and value in names and value not in registry):
-            raise TypeError(f"{allowed}, got {received(value)}, which is a {other}; write {other}={_again(value)}")
+            raise TypeError(
+                f"{allowed}, got {received(value)}, which is {_article(other)}; write {other}={_again(value)}"
+            )
     if isinstance(value, str):
         if value not in registry:
             raise ValueError(f"{allowed}, got {value!r}{_nearest(name, value, registry)}")
         return _made(name, value, base, registry[value])
     if isinstance(value, type) and issubclass(value, base):
         raise TypeError(f"{allowed}, got {received(value)}; write {name}={value.__name__}()")
-    raise TypeError(f"{allowed}, got {received(value)}; write {name}={next(iter(registry))!r}, or leave it out")
+    raise TypeError(f"{allowed}, got {received(value)}; leave it out, or write {name}={next(iter(registry))!r}")
 
 
 def received(value: Any) -> str:
@@ -162,8 +161,11 @@ def received(value: Any) -> str:
         return f"the class {value.__name__}"
     if isinstance(value, Real):
         return f"the number {value}"
-    kind = type(value).__name__
-    return f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
+    return _article(type(value).__name__)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _made(name: str, value: str, base: type[_Base], maker: Any) -> _Base:
@@ -174,6 +176,10 @@ def _made(name: str, value: str, base: type[_Base], maker: Any) -> _Base:
         f"{name}={value!r} must be registered as a class, or a function, that gives a {base.__name__}, got "
         f"{received(maker)}; write a class that inherits from {base.__name__}"
     )
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'AEIOUaeiou' else 'a'} {noun}"
 
 
 def _again(value: Any) -> str:

@@ -77,10 +77,10 @@ class AutoAssistCallback(CallbackBase):
             go to a file beside the checkpoints (named ``autoassist-features-...``), which a resumed run needs. Tokens
             beyond it are not remembered, and their instances always kept, with a warning.
         lag: Steps between a batch and the Assistant's learning from it; 0 learns at once. None: 0 on CPU, 4 on other
-            devices, so that the device never waits.
+            devices, so that the device never waits. From 1 on each batch is also drawn one step before it is needed.
         update: Where the Assistant learns and batches are drawn: ``"sync"`` in the training loop, ``"async"`` in a
-            thread beside it, which draws each batch one step ahead; ``"auto"``: ``"async"``, on CPU ``"sync"``. Runs
-            of one seed are equal either way.
+            thread beside it, which has something to do there where ``lag`` is 1 or more; ``"auto"``: ``"async"``, on
+            CPU ``"sync"``. Runs of one seed and one lag are equal either way.
         exchange_every: Steps between two exchanges of what several processes saw; each learns from all.
         decode: Gets an instance as the data set gives it, returns text or a picture for the galleries that W&B and
             TensorBoard get; None takes the largest picture in it.
@@ -176,7 +176,7 @@ class AutoAssistCallback(CallbackBase):
         count = sum(isinstance(callback, AutoAssistCallback) for callback in trainer.callbacks)
         if count > 1:
             raise MisconfigurationException(
-                f"the Trainer has {count} AutoAssistCallbacks; write callbacks=[AutoAssistCallback(...)], with one of them"
+                f"the Trainer has {count} AutoAssistCallbacks; write one: callbacks=[AutoAssistCallback(...)]"
             )
         self._data = _data_module_of(trainer)
         if self._ranks.world_size != trainer.world_size:
@@ -188,7 +188,9 @@ class AutoAssistCallback(CallbackBase):
             self.lag = 0 if is_on_cpu else 4
         self._jobs.close()
         is_beside = self.update == "async" or (self.update == "auto" and not is_on_cpu)
-        self._learner.jobs = self._jobs = UpdateThread() if is_beside else Jobs()
+        # Wherever the jobs are done, their order is the same for the same lag, and so is what is drawn.
+        draws_ahead = min(self.lag, 1)
+        self._learner.jobs = self._jobs = UpdateThread(draws_ahead) if is_beside else Jobs(draws_ahead)
         if overrides(pl_module, "on_before_batch_transfer"):
             # Lightning would say that the module's hook is ignored; the data module calls it.
             warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in both")

@@ -42,7 +42,8 @@ def check_is_no_wrapper(data: Any, wrapper: type) -> None:
     """Raise TypeError where the data are wrapped already."""
     if isinstance(data, wrapper):
         raise TypeError(
-            f"data is an {wrapper.__name__} already; give it to the Trainer as it is: trainer.fit(model, datamodule=data)"
+            f"data is an {wrapper.__name__} already; give it to the Trainer as it is: "
+            "trainer.fit(model, datamodule=data)"
         )
 
 
@@ -61,7 +62,7 @@ def check_lengths(lengths: Any) -> None:
     """Raise TypeError unless ``lengths`` are numbers, or a function that gives them."""
     if isinstance(lengths, (str, bool, int, float, Mapping)):
         raise TypeError(
-            f"lengths must be the lengths of all instances, or a function that gets one, got {received(lengths)}; write "
+            f"lengths must be those of all instances, or a function that gets one, got {received(lengths)}; write "
             "lengths=lambda instance: len(instance[0])"
         )
     if isinstance(lengths, type):

@@ -25,8 +25,8 @@ class Policy:
     """Base class: keeps every candidate.
 
     Attributes:
-        needs_scores: Whether the rule reads predicted scores. Where it does not, no Assistant is trained, and losses are
-            captured only for weights to enter there.
+        needs_scores: Whether the rule reads predicted scores. Where it does not, no Assistant is trained, and losses
+            are captured only for weights to enter there.
         keeps_everything: Whether p is 1 for every candidate, always.
         reads_labels: Whether :meth:`balance` wants the candidates' labels.
         default_assistant: What predicts the scores when the user does not say: a name in ``ASSISTANTS``.

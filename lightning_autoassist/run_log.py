@@ -28,6 +28,7 @@ from lightning_autoassist.instance_counts import (
     picture_of,
     reliability,
 )
+from lightning_autoassist.names import ScoreName
 from lightning_autoassist.policies import Policy
 from lightning_autoassist.report import AXES, PREFIX, FilterReport
 
@@ -46,7 +47,7 @@ class Filtering(Protocol):
     policy: Policy
     assistant: Any
     report: FilterReport
-    score: str
+    score: ScoreName
     decode: Decode | None
     _data: Any
 

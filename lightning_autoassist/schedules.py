@@ -208,8 +208,10 @@ def wrong_ends(
                 ends = _ends(config.scheduler, *calls, shared, deadline, built_from_length)
             if ends is not None:
                 unit = "epoch" if config.interval == "epoch" and stepped is None else "step"
-                lengths = (own.num_epochs, full.num_epochs) if unit == "epoch" else (own.num_steps, full.num_steps)
-                found.append(WrongEnd(describe(config.scheduler), unit, *map(int, lengths), *ends))
+                length, full_length = (
+                    (own.num_epochs, full.num_epochs) if unit == "epoch" else (own.num_steps, full.num_steps)
+                )
+                found.append(WrongEnd(describe(config.scheduler), unit, int(length), int(full_length), *ends))
     return found
 
 
@@ -332,7 +334,7 @@ def _stand_in(optimizer: Any) -> torch.optim.Optimizer:
     stand_in = torch.optim.SGD(groups, lr=0.0)
     stand_in.defaults = {**stand_in.defaults, **optimizer.defaults}
     # What schedulers look for to warn of a wrong order of calls.
-    stand_in._opt_called = True
+    vars(stand_in)["_opt_called"] = True
     return stand_in
 
 

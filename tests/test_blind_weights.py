@@ -148,19 +148,15 @@ def test_a_resumed_run_keeps_its_weights(tmp_path):
     run.fit(module, datamodule=Remembering(ClustersData(100, 10), budget=0.6, seed=0))
     again, resumed = AutoAssistCallback(policy="random", weights="sum"), Linear()
     run = trainer(max_epochs=6, limit_val_batches=0, callbacks=[again])
+    data = Remembering(ClustersData(100, 10), budget=0.6, seed=0)
     with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
-        run.fit(
-            resumed,
-            datamodule=Remembering(ClustersData(100, 10), budget=0.6, seed=0),
-            ckpt_path=tmp_path / "step=20.ckpt",
-        )
+        run.fit(resumed, datamodule=data, ckpt_path=tmp_path / "step=20.ckpt")
     assert torch.equal(torch.stack(module.noted[20:]), torch.stack(resumed.noted))
 
 
 def test_settings_that_nobody_reads_are_named():
-    with pytest.warns(
-        UserWarning, match=r"RandomPolicy needs no scores, so that assistant=, score= are not used"
-    ) as caught:
-        run = trainer(max_epochs=4, limit_val_batches=0, callbacks=[AutoAssistCallback("mlp", "random", score="loss")])
-        run.fit(Classifier(), datamodule=AutoAssistDataModule(ClustersData(100, 10), budget=0.6))
+    run = trainer(max_epochs=4, limit_val_batches=0, callbacks=[AutoAssistCallback("mlp", "random", score="loss")])
+    data = AutoAssistDataModule(ClustersData(100, 10), budget=0.6)
+    with pytest.warns(UserWarning, match="RandomPolicy needs no scores, so that assistant=, score= are not") as caught:
+        run.fit(Classifier(), datamodule=data)
     assert sum("needs no scores" in str(one.message) for one in caught) == 1
