@@ -235,7 +235,7 @@ def test_a_data_module_in_the_loaders_place_without_a_callback(flavour):
         def configure_optimizers(self):
             return None
 
-    with pytest.raises(flavour.utilities.exceptions.MisconfigurationException, match="needs an AutoAssistCallback in"):
+    with pytest.raises(pl.utilities.exceptions.MisconfigurationException, match="needs an AutoAssistCallback in"):
         run.fit(Plain(), AutoAssistDataModule(loader()))
 
 

@@ -87,5 +87,5 @@ def test_registered_names_work_when_it_runs(monkeypatch):
     monkeypatch.setitem(POLICIES, "made", lambda: POLICIES["infobatch"](prune_ratio=0.3))
     assert AutoAssistCallback(policy="made").policy.prune_ratio == 0.3
     monkeypatch.setitem(POLICIES, "object", Mine())
-    with pytest.raises(TypeError, match="policy='object' must be registered as a class.*inherits from Policy"):
+    with pytest.raises(TypeError, match=r"policy='object' must be registered as a class.*inherits from Policy"):
         AutoAssistCallback(policy="object")
