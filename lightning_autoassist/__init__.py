@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_autoassist.features import Instances
     from lightning_autoassist.learned_assistants import HybridAssistant, MLPAssistant
     from lightning_autoassist.loss_capture import InstanceLossCapture, Observation
+    from lightning_autoassist.names import AssistantName, PolicyName, ScoreName, UpdateName, WeightsName
     from lightning_autoassist.policies import (
         POLICIES,
         AutoAssistPolicy,
@@ -40,6 +41,7 @@ __all__ = [
     "ASSISTANTS",
     "POLICIES",
     "Assistant",
+    "AssistantName",
     "AutoAssistCallback",
     "AutoAssistDataModule",
     "AutoAssistPolicy",
@@ -55,13 +57,17 @@ __all__ = [
     "Observation",
     "Outcome",
     "Policy",
+    "PolicyName",
     "ProportionalPolicy",
     "RandomPolicy",
+    "ScoreName",
     "SelectiveBackpropPolicy",
     "ShrinkingBatchSampler",
     "TextAssistant",
     "TokenBatchSampler",
     "UniformPolicy",
+    "UpdateName",
+    "WeightsName",
     "diagnose",
 ]
 
@@ -73,6 +79,7 @@ _PLACES = {
     "features": ("Instances",),
     "learned_assistants": ("HybridAssistant", "MLPAssistant"),
     "loss_capture": ("InstanceLossCapture", "Observation"),
+    "names": ("AssistantName", "PolicyName", "ScoreName", "UpdateName", "WeightsName"),
     "policies": (
         "POLICIES",
         "AutoAssistPolicy",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_autoassist.arguments import check_number
 from lightning_autoassist.candidates import IndexArray
 from lightning_autoassist.features import FROM_BATCHES, BatchFeatures, FeatureFunction, Instances
 
@@ -107,9 +108,7 @@ class RunningMean:
     """
 
     def __init__(self, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"mean_decay must be in [0, 1), got {decay}; the paper uses 0.75")
-        self.decay = decay
+        self.decay = check_number("mean_decay", decay, "[0, 1)", "the paper uses 0.75")
         self.value: float | None = None
 
     def update(self, scores: Tensor) -> float:
@@ -149,12 +148,8 @@ class LogisticAssistant(Assistant):
     reads = ("features", "labels")
 
     def __init__(self, lr: float = 0.01, weight_decay: float = 1e-3, mean_decay: float = 0.75) -> None:
-        if lr <= 0:
-            raise ValueError(f"lr must be positive, got {lr}; the paper uses 0.01")
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, got {weight_decay}; the paper uses 1e-3")
-        self.lr = lr
-        self.weight_decay = weight_decay
+        self.lr = check_number("lr", lr, "(0, inf)", "the paper uses 0.01")
+        self.weight_decay = check_number("weight_decay", weight_decay, "[0, inf)", "the paper uses 1e-3")
         self.mean_score = RunningMean(mean_decay)
         self.weight = torch.zeros(0)  # W, (F,); takes its size from the first batch
         self.bias = torch.zeros(1)  # U, (C,); grows as classes turn up

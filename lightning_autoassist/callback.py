@@ -9,7 +9,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,9 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_autoassist.arguments import check_choice, check_function, check_named, check_number, check_whole
 from lightning_autoassist.assistants import ASSISTANTS, Assistant, LogisticAssistant
-from lightning_autoassist.candidates import WEIGHT_MODES, Draw
+from lightning_autoassist.candidates import CandidateStream, Draw
 from lightning_autoassist.checkpoint import LAYOUT, is_readable
 from lightning_autoassist.datamodule import HOW_TO_USE, AutoAssistDataModule
 from lightning_autoassist.distributed import Ranks
@@ -34,14 +35,19 @@ from lightning_autoassist.flavours import CallbackBase, overrides
 from lightning_autoassist.jobs import Jobs, UpdateThread
 from lightning_autoassist.learner import Learner, Observed, to_host
 from lightning_autoassist.loader import batch_rows
-from lightning_autoassist.loss_capture import SCORES, CapturedStep, InstanceLossCapture, Observation
+from lightning_autoassist.loss_capture import CapturedStep, InstanceLossCapture, Observation
+from lightning_autoassist.names import GivenAssistantName, GivenPolicyName, ScoreName, UpdateName, WeightsName
 from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, over_ranks, warn_about_limits
 from lightning_autoassist.rng import restore_rng_state, rng_state
+from lightning_autoassist.run_length import Limits
 from lightning_autoassist.run_log import Decode, RunLog, summed
+from lightning_autoassist.schedules import ScheduleCheck
 from lightning_autoassist.selection import Selection
 
-UPDATES = ("auto", "sync", "async")
+SCORE_NAMES: tuple[ScoreName | Literal["auto"], ...] = ("auto", *get_args(ScoreName))
+WEIGHT_NAMES: tuple[WeightsName | Literal["auto"], ...] = ("auto", *get_args(WeightsName))
+UPDATES: tuple[UpdateName | Literal["auto"], ...] = ("auto", *get_args(UpdateName))
 
 
 class AutoAssistCallback(CallbackBase):
@@ -72,16 +78,17 @@ class AutoAssistCallback(CallbackBase):
             go to a file beside the checkpoints (named ``autoassist-features-...``), which a resumed run needs. Tokens
             beyond it are not remembered, and their instances always kept, with a warning.
         lag: Steps between a batch and the Assistant's learning from it; 0 learns at once. None: 0 on CPU, 4 on other
-            devices, so that the device never waits.
+            devices, so that the device never waits. From 1 on each batch is also drawn one step before it is needed.
         update: Where the Assistant learns and batches are drawn: ``"sync"`` in the training loop, ``"async"`` in a
-            thread beside it, which draws each batch one step ahead; ``"auto"``: ``"async"``, on CPU ``"sync"``. Runs
-            of one seed are equal either way.
+            thread beside it, which has something to do there where ``lag`` is 1 or more; ``"auto"``: ``"async"``, on
+            CPU ``"sync"``. Runs of one seed and one lag are equal either way.
         exchange_every: Steps between two exchanges of what several processes saw; each learns from all.
         decode: Gets an instance as the data set gives it, returns text or a picture for the galleries that W&B and
             TensorBoard get; None takes the largest picture in it.
 
     Raises:
         ValueError: If a name is unknown or a number outside its range.
+        TypeError: If something is of another type, as a class where an object is wanted.
 
     Example:
         >>> AutoAssistCallback(policy="uniform").weights
@@ -90,38 +97,46 @@ class AutoAssistCallback(CallbackBase):
 
     def __init__(
         self,
-        assistant: str | Assistant = "auto",
-        policy: str | Policy = "proportional",
+        assistant: GivenAssistantName | Assistant = "auto",
+        policy: GivenPolicyName | Policy = "proportional",
         *,
-        score: str = "auto",
-        weights: str = "auto",
+        score: ScoreName | Literal["auto"] = "auto",
+        weights: WeightsName | Literal["auto"] = "auto",
         features: FeatureFunction | None = None,
         tail: float | None = None,
         max_features: int = MAX_FEATURES,
         feature_memory: int = FEATURE_MEMORY,
         lag: int | None = None,
-        update: str = "auto",
+        update: UpdateName | Literal["auto"] = "auto",
         exchange_every: int = 16,
         decode: Decode | None = None,
     ) -> None:
-        self.policy: Policy = _named(policy, POLICIES, "policy")
-        self._suits_data = assistant == "auto"
-        self.assistant: Assistant = _named(
-            self.policy.default_assistant if assistant == "auto" else assistant, ASSISTANTS, "assistant"
+        self.policy: Policy = check_named("policy", policy, Policy, POLICIES, {"assistant": (ASSISTANTS, Assistant)})
+        self._suits_data = isinstance(assistant, str) and assistant == "auto"
+        self.assistant: Assistant = check_named(
+            "assistant",
+            self.policy.default_assistant if self._suits_data else assistant,
+            Assistant,
+            ASSISTANTS,
+            {"policy": (POLICIES, Policy)},
         )
-        self.score = _choice(score, ("auto", *SCORES), "score", auto=self.policy.default_score)
-        self.weights = _choice(weights, ("auto", *WEIGHT_MODES), "weights", auto=self.policy.default_weights)
-        if lag is not None and lag < 0:
-            raise ValueError(f"lag must not be negative, got {lag}; None suits every device")
-        self.tail = self.policy.default_tail if tail is None else tail
-        if not 0 <= self.tail < 1:
-            raise ValueError(f"tail must be in [0, 1), got {tail}; 0.125 leaves the last eighth unfiltered")
-        if feature_memory < 0:
-            raise ValueError(f"feature_memory must not be negative, got {feature_memory}; 0 keeps features in a file")
-        if exchange_every < 1:
-            raise ValueError(f"exchange_every must be at least 1, got {exchange_every}; 16 is the default")
-        if update not in UPDATES:
-            raise ValueError(f"update must be one of {', '.join(UPDATES)}, got {update!r}")
+        score, weights = check_choice("score", score, SCORE_NAMES), check_choice("weights", weights, WEIGHT_NAMES)
+        self.score = self.policy.default_score if score == "auto" else score
+        self.weights = self.policy.default_weights if weights == "auto" else weights
+        if features is not None:
+            check_function("features", features, "lambda batch: batch[0]")
+        if decode is not None:
+            check_function("decode", decode, "lambda instance: str(instance)")
+        lag = None if lag is None else check_whole("lag", lag, "[0, inf)", "None suits every device")
+        self.tail = self.policy.default_tail
+        if tail is not None:
+            self.tail = check_number("tail", tail, "[0, 1)", "0.125 leaves the last eighth unfiltered")
+        max_features = check_whole("max_features", max_features, "[1, inf)", f"{MAX_FEATURES} is the default")
+        feature_memory = check_whole("feature_memory", feature_memory, "[0, inf)", "0 keeps features in a file")
+        exchange_every = check_whole("exchange_every", exchange_every, "[1, inf)", "16 is the default")
+        update = check_choice("update", update, UPDATES)
+        given = {"assistant": not self._suits_data, "score": score != "auto", "features": features is not None}
+        self._unread = [f"{name}=" for name, is_given in given.items() if is_given]
         self.lag = lag
         self.features = features
         self.max_features = max_features
@@ -129,6 +144,8 @@ class AutoAssistCallback(CallbackBase):
         self.update = update
         self.exchange_every = exchange_every
         self.decode = decode
+        # Weights other than 1 enter the backward pass at the captured losses, whether or not anyone wants scores.
+        self._watches_losses = self.policy.needs_scores or (self.weights != "none" and not self.policy.keeps_everything)
         self.report = FilterReport()
         self._log = RunLog(self)
         self._capture = InstanceLossCapture(score=self.score)
@@ -142,7 +159,10 @@ class AutoAssistCallback(CallbackBase):
             tail=self.tail,
             feature_memory=feature_memory,
             exchange_every=exchange_every,
+            watches_losses=self._watches_losses,
         )
+        self._schedules = ScheduleCheck()
+        self._knows_length = False
         self._has_begun = self._is_on_stream = False
         self._rng_before_validation: dict[str, Any] | None = None
         self._data: AutoAssistDataModule | None = None
@@ -154,6 +174,11 @@ class AutoAssistCallback(CallbackBase):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit":
             return
+        count = sum(isinstance(callback, AutoAssistCallback) for callback in trainer.callbacks)
+        if count > 1:
+            raise MisconfigurationException(
+                f"the Trainer has {count} AutoAssistCallbacks; write one: callbacks=[AutoAssistCallback(...)]"
+            )
         self._data = _data_module_of(trainer)
         if self._ranks.world_size != trainer.world_size:
             self._ranks = Ranks(trainer.global_rank, trainer.world_size)
@@ -164,7 +189,9 @@ class AutoAssistCallback(CallbackBase):
             self.lag = 0 if is_on_cpu else 4
         self._jobs.close()
         is_beside = self.update == "async" or (self.update == "auto" and not is_on_cpu)
-        self._learner.jobs = self._jobs = UpdateThread() if is_beside else Jobs()
+        # Wherever the jobs are done, their order is the same for the same lag, and so is what is drawn.
+        draws_ahead = min(self.lag, 1)
+        self._learner.jobs = self._jobs = UpdateThread(draws_ahead) if is_beside else Jobs(draws_ahead)
         if overrides(pl_module, "on_before_batch_transfer"):
             # Lightning would say that the module's hook is ignored; the data module calls it.
             warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in both")
@@ -189,7 +216,10 @@ class AutoAssistCallback(CallbackBase):
                 "training_step(dataloader_iter) takes its batches by itself, so that AutoAssist cannot tell which "
                 "instances they hold; write training_step(batch, batch_idx)"
             )
-        if self.policy.needs_scores:
+        self._warn_of_unread_settings()
+        self._knows_length = False
+        self._schedules = ScheduleCheck(built_from_length=trainer.train_dataloader is not None)
+        if self._watches_losses:
             self._wrap_training_step(trainer, pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -199,16 +229,24 @@ class AutoAssistCallback(CallbackBase):
         if trainer.global_step == 0:  # later iterations begin at their first batch, in plain Lightning too
             self._data.start_fetching()
         stream = self._data.candidate_stream
+        self.report.limits = Limits.of(trainer)
         if stream is not None:
-            warn_about_limits(trainer, stream, keeps_first_pass=not self._learner.judges_unseen)
+            self._check_length(trainer, stream)
         self.report.start_epoch(stream)
         self._log.start(trainer)
         self.report.training.run()
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        assert self._data is not None
+        if self._data.candidate_stream is not None:
+            self._schedules.start_epoch(trainer, self._data.candidate_stream)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert self._data is not None
         draw = self._data.confirm_draw()
         self.report.count_batch(batch_rows(batch) if draw is None else len(draw.indices), trainer.global_step)
+        if not self._knows_length and self._data.candidate_stream is not None:  # after a resume it begins here
+            self._check_length(trainer, self._data.candidate_stream)
         step, self._step = self._step, None
         with self.report.timed():
             observed = None
@@ -222,6 +260,19 @@ class AutoAssistCallback(CallbackBase):
         if self._may_validate_next(trainer):
             self._jobs.settle()  # validation's workers are forked, and a thread had better be at rest then
             self._rng_before_validation = rng_state()
+
+    def _warn_of_unread_settings(self) -> None:
+        if self._unread and not self.policy.needs_scores:
+            rank_zero_warn(
+                f"{type(self.policy).__name__} needs no scores, so that {', '.join(self._unread)} are not used: leave "
+                "them out"
+            )
+
+    def _check_length(self, trainer: Any, stream: CandidateStream) -> None:
+        """Warn of settings that do not suit the run's length."""
+        self._knows_length = True
+        warn_about_limits(trainer, stream, keeps_first_pass=not self._learner.judges_unseen)
+        self._schedules.start(trainer, stream)
 
     def _end_step(self, observed: Observed | None, progress: float, has_other_terms: bool) -> None:
         """The job at the end of a step, wherever it is done."""
@@ -404,7 +455,8 @@ class AutoAssistCallback(CallbackBase):
         if observation is None:
             self._learner.stop_filtering(captured.reason or "no per-instance loss was found in training_step")
             return
-        self._step = draw, observation, features
+        if self.policy.needs_scores:
+            self._step = draw, observation, features
 
     def _fall_to_mean_weights(self) -> None:
         """Keep the balance between the instances' losses and terms of the loss that have no instances."""
@@ -425,20 +477,6 @@ class AutoAssistCallback(CallbackBase):
             self._data.select_by(None)
         self._step = None
         self.report.training.stop()
-
-
-def _named(choice: Any, registry: dict[str, type], what: str) -> Any:
-    if not isinstance(choice, str):
-        return choice
-    if choice not in registry:
-        raise ValueError(f"{what} must be one of {', '.join(registry)} or an object, got {choice!r}")
-    return registry[choice]()
-
-
-def _choice(choice: str, allowed: tuple[str, ...], what: str, auto: str) -> str:
-    if choice not in allowed:
-        raise ValueError(f"{what} must be one of {', '.join(allowed)}, got {choice!r}")
-    return auto if choice == "auto" else choice
 
 
 def _check_equal_epochs(num_batches: list[int | float]) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from lightning_autoassist.arguments import check_choice
+
 IndexArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
@@ -171,6 +173,5 @@ class CandidateStream:
 
 
 def check_weights(weights: str) -> None:
-    """Raise ValueError unless ``weights`` names a mode."""
-    if weights not in WEIGHT_MODES:
-        raise ValueError(f"weights must be one of {', '.join(WEIGHT_MODES)}, got {weights!r}")
+    """Raise an error unless ``weights`` names a mode."""
+    check_choice("weights", weights, WEIGHT_MODES)

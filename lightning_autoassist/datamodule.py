@@ -12,11 +12,19 @@ from typing import Any, cast
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler
 
+from lightning_autoassist.arguments import check_flag, check_whole
 from lightning_autoassist.candidates import Draw
 from lightning_autoassist.checkpoint import LAYOUT, is_readable
 from lightning_autoassist.command_line import TrainData, made
+from lightning_autoassist.data_argument import (
+    check_data,
+    check_is_no_wrapper,
+    check_lengths,
+    check_loaders,
+    check_pad_values,
+)
 from lightning_autoassist.distributed import Ranks, owned
 from lightning_autoassist.flavours import (
     DATA_MODULE_TYPES,
@@ -129,10 +137,15 @@ class AutoAssistDataModule(DataModuleBase):
         test_dataloaders: Any = None,
         predict_dataloaders: Any = None,
     ) -> None:
-        check_budget(budget)
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}")
         data = made(data)
+        budget = check_budget(budget)
+        seed = None if seed is None else check_whole("seed", seed, "[0, inf)", "None takes that of seed_everything")
+        flatten = check_flag("flatten", flatten)
+        if steps_per_epoch is not None:
+            steps_per_epoch = check_whole("steps_per_epoch", steps_per_epoch, "[1, inf)", "write the K that you want")
+        check_lengths(lengths)
+        check_pad_values(pad_values)
+        check_is_no_wrapper(data, AutoAssistDataModule)
         # Set first: the attributes below are looked up on it while Lightning's own initialisers run.
         self.__dict__.update(wrapped=data, _trainer=None, _users_hooks=set())
         super().__init__()
@@ -161,17 +174,15 @@ class AutoAssistDataModule(DataModuleBase):
                 setattr(self, setting, getattr(data, setting))
         elif isinstance(data, MODULE_TYPES):
             self._forward(_FORWARDED_LOADERS)
-        elif not isinstance(data, DataLoader) and not is_stream(data):
-            raise TypeError(
-                "data must be a LightningDataModule, a train DataLoader or a LightningModule with a train_dataloader, "
-                f"got {_describe(data)}; several train loaders cannot be filtered, pass one"
-            )
+        else:
+            check_data(data)
         if loaders and isinstance(data, (*DATA_MODULE_TYPES, *MODULE_TYPES)):
             raise TypeError(
                 f"{'_dataloaders=, '.join(loaders)}_dataloaders= go beside a train DataLoader; "
                 f"{type(data).__name__} brings its own"
             )
         for stage, loader in loaders.items():
+            check_loaders(stage, loader)
             self._use_hook(f"{stage}_dataloader", functools.partial(_given, loader))
         self._passes_on = isinstance(data, DATA_MODULE_TYPES)
 

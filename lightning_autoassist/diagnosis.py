@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_autoassist.arguments import check_flag, check_whole, received
 from lightning_autoassist.callback import AutoAssistCallback
 from lightning_autoassist.datamodule import AutoAssistDataModule
 from lightning_autoassist.flavours import FLAVOURS, CallbackBase, overrides
@@ -78,7 +79,8 @@ def diagnose(
         What was printed, as an object.
 
     Raises:
-        TypeError: If ``module`` is no LightningModule.
+        TypeError: If ``module`` is no LightningModule, or ``data`` nothing to train on.
+        ValueError: If ``num_steps`` is below 1.
 
     Example:
         >>> diagnosis = diagnose(MyModule(), MyDataModule())  # doctest: +SKIP
@@ -90,7 +92,12 @@ def diagnose(
     """
     flavour = next((each for each in FLAVOURS if isinstance(module, each.LightningModule)), None)
     if flavour is None:
-        raise TypeError(f"module must be a LightningModule, got a {type(module).__name__}")
+        remedy = (
+            f"diagnose({module.__name__}(...))" if isinstance(module, type) else "diagnose(MyModule(), MyDataModule())"
+        )
+        raise TypeError(f"module must be a LightningModule, got {received(module)}; write {remedy}")
+    num_steps = check_whole("num_steps", num_steps, "[1, inf)", "12 is the default")
+    quiet = check_flag("quiet", quiet)
     name = type(module).__name__
     try:
         watching = _train(flavour, module, data, num_steps + WARM_UP, dict(trainer_options))

@@ -20,8 +20,8 @@ _DONE.set_result(None)
 class Jobs:
     """Does every job at once, in the thread that asks.
 
-    Attributes:
-        draws_ahead: Batches that are drawn before they are asked for.
+    Args:
+        draws_ahead: Batches that are drawn before they are asked for, and before what the latest step showed is learnt.
 
     Example:
         >>> jobs, done = Jobs(), []
@@ -29,7 +29,8 @@ class Jobs:
         (True, [1])
     """
 
-    draws_ahead = 0
+    def __init__(self, draws_ahead: int = 0) -> None:
+        self.draws_ahead = draws_ahead
 
     def submit(self, job: Callable[[], object]) -> Future[None]:
         """Do a job, after all that were submitted before it.
@@ -58,6 +59,7 @@ class UpdateThread(Jobs):
     the job that he waits for.
 
     Args:
+        draws_ahead: See :class:`Jobs`.
         max_waiting: Jobs that may be unfinished; submitting one more waits for the oldest.
 
     Example:
@@ -71,9 +73,8 @@ class UpdateThread(Jobs):
         [0, 1, 2]
     """
 
-    draws_ahead = 1
-
-    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, draws_ahead: int = 1, max_waiting: int = MAX_WAITING) -> None:
+        super().__init__(draws_ahead)
         self._max_waiting = max_waiting
         self._unfinished: deque[Future[None]] = deque()
         self._queue: SimpleQueue[tuple[Callable[[], object], Future[None]] | None] = SimpleQueue()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_autoassist.arguments import check_number, check_whole
 from lightning_autoassist.assistants import ASSISTANTS, MAX_CLASSES, Assistant, Outcome, RunningMean
 from lightning_autoassist.features import Instances
 
@@ -91,17 +92,11 @@ class HybridAssistant(Assistant):
     reads = ("features", "labels", "scores", "ages")
 
     def __init__(self, decay: float = 0.99, ridge: float = 1.0, max_inputs: int = 64, mean_decay: float = 0.75) -> None:
-        if not 0 < decay <= 1:
-            raise ValueError(f"decay must be in (0, 1], got {decay}; 0.99 remembers about a hundred batches")
-        if ridge <= 0:
-            raise ValueError(
-                f"ridge must be positive, got {ridge}; without it the inputs need not determine a solution"
-            )
-        if max_inputs < 1:
-            raise ValueError(f"max_inputs must be at least 1, got {max_inputs}; try 64")
-        self.decay = decay
-        self.ridge = ridge
-        self.max_inputs = max_inputs
+        self.decay = check_number("decay", decay, "(0, 1]", "0.99 remembers about a hundred batches")
+        self.ridge = check_number(
+            "ridge", ridge, "(0, inf)", "without it the inputs need not determine a solution, try 1"
+        )
+        self.max_inputs = check_whole("max_inputs", max_inputs, "[1, inf)", "try 64")
         self.mean_score = RunningMean(mean_decay)
         self.class_means = ClassMeans(0.99)
         self.gram = torch.zeros(0, 0, dtype=torch.float64)  # A, (D, D); takes its size from the first batch
@@ -213,13 +208,9 @@ class MLPAssistant(Assistant):
     betas = (0.9, 0.999)
 
     def __init__(self, num_hidden: int = 32, lr: float = 3e-3, mean_decay: float = 0.95, seed: int = 0) -> None:
-        if num_hidden < 1:
-            raise ValueError(f"num_hidden must be at least 1, got {num_hidden}; try 32")
-        if lr <= 0:
-            raise ValueError(f"lr must be positive, got {lr}; try 3e-3")
-        self.num_hidden = num_hidden
-        self.lr = lr
-        self.seed = seed
+        self.num_hidden = check_whole("num_hidden", num_hidden, "[1, inf)", "try 32")
+        self.lr = check_number("lr", lr, "(0, inf)", "try 3e-3")
+        self.seed = check_whole("seed", seed, "[0, inf)", "0 is the default")
         self.mean_score = RunningMean(mean_decay)
         self.num_steps = 0
         self.centre = torch.zeros(0)  # of the features, (F,)

@@ -60,6 +60,7 @@ class Learner:
         tail: Share of training at whose end every candidate is kept.
         feature_memory: See :class:`~lightning_autoassist.features.InstanceStore`.
         exchange_every: Steps between two exchanges with the other processes, where there are any.
+        watches_losses: Whether the Boss's losses are captured, for scores or for weights.
 
     Attributes:
         jobs: Where it learns; whatever is asked in the training loop waits for what was submitted before.
@@ -81,6 +82,7 @@ class Learner:
         tail: float,
         feature_memory: int,
         exchange_every: int,
+        watches_losses: bool = True,
     ) -> None:
         self.assistant = assistant
         self.policy = policy
@@ -89,7 +91,8 @@ class Learner:
         self.store: InstanceStore | None = None
         self.rows = RowLearner(assistant, policy, features)
         self.jobs = Jobs()
-        self.is_filtering = policy.needs_scores
+        self.watches_losses = watches_losses
+        self.is_filtering = watches_losses
         self.reason: str | None = None
         self.progress = 0.0
         self.has_other_terms = False
@@ -124,6 +127,7 @@ class Learner:
             "pending": [on_host(observed)._asdict() for observed in self._pending],
             "ready": [on_host(observed)._asdict() for observed in self._ready],
             "is_filtering": self.is_filtering,
+            "watches_losses": self.watches_losses,
             "policy": self.policy.state_dict(),  # some policies compare the candidates that they are asked for
         }
         return {
@@ -145,7 +149,8 @@ class Learner:
         self._pass_index = state["pass_index"]
         ranks = state["ranks"]
         own = ranks[self._ranks.rank % len(ranks)]
-        self.is_filtering = own["is_filtering"]
+        # A run whose losses were not watched says nothing about whether they can be.
+        self.is_filtering = own["is_filtering"] if own.get("watches_losses", True) else self.watches_losses
         self.policy.load_state_dict(own["policy"])
         self._forget_pending()
         if len(ranks) == self._ranks.world_size:
@@ -191,9 +196,11 @@ class Learner:
         everything = np.ones(len(indices), np.float32)
         if (pass_index == 0 and not self.judges_unseen) or self.progress > 1 - self.tail:
             return everything
+        if not self.is_filtering and self.watches_losses:
+            return everything
         if not self.policy.needs_scores:
             return self.policy.keep_probability(torch.from_numpy(everything)).numpy()
-        if not self.is_filtering or self.store is None:
+        if self.store is None:
             return everything
         self.settle()
         with self.unfiltered_on_error():
@@ -213,7 +220,7 @@ class Learner:
     def keep_rows(self, rows: Rows, pass_index: int) -> npt.NDArray[np.floating[Any]]:
         """Chances of a stream's rows, shape ``(n,)``; there is no unseen one to be kept."""
         self.settle()
-        if self.progress <= 1 - self.tail and (self.is_filtering or not self.policy.needs_scores):
+        if self.progress <= 1 - self.tail and (self.is_filtering or not self.watches_losses):
             with self.unfiltered_on_error():
                 return self.rows.keep_probability(rows)
         return np.ones(rows.size, np.float32)
@@ -259,7 +266,7 @@ class Learner:
             has_other_terms: Whether the loss had terms beside the instances' own.
         """
         self.progress = progress
-        if not self.policy.needs_scores:
+        if not self.watches_losses:
             return
         self.has_other_terms |= has_other_terms
         self._num_steps += 1

@@ -15,17 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_autoassist.arguments import check_flag, check_named, check_number
+from lightning_autoassist.names import GivenPolicyName, ScoreName, WeightsName
 from lightning_autoassist.recent_scores import MAX_RECENT, RecentScores, proportional_scale
 
 MAX_CLASSES = 65_536
+NO_FLOOR = "with no floor an instance can vanish for good"
 
 
 class Policy:
     """Base class: keeps every candidate.
 
     Attributes:
-        needs_scores: Whether the rule reads predicted scores. Where it does not, neither losses are captured nor an
-            Assistant is trained.
+        needs_scores: Whether the rule reads predicted scores. Where it does not, no Assistant is trained, and losses
+            are captured only for weights to enter there.
         keeps_everything: Whether p is 1 for every candidate, always.
         reads_labels: Whether :meth:`balance` wants the candidates' labels.
         default_assistant: What predicts the scores when the user does not say: a name in ``ASSISTANTS``.
@@ -39,8 +42,8 @@ class Policy:
     keeps_everything: bool = False
     reads_labels: bool = False
     default_assistant: str = "memory"
-    default_score: str = "gradient_norm"
-    default_weights: str = "none"
+    default_score: ScoreName = "gradient_norm"
+    default_weights: WeightsName = "none"
     default_tail: float = 0.0
 
     def prepare(self, num_candidates: int) -> None:
@@ -111,16 +114,10 @@ class AutoAssistPolicy(Policy):
     default_score = "loss"
 
     def __init__(self, gamma: float = 0.3, confidence_gate: bool = False, accuracy_decay: float = 0.95) -> None:
-        if not 0 < gamma <= 1:
-            raise ValueError(
-                f"gamma must be in (0, 1], got {gamma}; with no floor an instance can vanish for good, try 0.3"
-            )
-        if not 0 <= accuracy_decay < 1:
-            raise ValueError(f"accuracy_decay must be in [0, 1), got {accuracy_decay}; the paper uses 0.95")
-        self.gamma = gamma
-        self.keeps_everything = gamma == 1
-        self.confidence_gate = confidence_gate
-        self.accuracy_decay = accuracy_decay
+        self.gamma = check_number("gamma", gamma, "(0, 1]", f"{NO_FLOOR}, try 0.3")
+        self.keeps_everything = self.gamma == 1
+        self.confidence_gate = check_flag("confidence_gate", confidence_gate)
+        self.accuracy_decay = check_number("accuracy_decay", accuracy_decay, "[0, 1)", "the paper uses 0.95")
         self.accuracy = 0.0  # nothing predicted yet: the gate starts fully open
 
     @property
@@ -176,10 +173,8 @@ class RandomPolicy(Policy):
     needs_scores = False
 
     def __init__(self, keep_rate: float = 0.5) -> None:
-        if not 0 < keep_rate <= 1:
-            raise ValueError(f"keep_rate must be in (0, 1], got {keep_rate}; 0.5 drops every second candidate")
-        self.keep_rate = keep_rate
-        self.keeps_everything = keep_rate == 1
+        self.keep_rate = check_number("keep_rate", keep_rate, "(0, 1]", "0.5 drops every second candidate")
+        self.keeps_everything = self.keep_rate == 1
 
     def keep_probability(self, scores: Tensor) -> Tensor:
         return torch.full_like(scores, self.keep_rate)
@@ -254,17 +249,11 @@ class ProportionalPolicy(_RelativePolicy):
 
     def __init__(self, keep_rate: float = 0.5, floor: float = 0.2, cap_quantile: float = 1.0) -> None:
         super().__init__()
-        if not 0 < floor <= 1:
-            raise ValueError(
-                f"floor must be in (0, 1], got {floor}; with none an instance can vanish for good, try 0.2"
-            )
-        if not floor <= keep_rate < 1:
+        self.floor = check_number("floor", floor, "(0, 1]", f"{NO_FLOOR}, try 0.2")
+        self.keep_rate = check_number("keep_rate", keep_rate, "(0, 1)", "try 0.5")
+        if self.keep_rate < self.floor:
             raise ValueError(f"keep_rate must be in [floor, 1) = [{floor}, 1), got {keep_rate}; try 0.5")
-        if not 0 < cap_quantile <= 1:
-            raise ValueError(f"cap_quantile must be in (0, 1], got {cap_quantile}; 0.95 caps the highest twentieth")
-        self.keep_rate = keep_rate
-        self.floor = floor
-        self.cap_quantile = cap_quantile
+        self.cap_quantile = check_number("cap_quantile", cap_quantile, "(0, 1]", "0.95 caps the highest twentieth")
         self.scale = 1.0  # lambda
         self.cap = float("inf")
 
@@ -309,9 +298,7 @@ class InfoBatchPolicy(_RelativePolicy):
 
     def __init__(self, prune_ratio: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= prune_ratio < 1:
-            raise ValueError(f"prune_ratio must be in [0, 1), got {prune_ratio}; the source uses 0.5")
-        self.prune_ratio = prune_ratio
+        self.prune_ratio = check_number("prune_ratio", prune_ratio, "[0, 1)", "the source uses 0.5")
         self.mean = 0.0
 
     def compare(self, recent: Tensor) -> None:
@@ -352,12 +339,8 @@ class SelectiveBackpropPolicy(_RelativePolicy):
 
     def __init__(self, beta: float = 1.0, floor: float = 0.05) -> None:
         super().__init__()
-        if beta <= 0:
-            raise ValueError(f"beta must be positive, got {beta}; 1 keeps about one half")
-        if not 0 < floor <= 1:
-            raise ValueError(f"floor must be in (0, 1], got {floor}; with none an instance can vanish for good")
-        self.beta = beta
-        self.floor = floor
+        self.beta = check_number("beta", beta, "(0, inf)", "1 keeps about one half")
+        self.floor = check_number("floor", floor, "(0, 1]", f"{NO_FLOOR}, try 0.05")
         self._sorted = torch.zeros(0)
 
     def compare(self, recent: Tensor) -> None:
@@ -400,20 +383,16 @@ class ClassQuotaPolicy(Policy):
 
     reads_labels = True
 
-    def __init__(self, policy: str | Policy = "proportional", min_rate: float = 0.4, decay: float = 0.99) -> None:
-        if not 0 < min_rate < 1:
-            raise ValueError(f"min_rate must be in (0, 1), got {min_rate}; below the policy's keep rate, try 0.4")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}; try 0.99")
-        if isinstance(policy, str) and policy not in POLICIES:
-            raise ValueError(f"policy must be one of {', '.join(POLICIES)} or an object, got {policy!r}")
-        self.policy = POLICIES[policy]() if isinstance(policy, str) else policy
-        self.min_rate = min_rate
-        self.decay = decay
+    def __init__(
+        self, policy: GivenPolicyName | Policy = "proportional", min_rate: float = 0.4, decay: float = 0.99
+    ) -> None:
+        self.min_rate = check_number("min_rate", min_rate, "(0, 1)", "below the policy's keep rate, try 0.4")
+        self.decay = check_number("decay", decay, "[0, 1)", "try 0.99")
+        self.policy = check_named("policy", policy, Policy, POLICIES, {})
         self._sums = torch.zeros(0)  # decayed, of the chances of each class, (C,)
         self._counts = torch.zeros(0)
-        for name in ("needs_scores", "keeps_everything"):
-            setattr(self, name, getattr(self.policy, name))
+        self.keeps_everything = self.policy.keeps_everything
+        self.needs_scores = not self.keeps_everything  # the labels come with the losses
         for name in ("default_assistant", "default_score", "default_weights", "default_tail"):
             setattr(self, name, getattr(self.policy, name))
 

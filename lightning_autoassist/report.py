@@ -17,6 +17,7 @@ from torchmetrics.functional.classification import binary_auroc
 from lightning_autoassist.assistants import Outcome
 from lightning_autoassist.candidates import CandidateStream
 from lightning_autoassist.metric_names import AXES, PREFIX
+from lightning_autoassist.run_length import Limits
 
 # More predictions than this an epoch are ranked by their first million: 1e6 sorts in 0.2 s, 1e7 would take seconds.
 MAX_RANKED = 1_000_000
@@ -69,11 +70,13 @@ class FilterReport:
 
     Attributes:
         num_ranks: Processes that train, each on as many instances; what this one counts stands for all.
+        limits: What ends the run; None before training.
         training: Runs while the Boss is trained, and stands during validation.
     """
 
     def __init__(self) -> None:
         self.num_ranks = 1
+        self.limits: Limits | None = None
         self.boss_updates = 0
         self.instances_seen = 0
         self.nonfinite_instances = 0
@@ -134,7 +137,7 @@ class FilterReport:
         """The epoch's metrics under ``autoassist/``; what is no rate is counted from the run's start."""
         metrics = self._rates(self._epoch_start, self._totals(sampler))
         metrics.update({name: float(getattr(self, name)) for name in AXES})
-        metrics["saved_ratio"] = saved_ratio(sampler)
+        metrics["saved_ratio"] = self.saved_ratio(sampler)
         metrics["candidates_seen"] = self._candidates_seen(sampler)
         metrics["nonfinite_instances"] = float(self.nonfinite_instances)
         ranked = self.ranked()
@@ -156,13 +159,19 @@ class FilterReport:
         """Share of the current epoch's candidates that were kept so far."""
         return self._rates(self._epoch_start, self._totals(sampler))["keep_rate"]
 
+    def saved_ratio(self, sampler: CandidateStream | None) -> float:
+        """Share of an unfiltered run's Boss updates that this one does without, in [0, 1); 0 before training."""
+        if sampler is None or not sampler.batch_size or self.limits is None:
+            return 0.0
+        return self.limits.saved_ratio(sampler)
+
     def summary(self, sampler: CandidateStream | None) -> dict[str, float]:
         """Totals of the run, and the last epoch's figures of the Assistant."""
         zero = dict.fromkeys(self._totals(None), 0.0)
         assistant = {name: value for name, value in self.last_epoch.items() if name.startswith("assistant_")}
         return {
             **{name: float(getattr(self, name)) for name in AXES},
-            "saved_ratio": saved_ratio(sampler),
+            "saved_ratio": self.saved_ratio(sampler),
             "candidates_seen": self._candidates_seen(sampler),
             "nonfinite_instances": float(self.nonfinite_instances),
             **self._rates(zero, self._totals(sampler)),
@@ -223,13 +232,6 @@ def over_ranks(metrics: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(known) / len(known) for name, known in values.items()}
 
 
-def saved_ratio(sampler: CandidateStream | None) -> float:
-    """Share of the Boss updates of an unfiltered run that this one does without, in [0, 1)."""
-    if sampler is None or not sampler.batch_size:
-        return 0.0
-    return max(0.0, 1 - len(sampler) / sampler.batches_at(1.0))
-
-
 def _auroc(predictions: Tensor, targets: Tensor) -> dict[str, float]:
     """How well the Assistant ranked informative instances first; nothing where all or none were."""
     if targets.all() or not targets.any():
@@ -238,7 +240,7 @@ def _auroc(predictions: Tensor, targets: Tensor) -> dict[str, float]:
 
 
 def warn_about_limits(trainer: Any, stream: CandidateStream, *, keeps_first_pass: bool = True) -> None:
-    """Warn of Trainer settings with which filtering saves nothing, or a schedule ends wrongly.
+    """Warn of Trainer settings with which filtering saves nothing.
 
     Args:
         trainer: The Trainer, at the start of fit.
@@ -247,16 +249,16 @@ def warn_about_limits(trainer: Any, stream: CandidateStream, *, keeps_first_pass
     """
     if trainer.fast_dev_run:
         return
-    if trainer.max_steps != -1:
+    limits = Limits.of(trainer)
+    own, full = limits.lengths(stream)
+    if own.num_steps == full.num_steps == trainer.max_steps:
         rank_zero_warn(
             f"max_steps={trainer.max_steps} fixes the number of Boss updates, so filtering saves none: give the "
             "Trainer max_epochs instead"
         )
-    # The Trainer turns max_time into a Timer callback; one without a duration only measures.
-    timers = (callback for callback in trainer.callbacks if type(callback).__name__ == "Timer")
-    if any(timer.time_remaining() is not None for timer in timers):
+    if limits.has_time_limit:
         rank_zero_warn("max_time ends this run, so filtering saves no time: give the Trainer max_epochs instead")
-    if isinstance(trainer.limit_train_batches, int):
+    if isinstance(trainer.limit_train_batches, int) and own.num_batches == full.num_batches:
         rank_zero_warn(
             f"limit_train_batches={trainer.limit_train_batches} fixes the number of Boss batches, so filtering saves "
             "none: lower it yourself, or use a fraction"
@@ -269,12 +271,3 @@ def warn_about_limits(trainer: Any, stream: CandidateStream, *, keeps_first_pass
             f"this run trains on {trained} instances, less than two passes over {stream.num_instances}: the first pass "
             "keeps everything, so hardly anything will be filtered"
         )
-    for config in trainer.lr_scheduler_configs:
-        for name in ("T_max", "total_steps"):
-            length = getattr(config.scheduler, name, None)
-            limit = trainer.estimated_stepping_batches if config.interval == "step" else trainer.max_epochs
-            if isinstance(length, int) and limit and 0 < limit < length:
-                rank_zero_warn(
-                    f"{type(config.scheduler).__name__}({name}={length}) is longer than this run's {limit} "
-                    f"{config.interval}s and will not end its decay: use trainer.estimated_stepping_batches"
-                )

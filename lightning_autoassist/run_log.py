@@ -29,8 +29,9 @@ from lightning_autoassist.instance_counts import (
     reliability,
 )
 from lightning_autoassist.metric_names import AXES, PREFIX
+from lightning_autoassist.names import ScoreName
 from lightning_autoassist.policies import Policy
-from lightning_autoassist.report import FilterReport, saved_ratio
+from lightning_autoassist.report import FilterReport
 
 GALLERY_SIZE = 12  # instances at either end
 MAX_CLASS_METRICS = 20  # of more classes there is a table only
@@ -47,7 +48,7 @@ class Filtering(Protocol):
     policy: Policy
     assistant: Any
     report: FilterReport
-    score: str
+    score: ScoreName
     decode: Decode | None
     _data: Any
 
@@ -155,7 +156,7 @@ class RunLog:
         if stream is None or batch_idx % trainer.log_every_n_steps or trainer.progress_bar_callback is None:
             return
         report = self.filtering.report
-        saved = saved_ratio(stream)
+        saved = report.saved_ratio(stream)
         bar = {
             "keep_rate": report.epoch_keep_rate(stream),
             "saved_updates": round(report.boss_updates * saved / (1 - saved)),

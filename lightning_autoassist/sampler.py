@@ -9,7 +9,7 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Future
 from itertools import chain
 from typing import Any
@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
+from lightning_autoassist.arguments import check_flag, check_function, check_number, check_whole, received
 from lightning_autoassist.candidates import CandidateStream, Draw, IndexArray, batches_per_epoch
 from lightning_autoassist.jobs import Jobs
+from lightning_autoassist.names import WeightsName
 from lightning_autoassist.order_pieces import OrderInPieces, announce_epoch
 from lightning_autoassist.pass_orders import pass_order
 
@@ -78,19 +80,21 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         *,
         budget: float = 0.6,
         keep_probability: KeepProbability | None = None,
-        weights: str = "none",
+        weights: WeightsName = "none",
         drop_last: bool = False,
         seed: int = 0,
         chunk_size: int | None = None,
         pass_size: int | None = None,
         num_batches: int | None = None,
     ) -> None:
-        super().__init__(weights, seed)
-        check_budget(budget)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}; None scores batch_size at once")
+        super().__init__(weights, check_whole("seed", seed, "[0, inf)", "0 is the default"))
+        budget = check_budget(budget)
+        batch_size = check_whole("batch_size", batch_size, "[1, inf)", "32 is usual")
+        if chunk_size is not None:
+            chunk_size = check_whole("chunk_size", chunk_size, "[1, inf)", "None scores what the next batches need")
+        if keep_probability is not None:
+            check_function("keep_probability", keep_probability, "lambda indices, pass_index: np.ones(len(indices))")
+        check_candidates(sampler)
         self.sampler = sampler
         # Of one iteration: what the budget is a share of.
         self._num_candidates = num_candidates(sampler) if num_batches is None else pass_size or 0
@@ -105,7 +109,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         self.batch_size = batch_size
         self.budget = budget
         self.keep_probability = keep_probability
-        self.drop_last = drop_last
+        self.drop_last = check_flag("drop_last", drop_last)
         self.chunk_size = chunk_size
         self._num_ahead = BATCHES_AHEAD * batch_size  # instances
         # Gets candidates, their p and whether each was kept, for reports.
@@ -326,11 +330,18 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
             self.on_considered(candidates, probs, kept)
 
 
-def check_budget(budget: float) -> None:
-    """Raise ValueError unless ``budget`` lies in (0, 1]."""
-    if not 0 < budget <= 1:
-        raise ValueError(
-            f"budget must be in (0, 1], got {budget}; it is the share of Boss updates to spend, 0.6 saves 40 %"
+def check_budget(budget: float) -> float:
+    """``budget``; raises an error unless it is a number in (0, 1]."""
+    hint = "it is the share of Boss updates to spend, 0.6 saves 40 %"
+    return check_number("budget", budget, "(0, 1]", hint)
+
+
+def check_candidates(sampler: Any) -> None:
+    """Raise TypeError unless ``sampler`` can give indices."""
+    if isinstance(sampler, (str, type, DataLoader, Mapping)) or not isinstance(sampler, Iterable):
+        raise TypeError(
+            f"sampler must give the indices of a pass, got {received(sampler)}; write RandomSampler(dataset), or "
+            "range(len(dataset))"
         )
 
 

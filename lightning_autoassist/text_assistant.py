@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_autoassist.arguments import check_number
 from lightning_autoassist.assistants import ASSISTANTS, Assistant, BatchReader, Outcome, RunningMean
 from lightning_autoassist.features import FeatureFunction, Instances
 from lightning_autoassist.text_features import BatchTokens, PadId, pad_ids
@@ -77,13 +78,9 @@ class TextAssistant(Assistant):
     def __init__(
         self, lr: float = 0.5, weight_decay: float = 0.1, mean_decay: float = 0.99, pad_id: PadId = None
     ) -> None:
-        if lr <= 0:
-            raise ValueError(f"lr must be positive, got {lr}; the paper uses 0.5")
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, got {weight_decay}; the paper uses 0.1")
+        self.lr = check_number("lr", lr, "(0, inf)", "the paper uses 0.5")
+        self.weight_decay = check_number("weight_decay", weight_decay, "[0, inf)", "the paper uses 0.1")
         pad_ids(pad_id)
-        self.lr = lr
-        self.weight_decay = weight_decay
         self.pad_id = pad_id
         self.mean_score = RunningMean(mean_decay)
         self.last_mean: float | None = None  # of the last pass

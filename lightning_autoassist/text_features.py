@@ -5,6 +5,7 @@ Shapes: B batch, T positions of a sequence, W width of rows.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -102,10 +103,16 @@ def pad_ids(pad_id: PadId) -> tuple[int | None, int | None]:
         ValueError: If ``pad_id`` is neither an id nor two.
     """
     both = tuple(pad_id) if isinstance(pad_id, (tuple, list)) else (pad_id, pad_id)
-    if len(both) != NUM_SEQUENCES or not all(one is None or isinstance(one, int) for one in both):
-        raise ValueError(f"pad_id must be an id, one of source and target each, or None, got {pad_id!r}")
-    source, target = both
+    if len(both) != NUM_SEQUENCES or not all(one is None or _is_id(one) for one in both):
+        raise ValueError(
+            f"pad_id must be an id, one of source and target each, or None, got {pad_id!r}; write pad_id=0, or (0, 0)"
+        )
+    source, target = (None if one is None else int(one) for one in both)
     return source, target
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def found_pad_id(tokens: Tensor) -> Tensor:

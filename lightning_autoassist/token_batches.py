@@ -20,10 +20,12 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import SubsetRandomSampler
 
+from lightning_autoassist.arguments import check_number, check_whole
 from lightning_autoassist.candidates import Draw, IndexArray, batches_per_epoch
 from lightning_autoassist.indexed_data import length_of
+from lightning_autoassist.names import WeightsName
 from lightning_autoassist.order_pieces import index_array
-from lightning_autoassist.sampler import KeepProbability, ShrinkingBatchSampler, num_candidates
+from lightning_autoassist.sampler import KeepProbability, ShrinkingBatchSampler, check_candidates, num_candidates
 from lightning_autoassist.token_lengths import length_array, longest_sequence, read_lengths, stored_lengths
 
 Lengths = Callable[[Any], Any] | Sequence[Any] | npt.NDArray[Any] | Tensor
@@ -93,7 +95,7 @@ class TokenBatchSampler(ShrinkingBatchSampler):
         *,
         budget: float = 0.6,
         keep_probability: KeepProbability | None = None,
-        weights: str = "none",
+        weights: WeightsName = "none",
         drop_last: bool = False,
         seed: int = 0,
         chunk_size: int | None = None,
@@ -101,9 +103,11 @@ class TokenBatchSampler(ShrinkingBatchSampler):
         total_tokens: float | None = None,
         pass_size: int | None = None,
     ) -> None:
-        if pool_batches < 2:
-            raise ValueError(f"pool_batches must be at least 2, got {pool_batches}; {POOL_BATCHES} is the default")
-        self.max_tokens = check_max_tokens(max_tokens)
+        pool_batches = check_whole("pool_batches", pool_batches, "[2, inf)", f"{POOL_BATCHES} is the default")
+        self.max_tokens = max_tokens = check_max_tokens(max_tokens)
+        check_candidates(sampler)
+        if total_tokens is not None:
+            total_tokens = check_number("total_tokens", total_tokens, "(0, inf)", "None counts them")
         self.lengths = length_array(lengths)
         _check_longest(self.lengths, _indices_in(sampler), max_tokens)
         self.total_tokens = tokens_per_pass(sampler, self.lengths) if total_tokens is None else total_tokens
@@ -230,9 +234,7 @@ def _cuts(lengths: npt.NDArray[np.int64], max_tokens: int) -> list[int]:
 
 def check_max_tokens(max_tokens: int) -> int:
     """``max_tokens``; raises ValueError unless it is positive."""
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}; 4096 is usual for a small Transformer")
-    return max_tokens
+    return check_whole("max_tokens", max_tokens, "[1, inf)", "4096 is usual for a small Transformer")
 
 
 def tokens_per_pass(sampler: Iterable[int], lengths: npt.NDArray[np.int64]) -> float:

@@ -24,8 +24,7 @@ from lightning_autoassist import (
     ShrinkingBatchSampler,
     losses,
 )
-from lightning_autoassist import callback as callback_module
-from lightning_autoassist.jobs import Jobs, UpdateThread
+from lightning_autoassist.jobs import UpdateThread
 from tests.ordinary import Classifier, ClustersData, CountingDataset, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
@@ -59,20 +58,25 @@ class Slow(LogisticAssistant):
         return super().update(instances, scores)
 
 
-class InlineAhead(Jobs):
-    """Does in the training loop, and draws one batch ahead, what the thread does."""
-
-    draws_ahead = 1
-
-
-@pytest.mark.parametrize("options", [{}, {"lag": 3}, {"weights": "sum"}, {"policy": "proportional"}], ids=str)
-def test_a_run_does_not_depend_on_who_is_faster(options, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lag": 1},
+        {"lag": 3},
+        {"weights": "sum", "lag": 2},
+        {"policy": "proportional"},
+        {"policy": "proportional", "lag": 4, "tail": 0.3},
+        {"policy": "class_quota", "lag": 1, "weights": "mean"},
+    ],
+    ids=str,
+)
+def test_a_run_does_not_depend_on_who_is_faster(options):
     assistant = {} if "policy" in options else {"assistant": Slow()}
     in_thread = fit(update="async", **assistant, **options)
     if "policy" not in options:
         assert_equal_runs(in_thread, fit(update="async", **options))
-    monkeypatch.setattr(callback_module, "UpdateThread", InlineAhead)
-    inline = fit(update="async", **options)
+    inline = fit(update="sync", **options)
     for name, parameter in in_thread[1].state_dict().items():
         assert torch.equal(parameter, inline[1].state_dict()[name]), name
     assert in_thread[0].summary().keys() == inline[0].summary().keys()

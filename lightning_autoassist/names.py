@@ -1,0 +1,24 @@
+"""The names that settings take, as types: a type checker sees a wrong one before the run does.
+
+Policies and Assistants of a user's own are given as objects, which a type checker knows; a name that was added to
+``POLICIES`` or ``ASSISTANTS`` works as well, but no type checker can know it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+PolicyName = Literal[
+    "autoassist", "proportional", "infobatch", "selective_backprop", "class_quota", "uniform", "random"
+]
+AssistantName = Literal["logistic", "memory", "hybrid", "mlp", "text"]
+ScoreName = Literal["gradient_norm", "loss"]
+WeightsName = Literal["none", "sum", "mean"]
+UpdateName = Literal["sync", "async"]
+
+if TYPE_CHECKING:
+    GivenPolicyName = PolicyName
+    GivenAssistantName = AssistantName | Literal["auto"]
+else:
+    # LightningCLI takes from a signature what may stand in YAML: there every registered name may.
+    GivenPolicyName = GivenAssistantName = str
