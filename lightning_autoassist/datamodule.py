@@ -112,7 +112,7 @@ class AutoAssistDataModule(DataModuleBase):
         TypeError: If ``data`` is something else, or loaders are given beside a module.
 
     Example:
-        >>> from torch.utils.data import TensorDataset
+        >>> from torch.utils.data import DataLoader, TensorDataset
         >>> loader = DataLoader(TensorDataset(torch.arange(100.0)), batch_size=10, shuffle=True)
         >>> data = AutoAssistDataModule(loader, budget=0.6)
         >>> len(data.train_dataloader())  # outside of a fit: the user's own
