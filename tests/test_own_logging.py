@@ -76,7 +76,7 @@ class LoggingNet(Classifier):
         return loss
 
 
-def fit(logger, module=None, *, is_plain=False, **options):
+def fit(logger, module_type=LoggingNet, *, is_plain=False, **options):
     pl.seed_everything(0, verbose=False)
     data = ClustersData(60, 10)
     callbacks = []
@@ -85,7 +85,7 @@ def fit(logger, module=None, *, is_plain=False, **options):
         callbacks = [AutoAssistCallback(policy="uniform")]
     settings = {"max_epochs": NUM_EPOCHS, "log_every_n_steps": 2, "callbacks": callbacks, "logger": logger, **options}
     fitted = trainer(**settings)
-    fitted.fit(module or LoggingNet(), datamodule=data)
+    fitted.fit(module_type(), datamodule=data)
     assert fitted.global_step == NUM_EPOCHS * 6
     return fitted
 
@@ -174,7 +174,7 @@ def test_a_module_whose_log_takes_known_names_only():
 
     logger = Recording()
     with pytest.warns(UserWarning, match="Strict cannot log AutoAssist's metrics.* ValueError: not these") as said:
-        fit(logger, Strict())
+        fit(logger, Strict)
     assert len([each for each in said if "cannot log" in str(each.message)]) == 1
     assert logger.calls == plain_calls(Recording)
 
