@@ -254,7 +254,7 @@ class AutoAssistCallback(CallbackBase):
                 observed = None if step is None else to_host(*step)
             progress = _progress(trainer, batch_idx)
             self._jobs.submit(functools.partial(self._end_step, observed, progress, self._capture.has_other_terms))
-        self._log.end_step(trainer, pl_module, batch_idx)
+        self._log.end_step(trainer)
 
         self._rng_before_validation = None
         if self._may_validate_next(trainer):
@@ -298,7 +298,7 @@ class AutoAssistCallback(CallbackBase):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if _is_within_fit(trainer):  # beside the metrics of validation, for whatever they are plotted against
-            pl_module.log_dict(self.report.axes(), sync_dist=True)
+            self._log.log_metrics(pl_module, self.report.axes(), sync_dist=True)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if _is_within_fit(trainer):
@@ -314,7 +314,7 @@ class AutoAssistCallback(CallbackBase):
         classes = summed(self._ranks.gather(self._log.class_counts()))
         self._log.end_epoch(trainer, pl_module, classes)
         metrics = self._ranks.gather(self.report.end_epoch(self._data.candidate_stream))
-        pl_module.log_dict(over_ranks(metrics), sync_dist=True)
+        self._log.log_metrics(pl_module, over_ranks(metrics), sync_dist=True)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self.report.training.stop()
@@ -345,6 +345,11 @@ class AutoAssistCallback(CallbackBase):
         Args:
             indices: Positions in the train data set, shape ``(n,)``.
         """
+        if self.report.is_of_other_process:
+            rank_zero_warn(
+                "the Trainer trained in processes of its own, and what they remember of instances is not in this one, "
+                "so the chances are those of instances that were never seen: load a checkpoint of the run to have them"
+            )
         self._learner.settle()
         return self._learner.keep_probability(np.fromiter(indices, np.int64), pass_index=1)
 
@@ -469,6 +474,7 @@ class AutoAssistCallback(CallbackBase):
             self._data.weigh_by("mean")
 
     def _disconnect(self) -> None:
+        self._log.disconnect()
         if self._unwrap is not None:
             self._unwrap()
             self._unwrap = None

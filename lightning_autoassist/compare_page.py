@@ -157,7 +157,8 @@ def _points(curve: Curve) -> list[list[float]]:
 
 
 def _config_text(config: dict[str, Any]) -> str:
-    return json.dumps(bounded(config, [MAX_SETTINGS]), indent=2, sort_keys=True)
+    text = json.dumps(bounded(config, [MAX_SETTINGS]), indent=2, sort_keys=True, ensure_ascii=False)
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _shared(table: Table) -> Table:

@@ -18,11 +18,24 @@ from lightning_autoassist.assistants import Outcome
 from lightning_autoassist.candidates import CandidateStream
 from lightning_autoassist.metric_names import AXES, PREFIX
 from lightning_autoassist.run_length import Limits
+from lightning_autoassist.shared_totals import SharedTotals
 
 # More predictions than this an epoch are ranked by their first million: 1e6 sorts in 0.2 s, 1e7 would take seconds.
 MAX_RANKED = 1_000_000
 # Batches whose predictions are kept apart; a tensor takes hundreds of bytes, however few numbers it holds.
 MAX_PARTS = 1024
+
+
+class ShownCount(int):
+    """A whole number that progress bars show as one, whatever number of decimals they give to metrics.
+
+    Example:
+        >>> f"{ShownCount(1200):.3f}"
+        '1200'
+    """
+
+    def __format__(self, form: str) -> str:
+        return str(int(self))
 
 
 class Stopwatch:
@@ -84,6 +97,7 @@ class FilterReport:
         self.overhead_seconds = 0.0
         self.training = Stopwatch()
         self.last_epoch: dict[str, float] = {}
+        self._shared = SharedTotals()
         self._num_outcomes = 0
         self._loss_sum = 0.0
         self._ranked: list[tuple[Tensor, Tensor]] = []
@@ -166,7 +180,9 @@ class FilterReport:
         return self.limits.saved_ratio(sampler)
 
     def summary(self, sampler: CandidateStream | None) -> dict[str, float]:
-        """Totals of the run, and the last epoch's figures of the Assistant."""
+        """Totals of the run, and the last epoch's figures of the Assistant; of other processes if they trained last."""
+        if self.is_of_other_process:
+            return self._shared.read()
         zero = dict.fromkeys(self._totals(None), 0.0)
         assistant = {name: value for name, value in self.last_epoch.items() if name.startswith("assistant_")}
         return {
@@ -177,6 +193,19 @@ class FilterReport:
             **self._rates(zero, self._totals(sampler)),
             **assistant,
         }
+
+    def share(self, sampler: CandidateStream | None) -> None:
+        """Leave the totals to the process that started this one, if one did."""
+        self._shared.write(self.summary(sampler))
+
+    def claim(self) -> None:
+        """From here on this process trains, and its totals count."""
+        self._shared.claim()
+
+    @property
+    def is_of_other_process(self) -> bool:
+        """Whether processes that the Trainer started trained last, on copies of what this one has."""
+        return self._shared.is_of_other_process
 
     def state_dict(self) -> dict[str, Any]:
         """Counters that go on after a resume."""

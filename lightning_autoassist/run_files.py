@@ -63,6 +63,12 @@ def identity(path: Path) -> Any:
     return (found.st_dev, found.st_ino) if found.st_ino else str(path.resolve())
 
 
+def name_of(folder: Path) -> str:
+    """A folder's own name; not that of the user, whose home it may be."""
+    folder = folder.resolve()
+    return "home" if folder == Path.home().resolve() else folder.name or "root"
+
+
 def folders_below(path: Path) -> list[Path]:
     """The folder ``path`` and those below it, sorted; links are not followed.
 

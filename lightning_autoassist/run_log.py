@@ -28,10 +28,11 @@ from lightning_autoassist.instance_counts import (
     picture_of,
     reliability,
 )
+from lightning_autoassist.logger_guard import guard, unguard
 from lightning_autoassist.metric_names import AXES, PREFIX
 from lightning_autoassist.names import ScoreName
 from lightning_autoassist.policies import Policy
-from lightning_autoassist.report import FilterReport
+from lightning_autoassist.report import FilterReport, ShownCount
 
 GALLERY_SIZE = 12  # instances at either end
 MAX_CLASS_METRICS = 20  # of more classes there is a table only
@@ -95,6 +96,8 @@ class RunLog:
         self._is_first = True
         self._num_ranks = 1
         self._restored: dict[str, Any] | None = None
+        self._loggers: list[Any] = []
+        self._logs_metrics = True
 
     # ---- the callback tells
 
@@ -105,7 +108,39 @@ class RunLog:
         self._has_wandb = any(_is_a(logger, "WandbLogger") for logger in trainer.loggers)
         self._is_first = trainer.is_global_zero
         self._num_ranks = trainer.world_size
+        self._logs_metrics = True
+        if self._is_first:
+            self.filtering.report.claim()
+        self._loggers = list(trainer.loggers)
+        guard(self._loggers)
         self._prepare_tensorboard(trainer)
+
+    def disconnect(self) -> None:
+        """A fit has ended, in whatever way: loggers are given back as they were, and totals to the parent process."""
+        unguard(self._loggers)
+        self._loggers = []
+        data = self.filtering._data
+        if self._is_first and data is not None:
+            self.filtering.report.share(data.candidate_stream)
+
+    def log_metrics(self, pl_module: Any, metrics: dict[str, float], **options: Any) -> None:
+        """Log this plug-in's metrics through the module, whose ``log`` may be the user's own.
+
+        Args:
+            pl_module: The Boss.
+            metrics: By their names.
+            options: Of ``LightningModule.log_dict``.
+        """
+        if not self._logs_metrics:
+            return
+        try:
+            pl_module.log_dict(metrics, **options)
+        except Exception as error:  # whatever it is, it must not cost the user the run
+            self._logs_metrics = False
+            rank_zero_warn(
+                f"{type(pl_module).__name__} cannot log AutoAssist's metrics, so they are not logged from here on, and "
+                f"training goes on. {type(error).__name__}: {error}"
+            )
 
     @_costs_no_run
     def _prepare_tensorboard(self, trainer: Any) -> None:
@@ -139,31 +174,29 @@ class RunLog:
         settings = {"autoassist": self._settings()}
         for logger in trainer.loggers:
             if not _is_a(logger, "WandbLogger") and not _is_a(logger, "TensorBoardLogger"):
-                logger.log_hyperparams(settings)
+                _log_settings(logger, settings)
         for run in _wandb_runs(trainer):
             run.config.update(settings, allow_val_change=True)
             for axis in AXES:
                 run.define_metric(PREFIX + axis, summary="max")
 
     @_costs_no_run
-    def end_step(self, trainer: Any, pl_module: Any, batch_idx: int) -> None:
+    def end_step(self, trainer: Any) -> None:
         """A batch was trained on: axes for what is logged next, and the progress bar."""
         if self._has_wandb and trainer._logger_connector.should_update_logs:
             # W&B draws a metric against what is in the same row; these go into the row that Lightning logs next.
             for run in _wandb_runs(trainer):
                 run.log(self.filtering.report.axes(), commit=False)
         stream = self.filtering._data.candidate_stream
-        if stream is None or batch_idx % trainer.log_every_n_steps or trainer.progress_bar_callback is None:
+        if stream is None or trainer.progress_bar_callback is None:
             return
         report = self.filtering.report
         saved = report.saved_ratio(stream)
-        bar = {
-            "keep_rate": report.epoch_keep_rate(stream),
-            "saved_updates": round(report.boss_updates * saved / (1 - saved)),
-        }
-        # Tensors on the CPU: showing them waits for no device.
-        values = {name: torch.tensor(float(value)) for name, value in bar.items()}
-        pl_module.log_dict(values, prog_bar=True, logger=False, on_step=True, on_epoch=False)
+        # Not through the module's log: it makes floats of counts, and costs more than all else of this method.
+        trainer._logger_connector._progress_bar_metrics.update(
+            keep_rate=report.epoch_keep_rate(stream),
+            saved_updates=ShownCount(report.boss_updates * saved / (1 - saved) + 0.5),
+        )
 
     def class_counts(self) -> ClassCounts:
         """How many candidates of each class this process kept and dropped in this epoch."""
@@ -199,7 +232,7 @@ class RunLog:
         if shown is not None and shown.calibration_error is not None:
             metrics["assistant_calibration_error"] = shown.calibration_error
         # Alike in all processes, and so without an exchange.
-        pl_module.log_dict({PREFIX + name: value for name, value in metrics.items()})
+        self.log_metrics(pl_module, {PREFIX + name: value for name, value in metrics.items()})
 
         loggers = trainer.loggers if self._is_first else []
         boards = [logger.experiment for logger in loggers if _is_a(logger, "TensorBoardLogger")]
@@ -428,6 +461,17 @@ def _caption(row: dict[str, Any]) -> str:
 
 def _as_cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/").replace("\n", " ")
+
+
+def _log_settings(logger: Any, settings: dict[str, Any]) -> None:
+    """Leave the settings with one logger; one that cannot take them costs neither the run nor the other loggers."""
+    try:
+        logger.log_hyperparams(settings)
+    except Exception as error:  # of any type: it is a stranger's logger
+        rank_zero_warn(
+            f"{type(logger).__name__} cannot log AutoAssist's settings, so it does not get them, and training goes on. "
+            f"{type(error).__name__}: {error}"
+        )
 
 
 def _is_a(logger: Any, name: str) -> bool:

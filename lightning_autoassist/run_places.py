@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_autoassist.logged_runs import LoggedRun
+from lightning_autoassist.run_files import name_of
 from lightning_autoassist.run_readers import read_runs
 
 
@@ -56,17 +57,16 @@ def _folder_of(path: Path) -> Path:
 
 
 def _label(folder: Path, folders: Iterable[Path | None]) -> str:
-    is_spelt_out = not folder.is_absolute() and folder.parts and ".." not in folder.parts
-    if is_spelt_out:
+    if not folder.is_absolute() and ".." not in folder.parts:
         return str(folder)
     if folder.resolve() == Path.home().resolve():
-        return "home"
+        return name_of(folder)
     parts = folder.resolve().parts
     others = {other.resolve() for other in folders if other is not None} - {folder.resolve()}
     for length in range(1, len(parts)):
         if all(other.parts[-length:] != parts[-length:] for other in others):
             return str(Path(*parts[-length:]))
-    return folder.resolve().name or "root"
+    return name_of(folder)
 
 
 def _each_once(runs: Iterable[LoggedRun]) -> list[LoggedRun]:

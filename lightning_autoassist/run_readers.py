@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_autoassist.logged_runs import MAX_NAME, MAX_VALUES, LoggedRun, Row, Rows, RunError, number_of
-from lightning_autoassist.run_files import check_file, folders_below, identity, lines_of, open_file
+from lightning_autoassist.run_files import check_file, folders_below, identity, lines_of, name_of, open_file
 from lightning_autoassist.run_settings import read_settings
 
 MAX_CSV_BYTES, MAX_CSV_LINE = 2**30, 2**22
@@ -66,7 +66,8 @@ def _read_path(path: Path, label: str | None) -> list[LoggedRun]:
     for folder in folders_below(root) if root.is_dir() else [root]:
         for run in _runs_in(folder, root, links):
             place = str(shown / Path(run.source).relative_to(base))
-            name = run.name or str(Path(place).parent if run.source.endswith(".csv") else place)
+            folder_name = str(Path(place).parent if run.source.endswith(".csv") else place)
+            name = run.name or (name_of(base) if folder_name == "." else folder_name)
             runs.append(replace(run, name=name[:MAX_NAME], source=place))
     if not runs:
         raise RunError(
