@@ -39,6 +39,8 @@ from lightning_autoassist.sampler import ShrinkingBatchSampler
 
 BATCH_SIZE = 128
 NUM_CLASSES = 10
+# Candidates are judged and batches learnt from every few steps: a median of single steps would leave that out.
+WINDOW = 8
 IN_A_ROW = 5
 
 
@@ -86,9 +88,11 @@ def resnet18() -> nn.Module:
     return build(num_classes=NUM_CLASSES)
 
 
-CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "mlp, F=256": (mlp, (1, 16, 16)),
-    "resnet18, 3x64x64": (resnet18, (3, 64, 64)),
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "mlp, F=256, proportional (the default)": (mlp, (1, 16, 16), "proportional"),
+    "mlp, F=256, infobatch": (mlp, (1, 16, 16), "infobatch"),
+    "mlp, F=256": (mlp, (1, 16, 16), "autoassist"),
+    "resnet18, 3x64x64": (resnet18, (3, 64, 64), "autoassist"),
 }
 
 
@@ -99,14 +103,19 @@ LOSSES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 }
 
 
-def time_steps(net: nn.Module, shape: tuple[int, ...], filtered: bool, passes: int, batches: int) -> dict[str, float]:
-    """Median milliseconds of a step after the first pass, and what the callback says it cost."""
+def time_steps(
+    net: nn.Module, shape: tuple[int, ...], policy: str | None, passes: int, batches: int
+) -> dict[str, float]:
+    """Milliseconds of a step after the first pass, and what the callback says it cost; policy None is plain Lightning.
+
+    The median over windows of several steps, see ``WINDOW``.
+    """
     count = batches * BATCH_SIZE
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(count, *shape, generator=generator)
     labels = torch.randint(0, NUM_CLASSES, (count,), generator=generator)
     loader = DataLoader(TensorDataset(images, labels), batch_size=BATCH_SIZE, shuffle=True)
-    timer, callback = StepTimer(), AutoAssistCallback(policy="autoassist")
+    timer, callback = StepTimer(), AutoAssistCallback(policy=policy or "uniform")
     trainer = pl.Trainer(
         max_epochs=passes,
         accelerator="cpu",
@@ -114,14 +123,15 @@ def time_steps(net: nn.Module, shape: tuple[int, ...], filtered: bool, passes: i
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[callback, timer] if filtered else [timer],
+        callbacks=[timer] if policy is None else [callback, timer],
     )
-    if filtered:
+    if policy is not None:
         trainer.fit(Classifier(net), datamodule=AutoAssistDataModule(loader, budget=1.0))
     else:
         trainer.fit(Classifier(net), train_dataloaders=loader)
-    result = {"ms": statistics.median(timer.steps[batches - 1 :])}
-    if filtered:
+    steps = timer.steps[batches - 1 :]
+    result = {"ms": statistics.median(_mean(steps[start : start + WINDOW]) for start in range(0, len(steps), WINDOW))}
+    if policy is not None:
         summary = callback.summary()
         result |= {name: summary[name] for name in ("overhead_ms", "keep_rate")}
     return result
@@ -129,12 +139,12 @@ def time_steps(net: nn.Module, shape: tuple[int, ...], filtered: bool, passes: i
 
 def compare(case: str, rounds: int, passes: int, batches: int) -> dict[str, Any]:
     """Plain and filtered runs in turns; medians over the rounds."""
-    make_net, shape = CASES[case]
+    make_net, shape, policy = CASES[case]
     torch.manual_seed(0)
     net = make_net()
-    time_steps(net, shape, True, 2, 2)  # warm-up
+    time_steps(net, shape, policy, 2, 2)  # warm-up
     pairs = [
-        (time_steps(net, shape, False, passes, batches), time_steps(net, shape, True, passes, batches))
+        (time_steps(net, shape, None, passes, batches), time_steps(net, shape, policy, passes, batches))
         for _ in range(rounds)
     ]
     plain = statistics.median(plain["ms"] for plain, _ in pairs)
@@ -279,6 +289,10 @@ def capture_cost(name: str, rounds: int) -> dict[str, Any]:
         "added_ms": round(statistics.median(captured - plain for plain, captured in pairs), 3),
         "ratio": round(statistics.median(captured / plain for plain, captured in pairs), 4),
     }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _best_of(times: int, job: Callable[[], None]) -> float:

@@ -277,7 +277,8 @@ class InfoBatchPolicy(_RelativePolicy):
     """InfoBatch's rule: of the instances below the mean loss a fixed share is dropped; the others are kept.
 
     Goes with weights ``"sum"``, which scale those that stay up by 1 / (1 - prune_ratio), and an unfiltered tail of one
-    eighth (delta = 0.875), as the source has it. The mean is of recent candidates instead of a whole pass.
+    eighth (delta = 0.875), as the source has it. The mean is of the last 8,192 candidates, or of the last pass where
+    that is shorter, instead of the whole pass before.
 
     Source: Qin et al., InfoBatch, ICLR 2024, arXiv:2303.04947.
 

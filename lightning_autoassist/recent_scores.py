@@ -82,8 +82,9 @@ def proportional_scale(scores: npt.NDArray[np.float32], keep_rate: float, floor:
         >>> proportional_scale(np.array([0.0, 1.0, 2.0, 6.0], np.float32), keep_rate=0.5, floor=0.2)
         3.75
     """
-    ordered = np.sort(scores)
-    sums = np.concatenate([[0.0], np.cumsum(ordered, dtype=np.float64)])
+    # Sorted as they are, four times as fast; searched in double precision, or each search would convert all of them.
+    ordered = np.sort(scores).astype(np.float64)
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
     # The mean falls from 1 to the floor as lambda grows from 0 to the largest score over the floor.
     low, high = 0.0, max(float(ordered[-1]) / floor, 1e-30)
     scale, wanted = high, keep_rate * len(ordered)
