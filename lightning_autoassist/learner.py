@@ -66,6 +66,7 @@ class Learner:
         reason: What went wrong.
         progress: Share of training that is done.
         has_other_terms: Whether some process's loss has terms beside the instances' own.
+        refuses_labels: Whether some process's targets are no property of the instances.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Learner:
         self.reason: str | None = None
         self.progress = 0.0
         self.has_other_terms = False
+        self.refuses_labels = False
         self.exchange_every = exchange_every
         self._ranks = Ranks()
         self._num_steps = 0
@@ -240,7 +242,15 @@ class Learner:
             return features
         return None
 
-    def end_step(self, observed: Observed | None, *, lag: int, progress: float, has_other_terms: bool) -> None:
+    def end_step(
+        self,
+        observed: Observed | None,
+        *,
+        lag: int,
+        progress: float,
+        has_other_terms: bool,
+        refuses_labels: bool = False,
+    ) -> None:
         """Let the Assistant learn from what is older than ``lag`` steps; all processes must call this at every step.
 
         Args:
@@ -248,11 +258,13 @@ class Learner:
             lag: In steps.
             progress: Share of training that is done.
             has_other_terms: Whether the loss had terms beside the instances' own.
+            refuses_labels: Whether the losses' targets are no property of the instances.
         """
         self.progress = progress
         if not self.policy.needs_scores:
             return
         self.has_other_terms |= has_other_terms
+        self.refuses_labels |= refuses_labels
         self._num_steps += 1
         if observed is not None:
             self._pending.append(observed)
@@ -261,15 +273,20 @@ class Learner:
         if self._ranks.world_size > 1 and self._num_steps % self.exchange_every:
             return
         ready, self._ready = [on_host(observed) for observed in self._ready], []
-        told = self._ranks.gather((ready, self.has_other_terms))
-        self.has_other_terms = any(others for _, others in told)
-        for by_rank, _ in told:
+        told = self._ranks.gather((ready, self.has_other_terms, self.refuses_labels))
+        self.has_other_terms = any(others for _, others, _ in told)
+        self.refuses_labels = any(refuses for _, _, refuses in told)
+        if self.refuses_labels and self.store is not None:
+            self.store.labels = None
+        for by_rank, *_ in told:
             for one in by_rank:
                 if self.is_filtering:
                     self._learn(one)
 
     def _learn(self, observed: Observed) -> None:
         """Let the Assistant learn from one batch of the Boss."""
+        if self.refuses_labels:
+            observed = observed._replace(labels=None)
         if observed.pass_index > self._pass_index:  # of several processes, the first to get there
             self._pass_index = observed.pass_index
             self.assistant.begin_pass()
