@@ -79,14 +79,12 @@ class _Table(NamedTuple):
     Attributes:
         may_be: Whether row r has the values of instance i, shape ``(n, m)``.
         keys: What was compared of each row.
+        num_different: How many of the instances differ.
     """
 
     may_be: npt.NDArray[np.bool_]
     keys: list[bytes]
-
-    @property
-    def num_different(self) -> int:
-        return len(set(self.keys))
+    num_different: int
 
     @property
     def is_identity(self) -> bool:
@@ -112,7 +110,10 @@ class _Table(NamedTuple):
                 may_be[row, place] = not is_padded or _overlap(rows[row], instances[place])
             if not may_be[row].any():
                 return None
-        return cls(may_be, keys if not is_padded else [_bytes_of(instances[each.argmax()]) for each in may_be])
+        whole = [_bytes_of(array) for array in instances]
+        if is_padded:
+            keys = [whole[each.argmax()] for each in may_be]
+        return cls(may_be, keys, len(set(whole)))
 
 
 def _in_the_type_of(rows: Column, instances: Column) -> list[Array]:

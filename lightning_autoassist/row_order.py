@@ -36,9 +36,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_autoassist.batch_parts import parts_of
+from lightning_autoassist.batch_parts import leaves_of, parts_of
 from lightning_autoassist.candidates import IndexArray
 from lightning_autoassist.loss_layout import Layout
+from lightning_autoassist.row_matching import columns_of, match
 
 # Functions whose result holds numbers of its first argument (of all of them, where that is a list), only moved.
 _MOVES = frozenset(
@@ -149,6 +150,9 @@ _INSIDE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 
 
 _FEWEST_STEPS, _MOST_STEPS = 3, 32
+# A target whose values are those of the batch in another order: by chance in one of a million cases.
+_ENOUGH_BITS = 20.0
+_LARGEST_GRID = 2**20
 
 
 class RowChecks:
@@ -190,11 +194,14 @@ class Rows(NamedTuple):
         axis: Along which the rows lie; None where that is not known, as in packed sequences, or where all of the
             tensor is of one instance.
         place: The call that last changed their order.
+        grid: The instances' numbers in a shape that expands to the tensor's, where they lie along no single axis; then
+            ``of`` is empty.
     """
 
     of: IndexArray
     axis: int | None
     place: str | None = None
+    grid: Tensor | None = None
 
     def is_order(self, expected: IndexArray) -> bool:
         """Whether the rows are ``expected``, as far as they are known."""
@@ -216,7 +223,11 @@ class RowTracker:
         self.reorders = False
         self._in_order = np.arange(batch_size)
         self._known: dict[int, tuple[weakref.ref[Tensor], Rows]] = {}
+        self._leaves = list(leaves_of(batch))
         self._problems: dict[str, str] = {}
+        # Of losses whose inputs are lost from sight.
+        self._problems_of_targets: dict[str, str] = {}
+        self._target_is_in_order = False
         self._begin(batch)
 
     def rows(self, tensor: Any) -> Rows | None:
@@ -245,21 +256,44 @@ class RowTracker:
             others: Its target.
             layout: Of its rows, as its shape tells.
         """
-        known = [rows for tensor in inputs if (rows := self.rows(tensor)) is not None]
-        known = known or [rows for tensor in others if (rows := self.rows(tensor)) is not None]
-        known = [rows for rows in known if len(rows.of) in (len(self._in_order), layout.num_rows)]
-        if not known:
+        try:
+            known = self._known_of(inputs, layout)
+            if known:
+                self._judge(source, known, layout, self._problems)
+                return
+            known = self._known_of(others, layout) or self._told_by_values(others)
+            self._target_is_in_order |= bool(known) and self._judge(source, known, layout, self._problems_of_targets)
+        except Exception:  # the step must go on
             return
-        if not any(rows.is_order(self._expected(rows, layout)) for rows in known):
-            where = f": they are reordered {known[0].place}" if known[0].place else ""
-            self._problems[source] = f"The rows of {source} are in another order than the instances of the batch{where}"
 
     def problem(self, sources: Sequence[str]) -> str | None:
         """What is wrong with the rows of some of the checked losses."""
-        wrong = (self._problems[source] for source in sources if source in self._problems)
-        return next((problem for problem in wrong), None)
+        problems = self._problems
+        if not self._target_is_in_order:  # else the others are of mixed pairs
+            problems = {**self._problems_of_targets, **problems}
+        return next((problems[source] for source in sources if source in problems), None)
 
     # ----
+
+    def _known_of(self, tensors: Sequence[Any], layout: Layout) -> list[Rows]:
+        known = [rows for tensor in tensors if (rows := self.rows(tensor)) is not None]
+        return [rows for rows in known if len(rows.of) in (len(self._in_order), layout.num_rows)]
+
+    def _judge(self, source: str, known: Sequence[Rows], layout: Layout, problems: dict[str, str]) -> bool:
+        """Whether some of the rows are in order; if not, that is a problem."""
+        if any(rows.is_order(self._expected(rows, layout)) for rows in known):
+            return True
+        where = f": they are reordered {known[0].place}" if known[0].place else ""
+        problems[source] = f"The rows of {source} are in another order than the instances of the batch{where}"
+        return False
+
+    def _told_by_values(self, targets: Sequence[Any]) -> list[Rows]:
+        """The rows of targets that have been lost from sight, where they hold the very values of the batch."""
+        num_rows = len(self._in_order)
+        found = match(columns_of(list(targets), num_rows), columns_of(self._leaves, num_rows))
+        if found is None or found.bits < _ENOUGH_BITS:
+            return []
+        return [Rows(np.full(num_rows, num_rows) if found.rows is None else found.rows, 0)]
 
     def _begin(self, batch: Any, depth: int = 8) -> None:
         num_rows = len(self._in_order)
@@ -324,7 +358,6 @@ class RowTracker:
         before = self.rows(source)
         if before is None:
             return
-        # The axis is the one along which the indices are valid: of a column of numbers there is only one.
         dim = kwargs.get("dim", args[1] if len(args) > 1 and not isinstance(args[1], bool) else -1)
         numbers = self._numbers(source)
         moved = None if numbers is None else _read(numbers.gather(dim, indices), before.axis)
@@ -334,10 +367,10 @@ class RowTracker:
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> None:
         target, *places = args
-        value = kwargs.get("src", kwargs.get("source", kwargs.get("values", places[-1] if places else None)))
-        after = self._numbers(target, even_unknown=True)
-        new = self._numbers(value, even_unknown=True)
+        key = next((key for key in ("src", "source", "values") if key in kwargs), None)
+        value = places.pop() if key is None else kwargs[key]
         changed = result if isinstance(result, Tensor) else target
+        after, new = self._numbers(target, even_unknown=True), self._numbers(value, even_unknown=True)
         if after is None or new is None:
             self._set(changed, None)
             return
@@ -345,17 +378,16 @@ class RowTracker:
         with torch.no_grad():
             if name == "copy_":
                 after[...] = new
-            elif places and places[-1] is value:
-                moved = func(
-                    after, *places[:-1], new, **{key: each for key, each in kwargs.items() if each is not value}
+            else:
+                moved = (
+                    func(after, *places, new, **kwargs) if key is None else func(after, *places, **{**kwargs, key: new})
                 )
                 after = moved if isinstance(moved, Tensor) else after
-            else:
-                key = next(key for key, each in kwargs.items() if each is value)
-                moved = func(after, *places, **{**kwargs, key: new})
-                after = moved if isinstance(moved, Tensor) else after
-        before = [rows for rows in (self.rows(value), self.rows(target)) if rows is not None]
-        self._set(changed, self._placed(before, _read(after, before[0].axis)) if before else None)
+        own, given = self.rows(target), self.rows(value)
+        before = [rows for rows in (given, own) if rows is not None]
+        rows = self._placed(before, _read(after, before[0].axis))
+        # Where a part of each row is of another instance, as in mixed pairs, it is its own that counts.
+        self._set(changed, own if own is not None and (rows is None or rows.grid is not None) else rows)
 
     def _numbers(self, source: Any, even_unknown: bool = False) -> Any:
         """The instances' numbers in the shape of a tensor or of those in a list; None where they are not to be had."""
@@ -367,11 +399,13 @@ class RowTracker:
         rows = self.rows(source)
         if source.numel() > _MOST_MOVED or (rows is None and not even_unknown):
             return None
+        if rows is not None and rows.grid is not None:
+            return rows.grid.expand(source.shape)
         of, axis = (np.array([_UNKNOWN]), None) if rows is None else (rows.of, rows.axis)
         if axis is None and len(of) > 1:
-            if source.shape[:1] != (len(of),):
+            axis = _first_axis_of(len(of), source)
+            if axis is None:
                 return None
-            axis = 0
         shape = [1] * source.ndim
         if axis is not None:
             shape[axis] = len(of)
@@ -405,18 +439,29 @@ def _kept(given: Sequence[Rows], result: Tensor) -> Rows | None:
         first = min(rows.axis for rows in lying if rows.axis is not None)
         lying = [rows for rows in lying if rows.axis == first]
         return next((rows for rows in lying if np.array_equal(rows.of, np.arange(len(rows.of)))), lying[0])
-    floating = [rows for rows in given if result.ndim or len(rows.of) == 1]
+    floating = [rows for rows in given if (result.ndim or len(rows.of) == 1) and _fits(rows.grid, result)]
     return floating[0]._replace(axis=None) if floating else None
 
 
 def _axis_in(rows: Rows, result: Tensor) -> int | None:
     size = len(rows.of)
-    if size == 1:
+    if size < 2:
         return None
     if rows.axis is not None and rows.axis < result.ndim and result.shape[rows.axis] == size:
         return rows.axis
-    fitting = [axis for axis, length in enumerate(result.shape) if length == size]
-    return fitting[0] if len(fitting) == 1 else None
+    return _first_axis_of(size, result)
+
+
+def _first_axis_of(size: int, tensor: Tensor) -> int | None:
+    """The first axis of a length: that of the instances comes before those of features."""
+    return next((axis for axis, length in enumerate(tensor.shape) if length == size), None)
+
+
+def _fits(grid: Tensor | None, result: Tensor) -> bool:
+    if grid is None:
+        return True
+    sizes = zip(grid.shape, result.shape, strict=False)
+    return grid.ndim == result.ndim and all(own in (1, size) for own, size in sizes)
 
 
 def _is_beside(rows: Rows, source: Any, results: Sequence[Tensor], func: Callable[..., Any]) -> bool:
@@ -446,7 +491,7 @@ def _read(numbers: Tensor, axis: int | None) -> Rows | None:
         is_one = (rows == most[:, None]) | (rows == _UNKNOWN)
         if bool(is_one.all()):
             return Rows(_array(most), each)
-    return None
+    return Rows(np.empty(0, np.int64), None, grid=numbers) if numbers.numel() <= _LARGEST_GRID else None
 
 
 def _caller() -> str:
