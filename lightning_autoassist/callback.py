@@ -353,7 +353,7 @@ class AutoAssistCallback(CallbackBase):
         reports = state_dict["reports"]
         self.report.load_state_dict(reports[self._ranks.rank % len(reports)])
         self._log.load_state_dict(state_dict["counts"])
-        labels = state_dict["labels"]
+        labels = state_dict.get("labels", [{}])
         self._capture.own_labels.load_state_dict(labels[self._ranks.rank % len(labels)])
         self._has_begun = True
 

@@ -175,7 +175,8 @@ class CapturedStep(TorchFunctionMode):
         self._reduced: list[Reduction] = []
         self._backwards: list[list[Contribution]] = []
         self._missed: list[str] = []
-        self._leaves = list(leaves_of(batch))  # now: the step may take them out of the batch
+        # Now: the step may take them out of the batch.
+        self._leaves = [] if capture.own_labels.is_refused else list(leaves_of(batch))
         self._rows = capture._row_checks.tracker(batch, batch_size)
 
     def __exit__(

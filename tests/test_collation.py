@@ -254,6 +254,27 @@ def test_unfiltered_runs_equal_plain_ones(collate):
     assert all(map(torch.equal, module.parameters(), plain().parameters()))
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize(("collate", "kind"), [(sorted_by_length, "tensors"), (readable_and_sorted, "unreadable")])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, collate, kind):
+    def fit(folder, ckpt_path=None):
+        pl.seed_everything(0, verbose=False)
+        module = Watching()
+        saving = pl.callbacks.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        loader = DataLoader(Sequences(kind), 6, shuffle=True, collate_fn=collate)
+        callback = AutoAssistCallback(policy="infobatch")
+        run = trainer(max_epochs=5, callbacks=[callback, saving], enable_checkpointing=True)
+        run.fit(module, datamodule=AutoAssistDataModule(loader, budget=0.6), ckpt_path=ckpt_path)
+        return module, callback.instances
+
+    whole, remembered = fit(tmp_path)
+    for step in (3, 15):
+        resumed, again = fit(tmp_path / f"from {step}", tmp_path / f"step={step}.ckpt")
+        assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+        assert torch.equal(remembered.scores, again.scores)
+
+
 # ---- matching
 
 

@@ -374,10 +374,10 @@ def test_a_run_on_normalised_targets(unsorts, batch_size):
 
 
 def test_orders_are_numpy_arrays_of_the_batch(net, data):
-    from lightning_autoassist.row_order import RowTracker
+    from lightning_autoassist.row_propagation import RowPropagation
 
     x, _ = data
-    tracker = RowTracker([x], B)
+    tracker = RowPropagation([x], B)
     result = x[ORDER]
     tracker.note(torch.Tensor.__getitem__, (x, ORDER), {}, result)
     np.testing.assert_array_equal(tracker.rows(result).of, ORDER.numpy())
