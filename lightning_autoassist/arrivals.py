@@ -16,7 +16,7 @@ from lightning_autoassist.batch_parts import leaves_of
 from lightning_autoassist.candidates import Draw
 from lightning_autoassist.collation import ENOUGH_BITS
 from lightning_autoassist.flavours import overrides
-from lightning_autoassist.row_matching import columns_of, match
+from lightning_autoassist.row_matching import Match, columns_of, match
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer", "on_train_batch_start")
 # Steps until the order is believed to stay: more, where some hook may change it now and then.
@@ -72,7 +72,7 @@ class TransferOrder:
 
     def __init__(self, hooks: list[str]) -> None:
         self.hooks = hooks
-        self._steps = 0
+        self._steps = self._told = 0
         self._bits = 0.0
         self._is_settled = False
 
@@ -85,12 +85,15 @@ class TransferOrder:
         """
         if self._is_settled or draw.arrived is None:
             return None
-        is_same, bits = _compare(draw.arrived, batch, len(draw.indices))
+        found = _compare(draw.arrived, batch, len(draw.indices))
         self._steps += 1
-        self._bits += bits
+        self._told += found is not None
+        self._bits += 0.0 if found is None else found.bits
         fewest = _FEWEST_WITH_HOOKS if self.hooks else _FEWEST_STEPS
         self._is_settled = (self._steps >= fewest and self._bits >= ENOUGH_BITS) or self._steps >= _MOST_STEPS
-        if is_same:
+        # A few labels may have been drawn anew, and agree now and then.
+        is_certain = found is not None and (found.is_certain or self._told == self._steps >= _FEWEST_STEPS)
+        if found is None or found.is_identity or not is_certain:
             return None
         self._is_settled = True
         hooks = f" ({', '.join(self.hooks)})" if self.hooks else ""
@@ -101,14 +104,12 @@ class TransferOrder:
         )
 
 
-def _compare(arrived: list[Leaf], batch: Any, num_rows: int) -> tuple[bool, float]:
-    """Whether the order may be the same, and how much says so."""
+def _compare(arrived: list[Leaf], batch: Any, num_rows: int) -> Match | None:
     unchanged = {id(leaf.tensor) for leaf in arrived if leaf.is_as_it_was}
     if all(id(tensor) in unchanged for tensor in leaves_of(batch)):
-        return True, ENOUGH_BITS
+        return Match(None, True, ENOUGH_BITS, True)
     told = [leaf.values for leaf in arrived if leaf.is_as_it_was or leaf.values is not leaf.tensor]
-    found = match(columns_of(batch, num_rows), columns_of(told, num_rows))
-    return found is None or found.is_identity, 0.0 if found is None else found.bits
+    return match(columns_of(batch, num_rows), columns_of(told, num_rows))
 
 
 def hooks_of(*owners: Any) -> list[str]:

@@ -13,7 +13,14 @@ from torch import Tensor
 
 
 def parts_of(whole: Any) -> list[Any]:
-    """The entries of a collection; the attributes of an object that is none."""
+    """The entries of a collection; of an object that is none, the attributes that are tensors, arrays or numbers."""
+    try:
+        return _parts_of(whole)
+    except Exception:  # of the user's own class
+        return []
+
+
+def _parts_of(whole: Any) -> list[Any]:
     if isinstance(whole, Mapping):
         return list(whole.values())
     if isinstance(whole, (Tensor, np.ndarray, np.generic, Number, str, bytes, type)) or whole is None:
@@ -22,10 +29,9 @@ def parts_of(whole: Any) -> list[Any]:
         return list(whole)
     if is_dataclass(whole):
         return [getattr(whole, field.name) for field in fields(whole)]
-    as_mapping = getattr(whole, "to_dict", None)  # as torch_geometric's
-    if callable(as_mapping):
-        return parts_of(as_mapping())
-    return list(getattr(whole, "__dict__", {}).values())
+    if hasattr(whole, "to_dict") and type(whole).__module__.startswith("torch_geometric."):
+        return list(whole.to_dict().values())
+    return [each for each in vars(whole).values() if isinstance(each, (Tensor, np.ndarray, Number))]
 
 
 def leaves_of(batch: Any, depth: int = 8) -> Iterator[Tensor]:

@@ -101,9 +101,13 @@ class WatchedCollate:
 
     def _match(self, rows: list[Column], own: list[Column], readable: list[Any]) -> Match | None:
         found = match(rows, own)
-        if found is not None and found.rows is not None:
+        if found is not None and found.rows is not None and (found.is_identity or found.is_certain):
             return found
-        return match(rows, self._each_alone(readable)) or found
+        alone = match(rows, self._each_alone(readable))
+        if alone is not None and (alone.is_identity or alone.is_certain):
+            return alone
+        # A few labels alone may be drawn anew: they count where they agree both times.
+        return found if found is not None and alone is not None else None
 
     def _each_alone(self, instances: list[Any]) -> list[Column]:
         state = rng_state()
@@ -111,6 +115,8 @@ class WatchedCollate:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 alone = [columns_of(self.collate([instance]), 1) for instance in instances]
+        except Exception:  # some functions need several instances
+            return []
         finally:
             restore_rng_state(state)
         return [[column[0] for column in columns] for columns in zip(*alone, strict=False)]

@@ -29,6 +29,8 @@ Column = Sequence[Array]
 
 # Pairs of columns that are compared at most; a batch of more is compared by its first ones.
 _MOST_PAIRS = 64
+# So many numbers a row, or so many different rows, do not agree by chance.
+_MANY_NUMBERS, _MANY_VALUES = 4, 12
 # Objects may hold each other.
 _DEPTH = 8
 
@@ -41,11 +43,14 @@ class Match(NamedTuple):
             told by their values.
         is_identity: Whether row i holds instance i.
         bits: How much the values tell: the binary logarithm of the number of orders that look different.
+        is_certain: Whether no values drawn at random would agree so. A few small integers may: labels that are drawn
+            anew are, every now and then, a permutation of others.
     """
 
     rows: IndexArray | None
     is_identity: bool
     bits: float
+    is_certain: bool
 
 
 def match(rows: Sequence[Column], instances: Sequence[Column]) -> Match | None:
@@ -69,8 +74,9 @@ def match(rows: Sequence[Column], instances: Sequence[Column]) -> Match | None:
         if both.any(axis=1).all():
             may_be = both
     if _is_diagonal(may_be):
-        return Match(np.arange(len(may_be)), True, max(_bits(table.keys) for table in tables if table.is_identity))
-    return Match(_assigned(may_be, instances), False, _bits(tables[0].keys))
+        bits = max(_bits(table.keys) for table in tables if table.is_identity)
+        return Match(np.arange(len(may_be)), True, bits, True)
+    return Match(_assigned(may_be, instances), False, _bits(tables[0].keys), tables[0].is_certain)
 
 
 class _Table(NamedTuple):
@@ -80,11 +86,13 @@ class _Table(NamedTuple):
         may_be: Whether row r has the values of instance i, shape ``(n, m)``.
         keys: What was compared of each row.
         num_different: How many of the instances differ.
+        is_certain: See :class:`Match`.
     """
 
     may_be: npt.NDArray[np.bool_]
     keys: list[bytes]
     num_different: int
+    is_certain: bool
 
     @property
     def is_identity(self) -> bool:
@@ -113,7 +121,9 @@ class _Table(NamedTuple):
         whole = [_bytes_of(array) for array in instances]
         if is_padded:
             keys = [whole[each.argmax()] for each in may_be]
-        return cls(may_be, keys, len(set(whole)))
+        num_different = len(set(whole))
+        is_certain = rows[0].dtype.kind == "f" or rows[0].size >= _MANY_NUMBERS or num_different >= _MANY_VALUES
+        return cls(may_be, keys, num_different, is_certain)
 
 
 def _in_the_type_of(rows: Column, instances: Column) -> list[Array]:

@@ -33,12 +33,12 @@ PUTS = frozenset(
     __setitem__ copy_ index_copy_ index_copy index_put_ index_put scatter_ scatter
     """.split()  # noqa: SIM905, a word a function is easier to read
 )
-SORTS = frozenset(("sort", "msort", "topk"))
+SORTS = frozenset(("sort", "topk"))
 # Functions whose result has nothing of the values of what they are given.
 MAKES = frozenset(
     """
     zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty
-    new_full new_tensor zero_ fill_ normal_ uniform_ random_ bernoulli_ shape size dim
+    new_full new_tensor zero_ fill_ normal_ uniform_ random_ bernoulli_ shape size dim msort
     """.split()  # noqa: SIM905, a word a function is easier to read
 )
 REORDERS = frozenset(("sort", "argsort", "randperm", "index_select"))

@@ -139,7 +139,7 @@ class RowTracker:
         """The rows of targets that have been lost from sight, where they hold the very values of the batch."""
         num_rows = len(self._in_order)
         found = match(columns_of(list(targets), num_rows), columns_of(self._leaves, num_rows))
-        if found is None or found.bits < _ENOUGH_BITS:
+        if found is None or not (found.is_certain or found.bits >= _ENOUGH_BITS):
             return []
         return [Rows(np.full(num_rows, num_rows) if found.rows is None else found.rows, 0)]
 

@@ -64,6 +64,8 @@ class RowPropagation:
         if name == "__get__":  # a property
             name = getattr(getattr(func, "__self__", None), "__name__", "")
         try:
+            if kwargs.get("out") is not None:
+                raise ValueError("what is repeated must not write into the user's tensors")
             if name not in MAKES:
                 self._note(name, func, args, kwargs, result)
         except Exception:
@@ -118,8 +120,9 @@ class RowPropagation:
             return
         numbers = numbers_of(source, self.rows)
         if numbers is None:
+            is_floating = bool(before) and all(rows.axis is None for rows in before)
             for tensor in tensors:
-                self._set(tensor, kept(before, tensor) if before else None)
+                self._set(tensor, kept(before, tensor) if is_floating else None)
             return
         if getattr(func, "__name__", "") in ("view", "view_as"):  # expanded numbers have no view of this kind
             func = torch.Tensor.reshape if func.__name__ == "view" else torch.Tensor.reshape_as

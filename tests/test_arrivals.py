@@ -81,6 +81,14 @@ class Mixing(Plain):
         return 0.7 * F.cross_entropy(out, batch[1]) + 0.3 * F.cross_entropy(out, batch[2])
 
 
+class Rotating(Plain):
+    """Other targets than the labels, of the same classes: now and then they are a permutation of them."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        turns = torch.randint(0, C, (len(batch[0]),))
+        return [batch[0] + turns[:, None], turns]
+
+
 class Copying(Plain):
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         return [part.clone() for part in batch]

@@ -143,7 +143,15 @@ def run(collate, kind="tensors", *, batch_size=6, max_epochs=4, policy="proporti
     return module, callback, loader
 
 
+def rotated(instances):
+    """Labels drawn anew are, now and then, a permutation of those of the instances."""
+    x, y, index = padded(instances)
+    turns = torch.randint(0, C, y.shape)
+    return x + 1 + turns[:, None, None], turns, index + 1000
+
+
 COLLATES = {
+    "rotated": (rotated, "tensors"),
     "in order": (padded, "tensors"),
     "sorted": (sorted_by_length, "tensors"),
     "sorted in place": (sorted_in_place, "tensors"),

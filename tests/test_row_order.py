@@ -334,6 +334,35 @@ def test_nothing_is_looked_at_after_the_first_steps(net, data):
     assert [tracker is None for tracker in trackers] == [False] * 3 + [True] * 3
 
 
+def test_nothing_is_written_into_the_users_tensors(net, data):
+    x, y = data
+    buffer, state = torch.empty_like(x), torch.get_rng_state()
+
+    def step():
+        torch.stack(list(x.unbind()), out=buffer)
+        return F.cross_entropy(net(buffer), y)
+
+    before = x.clone()
+    assert seen(step, (x, y))[0] is not None
+    assert torch.equal(buffer, before)
+    assert torch.equal(x, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Custom:
+    """A batch of a class of the user's own, which nothing iterates over."""
+
+    def __init__(self, x, y):
+        self.x, self.y, self.whole = x, y, self
+
+
+def test_batches_of_other_classes_are_looked_into(net, data):
+    batch = Custom(*data)
+    found, _ = seen(lambda: F.cross_entropy(net(batch.x), batch.y), batch)
+    assert torch.equal(found.labels, data[1])
+    assert seen(lambda: F.cross_entropy(net(batch.x[ORDER]), batch.y[ORDER]), batch)[0] is None
+
+
 # ---- whole runs
 
 
