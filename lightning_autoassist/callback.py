@@ -19,6 +19,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_autoassist.arguments import check_choice, check_function, check_named, check_number, check_whole
+from lightning_autoassist.arrivals import TransferOrder, hooks_of
 from lightning_autoassist.assistants import ASSISTANTS, Assistant, LogisticAssistant
 from lightning_autoassist.candidates import CandidateStream, Draw
 from lightning_autoassist.checkpoint import LAYOUT, is_readable
@@ -48,6 +49,8 @@ from lightning_autoassist.selection import Selection
 SCORE_NAMES: tuple[ScoreName | Literal["auto"], ...] = ("auto", *get_args(ScoreName))
 WEIGHT_NAMES: tuple[WeightsName | Literal["auto"], ...] = ("auto", *get_args(WeightsName))
 UPDATES: tuple[UpdateName | Literal["auto"], ...] = ("auto", *get_args(UpdateName))
+# So many batches in a row pass unfiltered before filtering stops, where their rows cannot be told apart.
+MOST_UNKNOWN = 16
 
 
 class AutoAssistCallback(CallbackBase):
@@ -168,6 +171,8 @@ class AutoAssistCallback(CallbackBase):
         self._data: AutoAssistDataModule | None = None
         self._step: tuple[Draw, Observation, Tensor | None] | None = None
         self._unwrap: Callable[[], None] | None = None
+        self._transfers = TransferOrder([])
+        self._num_unknown = 0  # batches in a row
 
     # ---- connecting to the Trainer
 
@@ -253,7 +258,8 @@ class AutoAssistCallback(CallbackBase):
             with self._learner.unfiltered_on_error():
                 observed = None if step is None else to_host(*step)
             progress = _progress(trainer, batch_idx)
-            self._jobs.submit(functools.partial(self._end_step, observed, progress, self._capture.has_other_terms))
+            told = self._capture.has_other_terms, self._capture.own_labels.is_refused
+            self._jobs.submit(functools.partial(self._end_step, observed, progress, *told))
         self._log.end_step(trainer)
 
         self._rng_before_validation = None
@@ -274,11 +280,19 @@ class AutoAssistCallback(CallbackBase):
         warn_about_limits(trainer, stream, keeps_first_pass=not self._learner.judges_unseen)
         self._schedules.start(trainer, stream)
 
-    def _end_step(self, observed: Observed | None, progress: float, has_other_terms: bool) -> None:
+    def _end_step(
+        self, observed: Observed | None, progress: float, has_other_terms: bool, refuses_labels: bool
+    ) -> None:
         """The job at the end of a step, wherever it is done."""
         assert self.lag is not None
         with self._learner.unfiltered_on_error():
-            self._learner.end_step(observed, lag=self.lag, progress=progress, has_other_terms=has_other_terms)
+            self._learner.end_step(
+                observed,
+                lag=self.lag,
+                progress=progress,
+                has_other_terms=has_other_terms,
+                refuses_labels=refuses_labels,
+            )
         if self._learner.has_other_terms and self.weights != "mean":
             self._fall_to_mean_weights()
 
@@ -385,6 +399,7 @@ class AutoAssistCallback(CallbackBase):
             "is_on_stream": self._is_on_stream,
             "reports": self._ranks.gather(self.report.state_dict()),
             "counts": self._log.state_dict(),
+            "labels": self._ranks.gather(self._capture.own_labels.state_dict()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -396,6 +411,8 @@ class AutoAssistCallback(CallbackBase):
         reports = state_dict["reports"]
         self.report.load_state_dict(reports[self._ranks.rank % len(reports)])
         self._log.load_state_dict(state_dict["counts"])
+        labels = state_dict.get("labels", [{}])
+        self._capture.own_labels.load_state_dict(labels[self._ranks.rank % len(labels)])
         self._has_begun = True
 
     def _prepare_store(self, num_instances: int) -> None:
@@ -423,12 +440,13 @@ class AutoAssistCallback(CallbackBase):
     def _wrap_training_step(self, trainer: Any, pl_module: Any) -> None:
         strategy = trainer.strategy
         training_step = strategy.training_step
+        self._transfers = TransferOrder(hooks_of(pl_module, getattr(self._data, "wrapped", None)))
 
         def observed_training_step(*args: Any, **kwargs: Any) -> Any:
             draw = None if self._data is None else self._data.current_draw
-            if draw is None or not self._learner.is_filtering:
-                return training_step(*args, **kwargs)
             batch = args[0] if args else next(iter(kwargs.values()), None)
+            if draw is None or not self._learner.is_filtering or not self._knows_rows(draw, batch):
+                return training_step(*args, **kwargs)
             with self.report.timed():
                 features = self._learner.new_features(draw, batch)
                 weights = None if draw.weights is None else torch.from_numpy(draw.weights).to(pl_module.device)
@@ -450,6 +468,19 @@ class AutoAssistCallback(CallbackBase):
                     strategy.training_step = others
 
         self._unwrap = unwrap
+
+    def _knows_rows(self, draw: Draw, batch: Any) -> bool:
+        """Whether the rows of the batch are the draw's instances."""
+        self._num_unknown = 0 if draw.knows_rows else self._num_unknown + 1
+        refusal = self._transfers.refusal(draw, batch) if draw.knows_rows else None
+        if self._num_unknown == MOST_UNKNOWN:
+            refusal = (
+                f"In {MOST_UNKNOWN} batches in a row the loader's collate_fn reordered instances or left some out, and "
+                "the values of the batch do not tell which of its rows is which instance."
+            )
+        if refusal is not None:
+            self._learner.stop_filtering(refusal)
+        return draw.knows_rows and refusal is None
 
     def _observe(
         self, captured: CapturedStep, output: Any, is_automatic: bool, draw: Draw, features: Tensor | None

@@ -63,6 +63,9 @@ class Draw(NamedTuple):
         rows: The instances themselves, where they come from a stream.
         pass_index: The pass that was on when the batch was complete.
         lacks_features: Whether features of some instance were still to be had when the batch was drawn.
+        knows_rows: Whether the batch's rows are known to be these instances, in this order.
+        drawn: The draw that this one is of, where a collate function reordered its instances or left some out.
+        arrived: The batch as it came out of the loader, in a run's first steps.
     """
 
     indices: IndexArray
@@ -70,6 +73,9 @@ class Draw(NamedTuple):
     rows: Rows | None = None
     pass_index: int = 0
     lacks_features: bool = False
+    knows_rows: bool = True
+    drawn: Draw | None = None
+    arrived: Any = None
 
 
 class CandidateStream:

@@ -281,7 +281,7 @@ class AutoAssistDataModule(DataModuleBase):
         draw, self.current_draw = self.current_draw, None
         if draw is not None:
             assert self._source is not None
-            self._source.confirm(draw)
+            self._source.confirm(draw.drawn or draw)
         return draw
 
     def is_fetching(self, iterator: object) -> bool:
@@ -298,6 +298,10 @@ class AutoAssistDataModule(DataModuleBase):
         if not num_done and not loader.keeps_iterator:
             self._restore_rng()
         return self._source.draws(self.trainer.num_training_batches - num_done)
+
+    @property
+    def needs_order(self) -> bool:
+        return self._selection is not None and not self._passes_plain_batches()
 
     def has_begun(self) -> None:
         # Where the interrupted run had its iterator already, making ours has drawn a seed from the global RNG.

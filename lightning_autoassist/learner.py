@@ -70,6 +70,7 @@ class Learner:
         reason: What went wrong.
         progress: Share of training that is done.
         has_other_terms: Whether some process's loss has terms beside the instances' own.
+        refuses_labels: Whether some process's targets are no property of the instances.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Learner:
         self.reason: str | None = None
         self.progress = 0.0
         self.has_other_terms = False
+        self.refuses_labels = False
         self.exchange_every = exchange_every
         self._ranks = Ranks()
         self._guard = Guard(self.stop_filtering)
@@ -256,7 +258,15 @@ class Learner:
             return features
         return None
 
-    def end_step(self, observed: Observed | None, *, lag: int, progress: float, has_other_terms: bool) -> None:
+    def end_step(
+        self,
+        observed: Observed | None,
+        *,
+        lag: int,
+        progress: float,
+        has_other_terms: bool,
+        refuses_labels: bool = False,
+    ) -> None:
         """Let the Assistant learn from what is older than ``lag`` steps; all processes must call this at every step.
 
         Args:
@@ -264,17 +274,20 @@ class Learner:
             lag: In steps.
             progress: Share of training that is done.
             has_other_terms: Whether the loss had terms beside the instances' own.
+            refuses_labels: Whether the losses' targets are no property of the instances.
         """
         self.progress = progress
         if not self.watches_losses:
             return
         self.has_other_terms |= has_other_terms
+        self.refuses_labels |= refuses_labels
         self._num_steps += 1
         if observed is not None:
             self._pending.append(observed)
             while len(self._pending) > lag:
                 self._ready.append(self._pending.popleft())
         if self._ranks.world_size == 1:
+            self._drop_refused_labels()
             if len(self._ready) >= LEARNT_TOGETHER:
                 self._catch_up()
         elif self._num_steps % self.exchange_every == 0:
@@ -292,9 +305,16 @@ class Learner:
                 self._learn_in_turn([self._ready])
 
     def _exchange(self) -> None:
-        told = self._ranks.gather(([on_host(observed) for observed in self._ready], self.has_other_terms))
-        self.has_other_terms = any(others for _, others in told)
-        self._learn_in_turn([by_rank for by_rank, _ in told])
+        ready = [on_host(observed) for observed in self._ready]
+        told = self._ranks.gather((ready, self.has_other_terms, self.refuses_labels))
+        self.has_other_terms = any(others for _, others, _ in told)
+        self.refuses_labels = any(refuses for _, _, refuses in told)
+        self._drop_refused_labels()
+        self._learn_in_turn([by_rank for by_rank, *_ in told])
+
+    def _drop_refused_labels(self) -> None:
+        if self.refuses_labels and self.store is not None:
+            self.store.labels = None
 
     def _learn_in_turn(self, ready: list[list[Observed]]) -> None:
         self._ready = []
@@ -304,6 +324,8 @@ class Learner:
 
     def _learn(self, observed: Observed) -> None:
         """Let the Assistant learn from one batch of the Boss."""
+        if self.refuses_labels:
+            observed = observed._replace(labels=None)
         if observed.pass_index > self._pass_index:  # of several processes, the first to get there
             self._pass_index = observed.pass_index
             self.assistant.begin_pass()

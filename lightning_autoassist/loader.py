@@ -17,7 +17,9 @@ from lightning_fabric.utilities.seed import pl_worker_init_function
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
+from lightning_autoassist.arrivals import Arrivals
 from lightning_autoassist.candidates import Draw
+from lightning_autoassist.collation import Collated, WatchedCollate, in_order_of
 from lightning_autoassist.features import tensors_in
 from lightning_autoassist.order_pieces import announce_epoch, index_array
 
@@ -93,6 +95,10 @@ class Fetching(Protocol):
 
     def begin(self, loader: FetchedLoader) -> Iterator[Draw]:
         """The Trainer's iteration over ``loader`` begins: its draws."""
+
+    @property
+    def needs_order(self) -> bool:
+        """Whether anybody asks which instance a batch's rows are."""
 
     def has_begun(self) -> None:
         """The user's loader is being iterated, and asks for the indices of its first batch."""
@@ -212,6 +218,8 @@ class CarryingLoader(FetchedLoader):
         self.num_instances = num_instances
         self._feed = _Feed()
         self._loader = _fed_by(loader, self._feed)
+        self._collate = WatchedCollate(self._loader.collate_fn)
+        self._arrivals = Arrivals()
 
     @property
     def keeps_iterator(self) -> bool:  # type: ignore[override]
@@ -221,6 +229,8 @@ class CarryingLoader(FetchedLoader):
         iterator = self._loader._iterator
         self._loader = _fed_by(self.plain, self._feed)
         self._loader._iterator = iterator
+        if self._loader.collate_fn is not self._collate.collate:
+            self._collate = WatchedCollate(self._loader.collate_fn)
 
     # Lightning shuts workers down through this attribute of a DataLoader.
     @property
@@ -232,10 +242,27 @@ class CarryingLoader(FetchedLoader):
         self._loader._iterator = iterator
 
     def _carried_batches(self) -> Iterator[Carried]:
-        self._feed.open(self._fetching.begin(self), self._fetching.has_begun)
+        draws = self._fetching.begin(self)
+        self._feed.open(draws, self._fetching.has_begun)
+        self._watch_order(self._fetching.needs_order)
         # Not in the generator below: workers must start now, as plain Lightning's do.
         batches = iter(self._loader)
-        return (Carried(batch, self._feed.next_fed()) for batch in batches)
+        return (self._carried(batch, self._feed.next_fed()) for batch in batches)
+
+    def _watch_order(self, is_needed: bool) -> None:
+        """Before workers start: each has its own copy of the collate function."""
+        # What iterates otherwise than torch does may look into the batches on their way.
+        iterate = type(self._loader).__iter__
+        is_torchs = iterate is DataLoader.__iter__ or iterate.__module__.startswith("torchdata.")
+        self._loader.collate_fn = self._collate if is_needed and is_torchs else self._collate.collate
+
+    def _carried(self, batch: Any, draw: Draw | None) -> Carried:
+        if isinstance(batch, Collated):
+            self._collate.learn(batch)
+            if draw is not None:
+                draw = self._arrivals.noted(batch.batch, in_order_of(batch.rows, draw))
+            batch = batch.batch
+        return Carried(batch, draw)
 
 
 class BatchIterator:

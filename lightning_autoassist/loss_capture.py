@@ -23,6 +23,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from lightning_autoassist.batch_parts import leaves_of
 from lightning_autoassist.loss_found import (
     Contribution,
     Explanation,
@@ -45,6 +46,8 @@ from lightning_autoassist.loss_graph import (
 from lightning_autoassist.loss_layout import ROW_ORDERS, Layout, RowOrders
 from lightning_autoassist.loss_weights import weighted_call
 from lightning_autoassist.losses import LOSSES, Arguments, NamedLoss, class_axis, has_class_indices
+from lightning_autoassist.own_labels import OwnLabels
+from lightning_autoassist.row_order import RowChecks
 
 SCORES = ("gradient_norm", "loss")
 WAYS_OUT = (
@@ -121,7 +124,9 @@ class InstanceLossCapture:
         self.row_order = row_order
         self.has_other_terms = False
         self.explain: Callable[[list[Explanation]], None] | None = None
+        self.own_labels = OwnLabels()
         self._row_orders = RowOrders(row_order)
+        self._row_checks = RowChecks()
         self._checks_left = _CHECKED_STEPS
         self._is_warned = False
 
@@ -148,6 +153,7 @@ class CapturedStep(TorchFunctionMode):
 
     Attributes:
         reason: Why :meth:`observe` found nothing, in words for the user; None where it found something.
+        is_final: Whether no later step will find anything either.
     """
 
     def __init__(
@@ -160,6 +166,7 @@ class CapturedStep(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.reason: str | None = None
+        self.is_final = False
         self._capture = capture
         self._batch = batch
         self._batch_size = batch_size
@@ -169,6 +176,9 @@ class CapturedStep(TorchFunctionMode):
         self._reduced: list[Reduction] = []
         self._backwards: list[list[Contribution]] = []
         self._missed: list[str] = []
+        # Now: the step may take them out of the batch.
+        self._leaves = [] if capture.own_labels.is_refused else list(leaves_of(batch))
+        self._rows = capture._row_checks.tracker(batch, batch_size)
 
     def __exit__(
         self,
@@ -207,6 +217,12 @@ class CapturedStep(TorchFunctionMode):
         kwargs: Arguments | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        result = self._call(func, args, kwargs)
+        if not torch.compiler.is_compiling() and self._rows is not None:
+            self._rows.note(func, args, kwargs, result)
+        return result
+
+    def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Arguments) -> Any:
         if func in LOSSES:
             return self._watch(LOSSES[func], args, kwargs)
         if func is Tensor.backward:
@@ -225,6 +241,7 @@ class CapturedStep(TorchFunctionMode):
         layout = self._layout(named, arguments, source)
         if layout is None:
             return named.function(*args, **kwargs)
+        self._check_rows(source, inputs, [arguments.get("target")], layout)
         softmax = None
         if named.function is F.cross_entropy and _is_split_alike(arguments):
             # What torch does inside, so that the log-probabilities serve the score as well.
@@ -296,7 +313,13 @@ class CapturedStep(TorchFunctionMode):
         if torch.compiler.is_compiling() or not (_requires_grad(values) and _requires_grad(result)):
             return
         if result.ndim == 0 < values.ndim and values.shape[0] == self._batch_size:
-            self._reduced.append(Reduction(values, result.grad_fn, f"hand-written loss {_caller()}"))
+            source = f"hand-written loss {_caller()}"
+            self._reduced.append(Reduction(values, result.grad_fn, source))
+            self._check_rows(source, [values], [], Layout((self._batch_size,), 0, 1))
+
+    def _check_rows(self, source: str, inputs: list[Any], others: list[Any], layout: Layout) -> None:
+        if not torch.compiler.is_compiling() and self._rows is not None:
+            self._rows.check(source, [value for value in inputs if _requires_grad(value)], others, layout)
 
     def _layout(self, named: NamedLoss, arguments: Arguments, source: str) -> Layout | None:
         """Whose the loss's rows are; None, and a note why, where that is not known."""
@@ -335,11 +358,14 @@ class CapturedStep(TorchFunctionMode):
         if not parts:
             self.reason = self._why_nothing()
             return None
+        if self._is_out_of_order([found.source for found, _ in parts]):
+            return None
         if self._capture.explain is not None:
             self._capture.explain([explained(part) for part in parts])
         is_left_to_backward = len(parts) == 1 and parts[0].found.softmax is not None and not self._backwards
         losses, scores = scored_in_backward(parts[0]) if is_left_to_backward else combine(parts)
-        labels = next((found.labels for found, _ in parts if found.labels is not None), None)
+        targets = [found.labels for found, _ in parts if found.labels is not None]
+        labels = self._capture.own_labels.of(targets, self._leaves, self._batch_size)
         source = " + ".join(dict.fromkeys(found.source for found, _ in parts))
         return Observation(losses, losses.clone() if self._capture.score == "loss" else scores, labels, source)
 
@@ -423,6 +449,9 @@ class CapturedStep(TorchFunctionMode):
                 "enter: return it from training_step, undetached, or pass weights='none'."
             )
             return None
+        self._check_rows(source, [losses], [], Layout((self._batch_size,), 0, 1))
+        if self._is_out_of_order([source]):
+            return None
         values = losses.detach().float().clone()
         return Observation(values, values.clone(), None, source)
 
@@ -444,12 +473,24 @@ class CapturedStep(TorchFunctionMode):
         losses.register_hook(lambda gradient: gradient * weights)
         return True
 
+    def _is_out_of_order(self, sources: list[str]) -> bool:
+        """Whether the rows of losses were seen in another order than the batch's, in this step or an earlier one."""
+        problem = self._capture._row_checks.end(self._rows, sources)
+        if problem is not None:
+            self.is_final = True
+            self.reason = (
+                f"{problem}, so that a loss cannot be assigned to its instance. Put the rows back in the batch's order "
+                "before the loss, or sort instances in the loader's collate_fn, which is followed."
+            )
+        return problem is not None
+
     def _where(self, method: str = "training_step") -> str:
         return method if self._module is None else f"{type(self._module).__name__}.{method}"
 
     def _release(self) -> None:
         """Hold nothing of the step: neither its graph nor its batch."""
         self._named, self._reduced, self._backwards, self._batch = [], [], [], None
+        self._leaves, self._rows = [], None
 
 
 def _requires_grad(value: Any) -> bool:
