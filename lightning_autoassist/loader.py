@@ -68,6 +68,7 @@ def batch_rows(batch: Any) -> int:
     """How many instances a batch holds that was not drawn here, by its first tensor; 0 where it has none.
 
     Example:
+        >>> import torch
         >>> batch_rows({"text": ["a", "b"], "label": torch.zeros(2)})
         2
     """

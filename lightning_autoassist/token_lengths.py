@@ -67,6 +67,7 @@ def longest_sequence(instance: Any) -> int:
         ValueError: If there is none; text has a length only once it is tokenized.
 
     Example:
+        >>> import torch
         >>> longest_sequence({"source": [5, 6, 7], "target": torch.tensor([8, 9]), "name": "a sentence"})
         3
     """
