@@ -164,7 +164,8 @@ class AutoAssistDataModule(DataModuleBase):
         self._restored: dict[str, Any] | None = None
         self._restored_rng: dict[str, Any] | None = None
         self._undo_convert: Callable[[], None] | None = None
-        self._passed_on: set[str] = set()  # why the user's own loader was passed on, as far as it was said
+        # Why the user's own train loader is passed on as it is; None where it is filtered.
+        self.unfiltered_because: str | None = None
 
         loaders = {"val": val_dataloaders, "test": test_dataloaders, "predict": predict_dataloaders}
         loaders = {stage: loader for stage, loader in loaders.items() if loader is not None}
@@ -322,10 +323,12 @@ class AutoAssistDataModule(DataModuleBase):
         if not self._is_fitting():
             return loader
         try:
-            return self._streamed(loader) if is_stream(loader) else self._indexed(loader)
+            own = self._streamed(loader) if is_stream(loader) else self._indexed(loader)
         except UnfilterableError as reason:
             self._warn_of_passing_on(str(reason))
             return loader
+        self.unfiltered_because = None
+        return own
 
     def _indexed(self, loader: Any) -> Any:
         """A loader of the instances that are kept, which are chosen by index; or of all batches of a loader."""
@@ -401,8 +404,8 @@ class AutoAssistDataModule(DataModuleBase):
             )
 
     def _warn_of_passing_on(self, reason: str) -> None:
-        if reason not in self._passed_on:
-            self._passed_on.add(reason)
+        is_known, self.unfiltered_because = reason == self.unfiltered_because, reason
+        if not is_known:
             rank_zero_warn(
                 f"AutoAssist passes the train data on unfiltered: every batch is trained on, and budget={self.budget} "
                 f"saves nothing. {reason[0].upper()}{reason[1:]}"

@@ -168,8 +168,9 @@ class _Watching(AutoAssistCallback):
 
     def diagnosis(self, module: str) -> Diagnosis:
         """What was seen."""
-        if self._learner.reason is not None:
-            return Diagnosis(module, reason=self._learner.reason)
+        reason = self._learner.reason or (None if self._data is None else self._data.unfiltered_because)
+        if reason is not None:
+            return Diagnosis(module, reason=reason)
         plain, captured = (statistics.median(times) if times else float("nan") for times in self.milliseconds)
         return Diagnosis(module, self.losses, None, plain, captured)
 

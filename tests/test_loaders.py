@@ -24,7 +24,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
+from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, diagnose
 from lightning_autoassist.distributed import OwnedCandidates
 from lightning_autoassist.indexed_data import CandidatePasses, UnfilterableError, indexed_data
 from lightning_autoassist.order_pieces import OrderInPieces
@@ -520,6 +520,13 @@ def test_several_train_loaders_are_trained_on_as_they_are(loaders):
     assert sum("unfiltered" in str(warning.message) for warning in caught) == 1
     assert run.global_step == plain_run.global_step
     assert all(torch.equal(*pair) for pair in zip(module.parameters(), plain.parameters(), strict=True))
+
+
+def test_diagnose_says_that_a_loader_is_passed_on():
+    loader = DataLoader(Rows(200), batch_sampler=OddBatches(SequentialSampler(range(200)), 10, False))
+    diagnosis = diagnose(Classifier(), loader, quiet=True)
+    assert "OddBatches decides which instances share a batch" in str(diagnosis)
+    assert "OFF" in str(diagnosis)
 
 
 def test_it_is_said_once_however_often_the_loader_is_made():
