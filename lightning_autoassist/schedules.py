@@ -273,7 +273,7 @@ def _ends_wrongly(
     lowest = min(run[top:])
     tolerance = LOW * (max(run) - lowest)
     if rate < full_rate:
-        return max(*rates[: own.total + 1], initial) < highest - tolerance  # still on its way up
+        return rate >= max(rates[: own.total + 1]) - LOW * (max(run) - min(run))  # still on its way up
     if full_rate > lowest + tolerance:
         return False
     comes_to_rest = has_ended or min(rates[full.total :]) >= full_rate - MIN_GAP * full_rate
