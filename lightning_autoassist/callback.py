@@ -361,8 +361,8 @@ class AutoAssistCallback(CallbackBase):
             trainer.datamodule.load_plain_checkpoint(checkpoint)
         if self._stage == "fit":
             rank_zero_warn(
-                "the checkpoint was written without AutoAssist: your module, optimizer and loops are restored, filtering "
-                "begins with a first pass that keeps everything"
+                "the checkpoint was written without AutoAssist: your module, optimizer and loops are restored, and "
+                "filtering begins with a first pass that keeps everything"
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -135,9 +135,9 @@ class OpenWindow:
             num_bytes = sum(ranks.gather(sum(gradient.nbytes for gradient in own.values())))
             if num_bytes > MAX_GATHERED:
                 warnings.warn(
-                    f"this checkpoint lies between two optimizer steps of accumulated gradients, and {num_bytes:,} bytes "
-                    "of gradients of several processes are too many to save: a run resumed from it loses what was "
-                    "accumulated; save after an optimizer step, as every_n_train_steps= does",
+                    f"this checkpoint lies between two optimizer steps, and the {num_bytes:,} bytes of gradients that "
+                    "the processes have accumulated are too many to save: a run that is resumed from it loses them. "
+                    "Save checkpoints after an optimizer step, as ModelCheckpoint(every_n_train_steps=...) does",
                     stacklevel=2,
                 )
                 return None

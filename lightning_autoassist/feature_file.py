@@ -12,7 +12,7 @@ import sys
 import warnings
 import weakref
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,8 +46,9 @@ class FeaturePlace(NamedTuple):
 class FeatureFile:
     """Rows of features in half precision, shape ``(N, F)``, zero until written.
 
-    The file starts with a header that names the run it belongs to, and a flag a row. Its space is reserved when it is made: a disk that
-    ran full under a mapped file would end the process with SIGBUS. A file that no checkpoint refers to (see
+    The file starts with a header that names the run it belongs to, and ends with a flag a row. Its space is reserved
+    when it is made: a disk that ran full under a mapped file would end the process with SIGBUS. A file that no
+    checkpoint refers to (see
     :meth:`state_dict`) is removed with this object.
 
     Attributes:
@@ -60,9 +61,9 @@ class FeatureFile:
         self.path = path
         self._run = run
         # "c", copy on write, needs no right to write, and torch takes such an array without a complaint.
-        mode = "r+" if is_writable else "c"
-        self._flags: Any = np.memmap(file, np.uint8, mode, HEADER_BYTES, shape[0])
-        self._map: Any = np.memmap(file, np.float16, mode, _rows_start(shape[0]), shape)
+        mode: Literal["r+", "c"] = "r+" if is_writable else "c"
+        self._map: Any = np.memmap(file, np.float16, mode, HEADER_BYTES, shape)
+        self._flags: Any = np.memmap(file, np.uint8, mode, HEADER_BYTES + self._map.nbytes, shape[0])
         self.values = torch.from_numpy(self._map)
         weakref.finalize(self, file.close)
         # After mapping: a process loses its lock on a file whenever it closes any descriptor of it.
@@ -151,12 +152,8 @@ class FeatureFile:
         return {"path": str(self.path), "run": self._run, "shape": list(self.values.shape)}
 
 
-def _rows_start(num_instances: int) -> int:
-    return HEADER_BYTES + -(-num_instances // HEADER_BYTES) * HEADER_BYTES
-
-
 def _size(shape: tuple[int, int]) -> int:
-    return _rows_start(shape[0]) + 2 * shape[0] * shape[1]
+    return HEADER_BYTES + 2 * shape[0] * shape[1] + shape[0]
 
 
 def _reserve(file: BinaryIO, size: int) -> None:

@@ -179,7 +179,8 @@ class Learner:
 
     def _drop_unfit(self, differing: Collection[str]) -> list[str]:
         """Drop what a checkpoint remembers of instances and this run cannot read; returns what that was."""
-        restored, lost = self._restored, []
+        restored = self._restored
+        lost: list[str] = []
         if restored is None:
             return lost
         if "score" in differing:
@@ -356,7 +357,8 @@ class Learner:
 
     def _begin_features_anew(self, store: InstanceStore, num_features: int) -> None:
         """Drop features of a checkpoint that another reduction has made, and what was learnt from them."""
-        assert self._fresh is not None and store.features is not None
+        assert self._fresh is not None
+        assert store.features is not None
         warnings.warn(
             f"an instance has {num_features} features, and had {store.features.shape[1]} in the checkpoint: the "
             "features, the Assistant and the policy's statistics begin anew, all else of the checkpoint is restored",

@@ -88,9 +88,7 @@ def own_generators(loader: Any) -> Iterator[tuple[str, OwnGenerator]]:
     yield from _generators_in(loader, "loader", {}, MAX_DEPTH)
 
 
-def _generators_in(
-    owner: Any, place: str, known: dict[int, Any], depth: int
-) -> Iterator[tuple[str, OwnGenerator]]:
+def _generators_in(owner: Any, place: str, known: dict[int, Any], depth: int) -> Iterator[tuple[str, OwnGenerator]]:
     if id(owner) in known:
         return
     if isinstance(owner, OwnGenerator) and not isinstance(owner, random.SystemRandom):
