@@ -349,7 +349,7 @@ class AutoAssistCallback(CallbackBase):
             "settings": self._kinds(),
             "learner": self._learner.state_dict(),
             "is_on_stream": self._is_on_stream,
-            "reports": self._ranks.gather(self.report.state_dict()),
+            "reports": self._ranks.gather(self.report.state_dict(self._data and self._data.candidate_stream)),
             "counts": self._log.state_dict(),
             "gradients": None if trainer is None else self._gradients.state_dict(trainer, self._ranks),
         }

@@ -375,8 +375,9 @@ class AutoAssistDataModule(DataModuleBase):
             own: dict[str, Any] = {"plain": self._plain.state_dict()}
         elif self._sampler is not None:
             own = {"sampler": self._sampler.state_dict()}
-        else:
-            return {}
+        else:  # nothing was drawn yet of what a checkpoint brought
+            restored = {"sampler": self._restored, "plain": self._restored_plain, "rng": self._restored_rng}
+            return {name: part for name, part in restored.items() if part is not None}
         before = self._rng_before_validation
         return {**own, "rng": self._rng.state_dict() if before is None else before}
 

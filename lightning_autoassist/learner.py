@@ -128,7 +128,7 @@ class Learner:
         }
         return {
             "assistant": self.assistant.state_dict(),
-            "store": None if self.store is None else self.store.state_dict(),
+            "store": self._restored if self.store is None else self.store.state_dict(),
             "label_column": self.rows.label_column.paths,
             "progress": self.progress,
             "num_steps": self._num_steps,

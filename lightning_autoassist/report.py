@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -55,6 +55,24 @@ class Stopwatch:
         self._started = None if self._started is None else time.perf_counter()
 
 
+class PastStream(NamedTuple):
+    """Figures of a checkpoint's candidate stream, for a run that has nothing left to train; see ``CandidateStream``."""
+
+    num_considered: int
+    num_kept: int
+    prob_sum: float
+    seconds: float
+    num_batches: int
+    num_unfiltered: int
+
+    @classmethod
+    def of(cls, stream: CandidateStream) -> PastStream:
+        """The figures of a stream; ``num_unfiltered`` is K without a budget."""
+        num_unfiltered = stream.batches_at(1.0) if stream.batch_size else 0
+        counts = stream.num_considered, stream.num_kept, stream.prob_sum, stream.seconds
+        return cls(*counts, len(stream), num_unfiltered)
+
+
 class FilterReport:
     """Counters over a run and over its current epoch.
 
@@ -77,6 +95,7 @@ class FilterReport:
         self._ranked: list[tuple[Tensor, Tensor]] = []
         self._num_ranked = 0
         self._epoch_start = self._totals(None)
+        self._past: PastStream | None = None
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -155,18 +174,20 @@ class FilterReport:
     def summary(self, sampler: CandidateStream | None) -> dict[str, float]:
         """Totals of the run, and the last epoch's figures of the Assistant."""
         zero = dict.fromkeys(self._totals(None), 0.0)
+        stream = self._past if sampler is None else sampler
         assistant = {name: value for name, value in self.last_epoch.items() if name.startswith("assistant_")}
         return {
             **{name: float(getattr(self, name)) for name in AXES},
-            "saved_ratio": saved_ratio(sampler),
-            "candidates_seen": self._candidates_seen(sampler),
+            "saved_ratio": saved_ratio(stream),
+            "candidates_seen": self._candidates_seen(stream),
             "nonfinite_instances": float(self.nonfinite_instances),
-            **self._rates(zero, self._totals(sampler)),
+            **self._rates(zero, self._totals(stream)),
             **assistant,
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, sampler: CandidateStream | None = None) -> dict[str, Any]:
         """Counters that go on after a resume."""
+        past = self._past if sampler is None else PastStream.of(sampler)
         names = (
             "boss_updates",
             "instances_seen",
@@ -176,14 +197,17 @@ class FilterReport:
             "seconds",
             "last_epoch",
         )
-        return {name: getattr(self, name) for name in names}
+        return {"past": None if past is None else list(past), **{name: getattr(self, name) for name in names}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
-        for name, value in state.items():
+        counters = dict(state)
+        past = counters.pop("past")
+        self._past = None if past is None else PastStream(*past)
+        for name, value in counters.items():
             setattr(self, name, value)
 
-    def _totals(self, sampler: CandidateStream | None) -> dict[str, float]:
+    def _totals(self, sampler: CandidateStream | PastStream | None) -> dict[str, float]:
         drawing = {
             "considered": 0 if sampler is None else sampler.num_considered,
             "kept": 0 if sampler is None else sampler.num_kept,
@@ -204,7 +228,7 @@ class FilterReport:
             "overhead_ms": 1e3 * (spent["seconds"] + spent["drawing"]) / batches,
         }
 
-    def _candidates_seen(self, sampler: CandidateStream | None) -> float:
+    def _candidates_seen(self, sampler: CandidateStream | PastStream | None) -> float:
         return float(self.instances_seen if sampler is None else sampler.num_considered * self.num_ranks)
 
 
@@ -219,8 +243,10 @@ def over_ranks(metrics: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(known) / len(known) for name, known in values.items()}
 
 
-def saved_ratio(sampler: CandidateStream | None) -> float:
+def saved_ratio(sampler: CandidateStream | PastStream | None) -> float:
     """Share of the Boss updates of an unfiltered run that this one does without, in [0, 1)."""
+    if isinstance(sampler, PastStream):
+        return max(0.0, 1 - sampler.num_batches / sampler.num_unfiltered) if sampler.num_unfiltered else 0.0
     if sampler is None or not sampler.batch_size:
         return 0.0
     return max(0.0, 1 - len(sampler) / sampler.batches_at(1.0))
