@@ -344,12 +344,13 @@ class AutoAssistCallback(CallbackBase):
         trainer = None if self._data is None else self._data.trainer
         if trainer is not None and is_at_batch_end(trainer):
             self._end_batch(trainer, trainer.fit_loop.epoch_loop.batch_idx)
+        stream = None if self._data is None else self._data.candidate_stream
         return {
             "layout": LAYOUT,
             "settings": self._kinds(),
             "learner": self._learner.state_dict(),
             "is_on_stream": self._is_on_stream,
-            "reports": self._ranks.gather(self.report.state_dict(self._data and self._data.candidate_stream)),
+            "reports": self._ranks.gather(self.report.state_dict(stream)),
             "counts": self._log.state_dict(),
             "gradients": None if trainer is None else self._gradients.state_dict(trainer, self._ranks),
         }
