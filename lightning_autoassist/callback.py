@@ -25,6 +25,7 @@ from lightning_autoassist.checkpoint import (
     OpenWindow,
     count_next_epoch,
     differences,
+    fit_epoch_to_length,
     is_at_batch_end,
     is_readable,
     kind_of,
@@ -207,6 +208,8 @@ class AutoAssistCallback(CallbackBase):
         assert self._data is not None
         self._has_begun, self._num_ended = True, 0
         count_next_epoch(trainer.fit_loop)
+        fit_epoch_to_length(trainer.fit_loop.epoch_loop, self._data.restored_length, trainer.num_training_batches)
+        self._data.restored_length = None
         self._isolate_validation(trainer.fit_loop.epoch_loop.val_loop)
         self._gradients.begin(trainer, pl_module)
         _check_equal_epochs(self._ranks.gather(trainer.num_training_batches))

@@ -100,6 +100,27 @@ def count_next_epoch(fit_loop: Any) -> None:
         fit_loop.reset_restart_stage()
 
 
+def fit_epoch_to_length(epoch_loop: Any, num_before: int | None, num_now: float) -> None:
+    """Let an interrupted epoch go on at the same share of its batches where epochs have another number of them now.
+
+    That is so on another number of processes, with another budget or batch size. Lightning would go on at the same
+    batch, which may lie beyond the epoch's end.
+
+    Args:
+        epoch_loop: Of the Trainer's fit loop, restored and not yet running.
+        num_before: Batches an epoch in the interrupted run; None where nothing tells.
+        num_now: Batches an epoch in this run.
+    """
+    batches = epoch_loop.batch_progress
+    num_done = batches.current.processed
+    if not num_before or num_now in (num_before, float("inf")) or not num_done or not epoch_loop.restarting:
+        return
+    is_complete = num_done >= num_before or batches.is_last_batch
+    shift = num_done - (int(num_now) if is_complete else num_done * int(num_now) // num_before)
+    for count in ("ready", "started", "processed", "completed"):
+        setattr(batches.current, count, getattr(batches.current, count) - shift)
+
+
 class OpenWindow:
     """Gradients that were accumulated, and that no optimizer step has used: they are in no checkpoint of Lightning's.
 

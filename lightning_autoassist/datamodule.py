@@ -144,6 +144,7 @@ class AutoAssistDataModule(DataModuleBase):
         self._restored: dict[str, Any] | None = None
         self._restored_plain: dict[str, Any] | None = None
         self._restored_rng: dict[str, Any] | None = None
+        self.restored_length: int | None = None  # batches an epoch in the run that a checkpoint is of
         self.lost: list[str] = []  # what of a checkpoint does not fit this run, in words
 
         loaders = {"val": val_dataloaders, "test": test_dataloaders, "predict": predict_dataloaders}
@@ -353,6 +354,8 @@ class AutoAssistDataModule(DataModuleBase):
         own = self._own_state()
         if own:
             state["layout"] = LAYOUT
+            length = self.trainer.num_training_batches
+            state["num_batches"] = int(length) if length < float("inf") else None
             state["ranks"] = self._ranks.gather(own)  # all processes must get here, as for all of a checkpoint
         return state
 
@@ -384,6 +387,7 @@ class AutoAssistDataModule(DataModuleBase):
     def _load_own_state(self, state_dict: dict[str, Any]) -> None:
         self._sampler = self._plain = None
         self.lost = []
+        self.restored_length = state_dict.get("num_batches")
         ranks = state_dict["ranks"] if "ranks" in state_dict and is_readable(state_dict, warns=False) else []
         own = ranks[self._ranks.rank] if len(ranks) == self._ranks.world_size else {}
         if ranks and not own:

@@ -118,7 +118,7 @@ class Boss(Classifier):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        torch.rand(3), np.random.rand(2), random.random()
+        torch.rand(3), np.random.rand(2), random.random()  # noqa: NPY002
         super().validation_step(batch, batch_idx)
 
 

@@ -163,7 +163,9 @@ def test_a_second_interruption(tmp_path, first, options):
     assert_same(whole.result, once.result)
     assert once.module.begun == whole.module.begun[first // 4 if first % 4 == 0 else 1 :]
     for second in (first + 1, 8, 11):
-        twice = Fit(tmp_path / "twice", tmp_path / ("once" if second > first else "whole") / f"{second}.ckpt", **options)
+        twice = Fit(
+            tmp_path / "twice", tmp_path / ("once" if second > first else "whole") / f"{second}.ckpt", **options
+        )
         assert_same(whole.result, twice.result)
 
 

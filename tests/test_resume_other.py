@@ -15,6 +15,7 @@ from tests.resuming import B, Boss, Fit, assert_same
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
 ]
 
@@ -33,7 +34,7 @@ def halves(features):
 
 
 OTHERS = {
-    "policy": ({"policy": "autoassist"}, {"policy": "infobatch"}, ["policy=AutoAssistPolicy", "scores"]),
+    "policy": ({"policy": "autoassist"}, {"policy": "infobatch"}, ["policy=AutoAssistPolicy", "the Assistant"]),
     "policy of one score": ({"policy": "infobatch"}, {"policy": "selective_backprop"}, ["statistics begin anew"]),
     "policy within": (
         {"policy": "class_quota"},
@@ -78,14 +79,11 @@ def test_another_setting_is_named_in_one_warning(tmp_path, before, now, words, s
 
 
 def test_what_fits_of_another_policys_checkpoint_is_kept(tmp_path):
-    before = Fit(tmp_path / "before", settings={"policy": "infobatch"}, max_epochs=2)
-    fit, _ = resumed_with_warnings(
-        tmp_path / "now", tmp_path / "before" / "8.ckpt", settings={"policy": "selective_backprop"}, max_epochs=2
-    )
+    before = Fit(tmp_path / "before", settings={"policy": "infobatch"})
+    settings = {"policy": "selective_backprop"}
+    fit, _ = resumed_with_warnings(tmp_path / "now", tmp_path / "before" / "12.ckpt", settings=settings)
     assert_same(before.module.state_dict(), fit.module.state_dict())
-    more, _ = resumed_with_warnings(
-        tmp_path / "more", tmp_path / "before" / "8.ckpt", settings={"policy": "selective_backprop"}
-    )
+    more, _ = resumed_with_warnings(tmp_path / "more", tmp_path / "before" / "12.ckpt", settings=settings, max_epochs=4)
     assert (more.callback.instances.seen >= before.callback.instances.seen).all()
     assert more.data.candidate_stream.num_considered > before.data.candidate_stream.num_considered
 
@@ -98,6 +96,17 @@ def test_from_and_to_plain_batches(tmp_path, before, now):
     )
     assert "the place in the data" in warning
     assert fit.run.current_epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "step", "num_steps"),
+    [(0.6, 1.0, 2, 2 + 3 + 12), (0.6, 1.0, 4, 4 + 12), (1.0, 0.6, 5, 5 + 1 + 8), (1.0, 0.6, 6, 6 + 8)],
+)
+def test_an_epoch_of_another_length_goes_on_at_its_share(tmp_path, before, now, step, num_steps):
+    """Epochs of 4 batches at budget 0.6, of 6 at 1; as on another number of processes."""
+    Fit(tmp_path / "before", budget=before)
+    fit = Fit(tmp_path / "now", tmp_path / "before" / f"{step}.ckpt", budget=now)
+    assert fit.run.global_step == num_steps
 
 
 def test_the_same_settings_warn_of_nothing(tmp_path):
@@ -117,7 +126,7 @@ def test_weights_that_fell_to_mean_stay_so(tmp_path):
 
         folder.mkdir(exist_ok=True)
         callback, module = AutoAssistCallback(weights="sum"), Penalised()
-        run = trainer(max_epochs=3, callbacks=[callback, SaveEvery(folder)], limit_val_batches=0)
+        run = trainer(max_epochs=3, callbacks=[callback, SaveEvery(folder)])
         with pytest.warns(UserWarning, match='weights="mean" are used'):
             run.fit(module, datamodule=AutoAssistDataModule(loader("global"), seed=11), ckpt_path=resume)
         return module.state_dict()
