@@ -22,7 +22,17 @@ from lightning_autoassist.arguments import check_choice, check_function, check_n
 from lightning_autoassist.arrivals import TransferOrder, hooks_of
 from lightning_autoassist.assistants import ASSISTANTS, Assistant, LogisticAssistant
 from lightning_autoassist.candidates import CandidateStream, Draw
-from lightning_autoassist.checkpoint import LAYOUT, is_readable
+from lightning_autoassist.checkpoint import (
+    LAYOUT,
+    OpenWindow,
+    count_next_epoch,
+    differences,
+    fit_epoch_to_length,
+    is_at_batch_end,
+    is_readable,
+    kind_of,
+    warn_of_losses,
+)
 from lightning_autoassist.datamodule import HOW_TO_USE, AutoAssistDataModule
 from lightning_autoassist.distributed import Ranks
 from lightning_autoassist.feature_file import FeaturePlace
@@ -40,7 +50,6 @@ from lightning_autoassist.loss_capture import CapturedStep, InstanceLossCapture,
 from lightning_autoassist.names import GivenAssistantName, GivenPolicyName, ScoreName, UpdateName, WeightsName
 from lightning_autoassist.policies import POLICIES, Policy
 from lightning_autoassist.report import FilterReport, over_ranks, warn_about_limits
-from lightning_autoassist.rng import restore_rng_state, rng_state
 from lightning_autoassist.run_length import Limits
 from lightning_autoassist.run_log import Decode, RunLog, summed
 from lightning_autoassist.schedules import ScheduleCheck
@@ -167,16 +176,21 @@ class AutoAssistCallback(CallbackBase):
         self._schedules = ScheduleCheck()
         self._knows_length = False
         self._has_begun = self._is_on_stream = False
-        self._rng_before_validation: dict[str, Any] | None = None
+        self._stage = "fit"
         self._data: AutoAssistDataModule | None = None
         self._step: tuple[Draw, Observation, Tensor | None] | None = None
         self._unwrap: Callable[[], None] | None = None
         self._transfers = TransferOrder([])
         self._num_unknown = 0  # batches in a row
+        self._num_passed_on = 0  # instances of the current batch, where it was not drawn here
+        self._val_loop: Any = None
+        self._gradients = OpenWindow()
+        self._num_ended = 0
 
     # ---- connecting to the Trainer
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._stage = stage
         if stage != "fit":
             return
         count = sum(isinstance(callback, AutoAssistCallback) for callback in trainer.callbacks)
@@ -229,7 +243,12 @@ class AutoAssistCallback(CallbackBase):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
-        self._has_begun = True
+        self._has_begun, self._num_ended = True, 0
+        count_next_epoch(trainer.fit_loop)
+        fit_epoch_to_length(trainer.fit_loop.epoch_loop, self._data.restored_length, trainer.num_training_batches)
+        self._data.restored_length = None
+        self._isolate_validation(trainer.fit_loop.epoch_loop.val_loop)
+        self._gradients.begin(trainer, pl_module)
         _check_equal_epochs(self._ranks.gather(trainer.num_training_batches))
         if trainer.global_step == 0:  # later iterations begin at their first batch, in plain Lightning too
             self._data.start_fetching()
@@ -246,10 +265,24 @@ class AutoAssistCallback(CallbackBase):
         if self._data.candidate_stream is not None:
             self._schedules.start_epoch(trainer, self._data.candidate_stream)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         assert self._data is not None
+        self._num_passed_on = batch_rows(batch) if self._data.current_draw is None else 0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._end_batch(trainer, batch_idx)
+        self._log.end_step(trainer)
+
+    def _end_batch(self, trainer: Any, batch_idx: int) -> None:
+        """The Boss was trained on a batch; once a batch, at its end or where somebody saves a checkpoint before us."""
+        assert self._data is not None
+        number = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        if number == self._num_ended:
+            return
+        self._num_ended = number
+        self._gradients.end_batch(trainer.global_step)
         draw = self._data.confirm_draw()
-        self.report.count_batch(batch_rows(batch) if draw is None else len(draw.indices), trainer.global_step)
+        self.report.count_batch(self._num_passed_on if draw is None else len(draw.indices), trainer.global_step)
         if not self._knows_length and self._data.candidate_stream is not None:  # after a resume it begins here
             self._check_length(trainer, self._data.candidate_stream)
         step, self._step = self._step, None
@@ -260,12 +293,6 @@ class AutoAssistCallback(CallbackBase):
             progress = _progress(trainer, batch_idx)
             told = self._capture.has_other_terms, self._capture.own_labels.is_refused
             self._jobs.submit(functools.partial(self._end_step, observed, progress, *told))
-        self._log.end_step(trainer)
-
-        self._rng_before_validation = None
-        if self._may_validate_next(trainer):
-            self._jobs.settle()  # validation's workers are forked, and a thread had better be at rest then
-            self._rng_before_validation = rng_state()
 
     def _warn_of_unread_settings(self) -> None:
         if self._unread and not self.policy.needs_scores:
@@ -296,16 +323,20 @@ class AutoAssistCallback(CallbackBase):
         if self._learner.has_other_terms and self.weights != "mean":
             self._fall_to_mean_weights()
 
-    def _may_validate_next(self, trainer: Any) -> bool:
-        """Whether validation may follow this batch of a filtered run."""
-        assert self._data is not None
-        if self._data.candidate_stream is None:
-            return False
-        interval = trainer.val_check_batch
-        may_now = (
-            trainer.is_last_batch or trainer.should_stop or interval is None or interval < trainer.num_training_batches
-        )
-        return bool(may_now and trainer.enable_validation)  # which takes longer to tell
+    def _isolate_validation(self, val_loop: Any) -> None:
+        """Give back what validations in a filtered run draw from the generators.
+
+        A run that is resumed at a validation's step skips that validation, and must go on with the same draws.
+        """
+        self._val_loop, run = val_loop, val_loop.run
+
+        def isolated_run() -> Any:
+            assert self._data is not None
+            self._jobs.settle()  # validation's workers are forked, and a thread had better be at rest then
+            with self._data.rng_given_back():
+                return run()
+
+        val_loop.run = isolated_run  # on the instance: its iterators draw before any hook is called
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.report.training.stop()
@@ -317,10 +348,6 @@ class AutoAssistCallback(CallbackBase):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if _is_within_fit(trainer):
             self.report.training.run()
-        # What validation drew from the global RNGs is given back: a run resumed from an epoch's last batch skips that
-        # epoch's validation, and must go on with the same draws.
-        if self._rng_before_validation is not None:
-            restore_rng_state(self._rng_before_validation)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
@@ -393,27 +420,58 @@ class AutoAssistCallback(CallbackBase):
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
+        trainer = None if self._data is None else self._data.trainer
+        if trainer is not None and is_at_batch_end(trainer):
+            self._end_batch(trainer, trainer.fit_loop.epoch_loop.batch_idx)
+        stream = None if self._data is None else self._data.candidate_stream
         return {
             "layout": LAYOUT,
+            "settings": self._kinds(),
             "learner": self._learner.state_dict(),
             "is_on_stream": self._is_on_stream,
-            "reports": self._ranks.gather(self.report.state_dict()),
+            "reports": self._ranks.gather(self.report.state_dict(stream)),
             "counts": self._log.state_dict(),
             "labels": self._ranks.gather(self._capture.own_labels.state_dict()),
+            "gradients": None if trainer is None else self._gradients.state_dict(trainer, self._ranks),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if not is_readable(state_dict):
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if self.state_key in checkpoint.get("callbacks", {}):
             return
+        if isinstance(trainer.datamodule, AutoAssistDataModule):
+            trainer.datamodule.load_plain_checkpoint(checkpoint)
+        if self._stage == "fit":
+            rank_zero_warn(
+                "the checkpoint was written without AutoAssist: your module, optimizer and loops are restored, and "
+                "filtering begins with a first pass that keeps everything"
+            )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._stage != "fit" or not is_readable(state_dict):
+            return  # test, validate and predict read a checkpoint, too, and continue no training
         if state_dict["is_on_stream"]:
             self._suit_stream()
-        self._learner.load_state_dict(state_dict["learner"])
+        differing = differences(state_dict["settings"], self._kinds())
+        lost = self._learner.load_state_dict(state_dict["learner"], differing.keys())
+        warn_of_losses(differing, [*([] if self._data is None else self._data.lost), *lost])
         reports = state_dict["reports"]
         self.report.load_state_dict(reports[self._ranks.rank % len(reports)])
         self._log.load_state_dict(state_dict["counts"])
         labels = state_dict.get("labels", [{}])
         self._capture.own_labels.load_state_dict(labels[self._ranks.rank % len(labels)])
+        self._gradients.load_state_dict(state_dict["gradients"], self._ranks)
         self._has_begun = True
+        if self._learner.has_other_terms and self.weights != "mean":
+            self._fall_to_mean_weights()
+
+    def _kinds(self) -> dict[str, str]:
+        """What decides whether a checkpoint's state fits, in words."""
+        return {
+            "policy": kind_of(self.policy),
+            "assistant": kind_of(self.assistant),
+            "score": self.score,
+            "features": "from the batch" if self.features is None else kind_of(self.features),
+        }
 
     def _prepare_store(self, num_instances: int) -> None:
         """Make room for the data set, before its first batch is drawn."""
@@ -509,6 +567,9 @@ class AutoAssistCallback(CallbackBase):
         if self._unwrap is not None:
             self._unwrap()
             self._unwrap = None
+        if self._val_loop is not None:
+            self._val_loop.__dict__.pop("run", None)
+            self._val_loop = None
         self._jobs.close()
         if self._data is not None:
             self._data.select_by(None)

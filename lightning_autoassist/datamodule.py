@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import replace
 from types import MethodType
 from typing import Any, cast
@@ -43,7 +44,7 @@ from lightning_autoassist.loader import (
     PlainBatches,
     convert_carried,
 )
-from lightning_autoassist.rng import restore_rng_state, rng_state
+from lightning_autoassist.rng import RunRng
 from lightning_autoassist.rows import PadValues
 from lightning_autoassist.run_log import group_runs
 from lightning_autoassist.sampler import ShrinkingBatchSampler, check_budget
@@ -161,11 +162,17 @@ class AutoAssistDataModule(DataModuleBase):
         self._source: DrawSource | None = None
         self._ranks = Ranks()
         self._shared_seed = 0
+        self._plain: PlainBatches | None = None
+        self._rng = RunRng()
+        self._rng_before_validation: dict[str, Any] | None = None
         self._restored: dict[str, Any] | None = None
+        self._restored_plain: dict[str, Any] | None = None
         self._restored_rng: dict[str, Any] | None = None
         self._undo_convert: Callable[[], None] | None = None
         # Why the user's own train loader is passed on as it is; None where it is filtered.
         self.unfiltered_because: str | None = None
+        self.restored_length: int | None = None  # batches an epoch in the run that a checkpoint is of
+        self.lost: list[str] = []  # what of a checkpoint does not fit this run, in words
 
         loaders = {"val": val_dataloaders, "test": test_dataloaders, "predict": predict_dataloaders}
         loaders = {stage: loader for stage, loader in loaders.items() if loader is not None}
@@ -254,7 +261,7 @@ class AutoAssistDataModule(DataModuleBase):
         if selection is None and isinstance(self._sampler, RowStream):
             self._sampler.close()
         if restart:
-            self._sampler = self._restored = self._restored_rng = None
+            self._sampler = self._restored = self._restored_plain = self._restored_rng = None
 
     def weigh_by(self, weights: str) -> None:
         """Weight the instances otherwise from now on: ``"none"``, ``"sum"`` or ``"mean"``."""
@@ -294,6 +301,11 @@ class AutoAssistDataModule(DataModuleBase):
         if self._selection is not None and isinstance(loader, CarryingLoader):
             self._selection.on_data(loader.num_instances)
         self._source = loader.draw_source()
+        self._rng = RunRng(loader.plain)
+        self._plain = self._source if isinstance(self._source, PlainBatches) else None
+        if self._plain is not None and self._restored_plain is not None:
+            self._plain.load_state_dict(self._restored_plain)
+        self._restored_plain = None
         # Where Lightning resumes in the middle of an epoch, it counts the epoch's earlier batches as ready.
         num_done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if not num_done and not loader.keeps_iterator:
@@ -360,7 +372,8 @@ class AutoAssistDataModule(DataModuleBase):
         if self._is_overfitting() and not isinstance(candidates, (SequentialSampler, DistributedSampler)):
             rank_zero_warn("overfit_batches: the train loader is not shuffled, and nothing is filtered")
             batches = BatchSampler(in_order, data.batch_size, data.drop_last)
-        plain = PlainBatches(batches)
+        # Lightning's own number of the epoch, which it restores itself.
+        plain = PlainBatches(batches, RunRng(loader), lambda: self.trainer.current_epoch)
         carrying = CarryingLoader(loader, len(batches), lambda: plain, self, data.num_instances)
         if self._is_overfitting():  # Lightning would else take shuffling away itself, from loaders that it knows
             carrying.answer(sampler=in_order, batch_sampler=batches)
@@ -424,33 +437,80 @@ class AutoAssistDataModule(DataModuleBase):
         state: dict[str, Any] = {}
         if isinstance(self.wrapped, DATA_MODULE_TYPES):
             state["data"] = self.wrapped.state_dict()
-        if self._sampler is not None:
-            own = {"sampler": self._sampler.state_dict(), "rng": rng_state()}
+        own = self._own_state()
+        if own:
             state["layout"] = LAYOUT
+            length = self.trainer.num_training_batches
+            state["num_batches"] = int(length) if length < float("inf") else None
             state["ranks"] = self._ranks.gather(own)  # all processes must get here, as for all of a checkpoint
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "data" in state_dict and isinstance(self.wrapped, DATA_MODULE_TYPES):
             self.wrapped.load_state_dict(state_dict["data"])
-        self._sampler = None
-        ranks = state_dict["ranks"] if "ranks" in state_dict and is_readable(state_dict) else []
+        # Lightning restores a data module for test, validate and predict, too, which are no continued training.
+        if self.trainer is None or self.trainer.state.fn in (None, "fit"):
+            self._load_own_state(state_dict)
+
+    def load_plain_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the user's data module from a checkpoint that was written without this one around it."""
+        name = type(self.wrapped).__qualname__
+        if isinstance(self.wrapped, DATA_MODULE_TYPES) and name in checkpoint:
+            self.wrapped.load_state_dict(checkpoint[name])
+
+    def _own_state(self) -> dict[str, Any]:
+        """This process's place in its data; nothing before the first batch."""
+        if self._plain is not None:
+            own: dict[str, Any] = {"plain": self._plain.state_dict()}
+        elif self._sampler is not None:
+            own = {"sampler": self._sampler.state_dict()}
+        else:  # nothing was drawn yet of what a checkpoint brought
+            restored = {"sampler": self._restored, "plain": self._restored_plain, "rng": self._restored_rng}
+            return {name: part for name, part in restored.items() if part is not None}
+        before = self._rng_before_validation
+        return {**own, "rng": self._rng.state_dict() if before is None else before}
+
+    def _load_own_state(self, state_dict: dict[str, Any]) -> None:
+        self._sampler = self._plain = None
+        self.lost = []
+        self.restored_length = state_dict.get("num_batches")
+        ranks = state_dict["ranks"] if "ranks" in state_dict and is_readable(state_dict, warns=False) else []
         own = ranks[self._ranks.rank] if len(ranks) == self._ranks.world_size else {}
         if ranks and not own:
             rank_zero_warn(
                 f"the checkpoint is of {len(ranks)} processes, this run has {self._ranks.world_size}: the data are "
                 "shared out anew, beginning with a pass that keeps everything"
             )
-        self._restored = own.get("sampler")
+        is_plain = self._selection is not None and self._passes_plain_batches()
+        self._restored = None if is_plain else own.get("sampler")
+        self._restored_plain = own.get("plain") if is_plain else None
+        if own and self._restored is self._restored_plain is None:
+            self.lost.append(f"the place in the data, of a run that was {'' if is_plain else 'not '}filtered")
         self._restored_rng = own.get("rng")
-        if self._restored is not None:
+        if own and not self.lost:
             # Lightning sees a loader without state and would say so; the stream's is here.
             warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+
+    @contextmanager
+    def rng_given_back(self) -> Iterator[None]:
+        """What is drawn inside is given back, unless the user's own batches pass, as plain Lightning's do.
+
+        A checkpoint that is saved inside holds the generators as they are afterwards.
+        """
+        if self._sampler is None or self._plain is not None:
+            yield
+            return
+        self._rng_before_validation = self._rng.state_dict()
+        try:
+            yield
+        finally:
+            before, self._rng_before_validation = self._rng_before_validation, None
+            self._rng.load_state_dict(before)
 
     def _restore_rng(self) -> None:
         state, self._restored_rng = self._restored_rng, None
         if state is not None:
-            restore_rng_state(state)
+            self._rng.load_state_dict(state)
 
     def _forward(self, hooks: tuple[str, ...]) -> None:
         for hook in hooks:

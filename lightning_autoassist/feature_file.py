@@ -12,17 +12,21 @@ import sys
 import warnings
 import weakref
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 if sys.platform != "win32":
     import fcntl
 
-FORMAT = "lightning-autoassist features 1"
+FORMAT = "lightning-autoassist features 2"
 HEADER_BYTES = 4096  # a page, so that rows begin at a page's start
 _CHUNK_BYTES = 2**24
+
+# What a row's flag says: nothing was written to it, something was, or a checkpoint counts on it.
+EMPTY, WRITTEN, SAVED = 0, 1, 2
 
 
 class FeaturePlace(NamedTuple):
@@ -42,8 +46,9 @@ class FeaturePlace(NamedTuple):
 class FeatureFile:
     """Rows of features in half precision, shape ``(N, F)``, zero until written.
 
-    The file starts with a header that names the run it belongs to. Its space is reserved when it is made: a disk that
-    ran full under a mapped file would end the process with SIGBUS. A file that no checkpoint refers to (see
+    The file starts with a header that names the run it belongs to, and ends with a flag a row. Its space is reserved
+    when it is made: a disk that ran full under a mapped file would end the process with SIGBUS. A file that no
+    checkpoint refers to (see
     :meth:`state_dict`) is removed with this object.
 
     Attributes:
@@ -56,7 +61,9 @@ class FeatureFile:
         self.path = path
         self._run = run
         # "c", copy on write, needs no right to write, and torch takes such an array without a complaint.
-        self._map = np.memmap(file, np.float16, "r+" if is_writable else "c", HEADER_BYTES, shape)
+        mode: Literal["r+", "c"] = "r+" if is_writable else "c"
+        self._map: Any = np.memmap(file, np.float16, mode, HEADER_BYTES, shape)
+        self._flags: Any = np.memmap(file, np.uint8, mode, HEADER_BYTES + self._map.nbytes, shape[0])
         self.values = torch.from_numpy(self._map)
         weakref.finalize(self, file.close)
         # After mapping: a process loses its lock on a file whenever it closes any descriptor of it.
@@ -114,19 +121,39 @@ class FeatureFile:
         except OSError:
             return cls(path, path.open("rb"), shape, run, is_writable=False)
 
+    def mark(self, rows: Tensor) -> None:
+        """Take note that features were written to some rows, shape ``(n,)``."""
+        self._flags[rows.numpy()] = WRITTEN
+
+    def holds(self, rows: Tensor) -> bool:
+        """Whether the rows that a mask names, shape ``(N,)``, were all written."""
+        return bool((self._flags[rows.numpy()] != EMPTY).all())
+
+    def is_shared(self, rows: Tensor) -> bool:
+        """Whether a checkpoint counts on rows beside those that a mask names, shape ``(N,)``: a later one's."""
+        return bool((self._flags[~rows.numpy()] == SAVED).any())
+
+    def keep(self, rows: Tensor) -> None:
+        """Empty all rows but those that a mask names, shape ``(N,)``."""
+        others = np.flatnonzero((self._flags != EMPTY) & ~rows.numpy())
+        self._map[others] = 0
+        self._flags[others] = EMPTY
+
     def state_dict(self) -> dict[str, Any]:
         """Path and fingerprint, for a checkpoint; the rows are on disk afterwards, and the file stays for good."""
         if self._removal is not None:
             self._removal.detach()
+        self._flags[self._flags == WRITTEN] = SAVED
         try:
             self._map.flush()
+            self._flags.flush()
         except OSError as error:
             warnings.warn(f"{self.path} could not be written to the disk in full: {error}", stacklevel=2)
         return {"path": str(self.path), "run": self._run, "shape": list(self.values.shape)}
 
 
 def _size(shape: tuple[int, int]) -> int:
-    return HEADER_BYTES + 2 * shape[0] * shape[1]
+    return HEADER_BYTES + 2 * shape[0] * shape[1] + shape[0]
 
 
 def _reserve(file: BinaryIO, size: int) -> None:

@@ -25,6 +25,8 @@ FEATURE_MEMORY = 256 * 2**20
 # Half precision ends at 65,504. Features beyond this bound would swamp the rest anyhow.
 FEATURE_BOUND = 1e4
 
+COPIED_AT_ONCE = 2**14  # rows
+
 # Columns of the store beside the features.
 REMEMBERED = ("has_features", "labels", "scores", "seen", "observed_at")
 
@@ -137,8 +139,7 @@ class InstanceStore(GrowingRows):
     def put_features(self, indices: Tensor, features: Tensor) -> None:
         """Remember features, shape ``(n, F)``, any floating dtype; values that half precision cannot hold are bounded.
 
-        An instance keeps the first features it was given: so a file holds the right rows for every checkpoint of its
-        run, however old.
+        An instance keeps the first features it was given.
 
         Raises:
             ValueError: If F differs from that of earlier features.
@@ -154,6 +155,8 @@ class InstanceStore(GrowingRows):
         indices, features = indices[new], features[new]
         self.features[indices] = bounded(features)
         self.has_features[indices] = True
+        if self._file is not None:
+            self._file.mark(indices)
 
     def put_tokens(self, indices: Tensor, rows: Tensor) -> None:
         """Remember tokens; an instance keeps those it was given first.
@@ -200,8 +203,13 @@ class InstanceStore(GrowingRows):
     def forget_everything(self) -> None:
         """Remember nothing of any instance."""
         self.seen.zero_()
+        self.forget_features()
+        self.labels = None
+
+    def forget_features(self) -> None:
+        """Remember neither features nor tokens of any instance."""
         self.has_features.zero_()
-        self.features = self.tokens = self.labels = self._file = None
+        self.features = self.tokens = self._file = None
 
     def state_dict(self) -> dict[str, Any]:
         """All columns, as tensors or None, and the number of batches; of features in a file, which file it is."""
@@ -240,6 +248,8 @@ class InstanceStore(GrowingRows):
     def _load_features_of(self, file_state: dict[str, Any]) -> None:
         try:
             file = FeatureFile.find(file_state, self._place)
+            if not file.holds(self.has_features):
+                raise OSError(f"{file.path} lacks features that the checkpoint counts on")
         except OSError as error:
             self.has_features.zero_()
             # Not on rank zero alone: every process has a file of its own.
@@ -249,14 +259,18 @@ class InstanceStore(GrowingRows):
                 stacklevel=2,
             )
             return
-        if file.is_ours and self._is_large(file.values.shape[1]):
+        if file.is_ours and self._is_large(file.values.shape[1]) and not file.is_shared(self.has_features):
+            file.keep(self.has_features)  # what was written after the checkpoint was never seen by this run
             self.features, self._file = file.values, file
         else:
             self._copy_features(file.values)
 
     def _copy_features(self, features: Tensor) -> None:
         self.features = self._room_for(features.shape[1])
-        self.features.copy_(features)
+        for rows in self.has_features.nonzero()[:, 0].split(COPIED_AT_ONCE):
+            self.features[rows] = features[rows]
+            if self._file is not None:
+                self._file.mark(rows)
 
     def _warn_that_memory_is_full(self) -> None:
         if not self._is_full:

@@ -5,9 +5,11 @@ Shapes: N data set, B batch, n candidates, F features.
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections import deque
+from collections.abc import Collection
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -110,6 +112,8 @@ class Learner:
         self._restored: dict[str, Any] | None = None
         # Instances of a restored store whose labels were looked at, and of these those that have another; None: enough.
         self._compared: tuple[int, int] | None = None
+        # Of the Assistant and the policy before a checkpoint was restored, while its features are still to be compared.
+        self._fresh: tuple[dict[str, Any], dict[str, Any]] | None = None
 
     def use(self, assistant: Assistant, features: BatchReader) -> None:
         """Take another Assistant than at first, before anything was asked."""
@@ -130,35 +134,79 @@ class Learner:
             "ready": [on_host(observed)._asdict() for observed in self._ready],
             "is_filtering": self.is_filtering,
             "watches_losses": self.watches_losses,
+            "reason": self.reason,
             "policy": self.policy.state_dict(),  # some policies compare the candidates that they are asked for
         }
         return {
             "assistant": self.assistant.state_dict(),
-            "store": None if self.store is None else self.store.state_dict(),
+            "store": self._restored if self.store is None else self.store.state_dict(),
             "label_column": self.rows.label_column.paths,
             "progress": self.progress,
             "num_steps": self._num_steps,
             "pass_index": self._pass_index,
+            "has_other_terms": self.has_other_terms,
             "ranks": self._ranks.gather(own),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; what it remembers of instances, in :meth:`prepare`."""
-        self.assistant.load_state_dict(state["assistant"])
+    def load_state_dict(self, state: dict[str, Any], differing: Collection[str] = ()) -> list[str]:
+        """Restore :meth:`state_dict`; what it remembers of instances, in :meth:`prepare`.
+
+        Args:
+            state: What was saved.
+            differing: Settings that are other ones now, of ``{"policy", "assistant", "score", "features"}``.
+
+        Returns:
+            What of the state does not fit them, in words.
+        """
         self.rows.label_column.paths = state["label_column"]
         self.progress = state["progress"]
         self._num_steps = state["num_steps"]
         self._pass_index = state["pass_index"]
+        self.has_other_terms = state["has_other_terms"]
         ranks = state["ranks"]
         own = ranks[self._ranks.rank % len(ranks)]
+        lost = self._load_parts(state["assistant"], own["policy"], differing)
         # A run whose losses were not watched says nothing about whether they can be.
-        self.is_filtering = own["is_filtering"] if own.get("watches_losses", True) else self.watches_losses
-        self.policy.load_state_dict(own["policy"])
+        if own["watches_losses"] and not {"policy", "assistant", "features"} & set(differing):
+            self.is_filtering, self.reason = own["is_filtering"], own["reason"]
         self._forget_pending()
-        if len(ranks) == self._ranks.world_size:
+        self._restored, self.store = state["store"], None
+        lost += self._drop_unfit(differing)
+        if len(ranks) == self._ranks.world_size and self.policy.needs_scores and not lost:
             self._pending.extend(Observed(**parts) for parts in own["pending"])
             self._ready.extend(Observed(**parts) for parts in own["ready"])
-        self._restored, self.store = state["store"], None
+        return lost
+
+    def _load_parts(self, assistant: Any, policy: Any, differing: Collection[str]) -> list[str]:
+        """Restore Assistant and policy, each if it is of the kind that it was; returns which are not."""
+        self._fresh = copy.deepcopy((self.assistant.state_dict(), self.policy.state_dict()))
+        lost = []
+        fits = not {"assistant", "score", "features"} & set(differing)
+        if not (fits and _is_loaded(self.assistant, assistant)):
+            fits = False
+            lost.append("the Assistant")
+        if not (fits and "policy" not in differing and _is_loaded(self.policy, policy)):
+            lost.append("the policy's statistics")
+        return lost if self.policy.needs_scores else []
+
+    def _drop_unfit(self, differing: Collection[str]) -> list[str]:
+        """Drop what a checkpoint remembers of instances and this run cannot read; returns what that was."""
+        restored = self._restored
+        lost: list[str] = []
+        if restored is None:
+            return lost
+        if "score" in differing:
+            restored["seen"].zero_()
+            restored["observed_at"].fill_(-1)
+            restored["scores"].zero_()
+            lost.append("the instances' scores")
+        has_tokens = restored["tokens"] is not None
+        is_other_kind = self.assistant.reads_batches and has_tokens != ("tokens" in self.assistant.reads)
+        if restored["has_features"].any() and ("features" in differing or is_other_kind):
+            restored["has_features"].zero_()
+            restored.update(features=None, feature_file=None, tokens=None)
+            lost.append("the instances' features")
+        return lost
 
     def prepare(self, num_instances: int, place: FeaturePlace) -> None:
         """Make room for the data set, before its first batch is drawn.
@@ -343,8 +391,7 @@ class Learner:
             self.store.forget(indices[~finite])
             self.report.count_nonfinite(int((~finite).sum()))
         if observed.features is not None:
-            put = self.store.put_tokens if "tokens" in self.assistant.reads else self.store.put_features
-            put(indices[finite], observed.features[finite])
+            self._put_features(self.store, indices[finite], observed.features[finite])
         labels = observed.labels
         if not are_finite or self.assistant.reads_batches:
             # A resumed run may have lost features of instances that the interrupted one was about to learn from.
@@ -361,6 +408,32 @@ class Learner:
         outcome = self.assistant.update(instances, scores)
         self.policy.observe(outcome.predictions, outcome.targets)
         self.report.count_outcome(outcome)
+
+    def _put_features(self, store: InstanceStore, indices: Tensor, features: Tensor) -> None:
+        if "tokens" in self.assistant.reads:
+            store.put_tokens(indices, features)
+            return
+        if self._fresh is not None and store.features is not None and store.features.shape[1] != features.shape[1]:
+            self._begin_features_anew(store, features.shape[1])
+        store.put_features(indices, features)
+
+    def _begin_features_anew(self, store: InstanceStore, num_features: int) -> None:
+        """Drop features of a checkpoint that another reduction has made, and what was learnt from them."""
+        assert self._fresh is not None
+        assert store.features is not None
+        warnings.warn(
+            f"an instance has {num_features} features, and had {store.features.shape[1]} in the checkpoint: the "
+            "features, the Assistant and the policy's statistics begin anew, all else of the checkpoint is restored",
+            stacklevel=2,
+        )
+        store.forget_features()
+        assistant, policy = copy.deepcopy(self._fresh)
+        self.assistant.load_state_dict(assistant)
+        self.policy.load_state_dict(policy)
+        for waiting in (self._pending, self._ready):
+            fitting = [one for one in waiting if one.features is None or one.features.shape[1] == num_features]
+            waiting.clear()
+            waiting.extend(fitting)
 
     def _compare_labels(self, store: InstanceStore, indices: Tensor, labels: Tensor) -> None:
         """Forget what a checkpoint remembers of another data set, which its labels give away."""
@@ -410,6 +483,17 @@ class Learner:
     def _forget_pending(self) -> None:
         self._pending.clear()
         self._ready.clear()
+
+
+def _is_loaded(part: Assistant | Policy, state: dict[str, Any]) -> bool:
+    """Whether an Assistant or a policy takes a state; it is what it was where it does not."""
+    before = copy.deepcopy(part.state_dict())
+    try:
+        part.load_state_dict(state)
+    except Exception:  # whatever it is, it must not cost the user the run
+        part.load_state_dict(before)
+        return False
+    return True
 
 
 def to_host(draw: Draw, observation: Observation, features: Tensor | None) -> Observed:

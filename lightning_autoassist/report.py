@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -78,6 +78,16 @@ class _Timed:
         self._report.overhead_seconds += time.perf_counter() - self._started
 
 
+class PastStream(NamedTuple):
+    """Figures of a checkpoint's candidate stream, for a run that has nothing left to train; see ``CandidateStream``."""
+
+    num_considered: int
+    num_kept: int
+    prob_sum: float
+    seconds: float
+    saved_ratio: float
+
+
 class FilterReport:
     """Counters over a run and over its current epoch.
 
@@ -103,6 +113,7 @@ class FilterReport:
         self._ranked: list[tuple[Tensor, Tensor]] = []
         self._num_ranked = 0
         self._epoch_start = self._totals(None)
+        self._past: PastStream | None = None
 
     def timed(self) -> _Timed:
         """Count the time spent inside as overhead."""
@@ -173,8 +184,14 @@ class FilterReport:
         """Share of the current epoch's candidates that were kept so far."""
         return self._rates(self._epoch_start, self._totals(sampler))["keep_rate"]
 
-    def saved_ratio(self, sampler: CandidateStream | None) -> float:
+    def _past_of(self, sampler: CandidateStream) -> PastStream:
+        counts = sampler.num_considered, sampler.num_kept, sampler.prob_sum, sampler.seconds
+        return PastStream(*counts, self.saved_ratio(sampler))
+
+    def saved_ratio(self, sampler: CandidateStream | PastStream | None) -> float:
         """Share of an unfiltered run's Boss updates that this one does without, in [0, 1); 0 before training."""
+        if isinstance(sampler, PastStream):
+            return sampler.saved_ratio
         if sampler is None or not sampler.batch_size or self.limits is None:
             return 0.0
         return self.limits.saved_ratio(sampler)
@@ -184,13 +201,14 @@ class FilterReport:
         if self.is_of_other_process:
             return self._shared.read()
         zero = dict.fromkeys(self._totals(None), 0.0)
+        stream = self._past if sampler is None else sampler
         assistant = {name: value for name, value in self.last_epoch.items() if name.startswith("assistant_")}
         return {
             **{name: float(getattr(self, name)) for name in AXES},
-            "saved_ratio": self.saved_ratio(sampler),
-            "candidates_seen": self._candidates_seen(sampler),
+            "saved_ratio": self.saved_ratio(stream),
+            "candidates_seen": self._candidates_seen(stream),
             "nonfinite_instances": float(self.nonfinite_instances),
-            **self._rates(zero, self._totals(sampler)),
+            **self._rates(zero, self._totals(stream)),
             **assistant,
         }
 
@@ -207,8 +225,9 @@ class FilterReport:
         """Whether processes that the Trainer started trained last, on copies of what this one has."""
         return self._shared.is_of_other_process
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, sampler: CandidateStream | None = None) -> dict[str, Any]:
         """Counters that go on after a resume."""
+        past = self._past if sampler is None else self._past_of(sampler)
         names = (
             "boss_updates",
             "instances_seen",
@@ -218,14 +237,17 @@ class FilterReport:
             "seconds",
             "last_epoch",
         )
-        return {name: getattr(self, name) for name in names}
+        return {"past": None if past is None else list(past), **{name: getattr(self, name) for name in names}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
-        for name, value in state.items():
+        counters = dict(state)
+        past = counters.pop("past")
+        self._past = None if past is None else PastStream(*past)
+        for name, value in counters.items():
             setattr(self, name, value)
 
-    def _totals(self, sampler: CandidateStream | None) -> dict[str, float]:
+    def _totals(self, sampler: CandidateStream | PastStream | None) -> dict[str, float]:
         drawing = {
             "considered": 0 if sampler is None else sampler.num_considered,
             "kept": 0 if sampler is None else sampler.num_kept,
@@ -246,7 +268,7 @@ class FilterReport:
             "overhead_ms": 1e3 * (spent["seconds"] + spent["drawing"]) / batches,
         }
 
-    def _candidates_seen(self, sampler: CandidateStream | None) -> float:
+    def _candidates_seen(self, sampler: CandidateStream | PastStream | None) -> float:
         return float(self.instances_seen if sampler is None else sampler.num_considered * self.num_ranks)
 
 

@@ -1,12 +1,21 @@
-"""The states of the global random generators, for checkpoints: shuffling, dropout and augmentation draw from them."""
+"""The states of the random generators that a run draws from: the global ones, and those of the user's loader."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+# Sampler in sampler in batch sampler in loader, and some to spare.
+MAX_DEPTH = 6
+# A list of more entries holds data, and no generators.
+MAX_ENTRIES = 64
+
+OwnGenerator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 
 def rng_state() -> dict[str, Any]:
@@ -40,3 +49,112 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class RunRng:
+    """All generators that a run draws from in the main process: the global ones and those of its train loader.
+
+    Attributes:
+        loader: The user's train loader; its generators are found on it, on its samplers and on its data set.
+
+    Example:
+        >>> rng = RunRng(DataLoader(range(6), shuffle=True, generator=torch.Generator().manual_seed(1)))
+        >>> state = rng.state_dict()
+        >>> first = list(rng.loader)
+        >>> rng.load_state_dict(state)
+        >>> list(rng.loader) == first
+        True
+    """
+
+    def __init__(self, loader: Any = None) -> None:
+        self.loader = loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """All states, as tensors and builtins."""
+        own = {name: _state_of(generator) for name, generator in own_generators(self.loader)}
+        return {**rng_state(), "own": own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the generators to :meth:`state_dict`; those of a loader that has other ones stay as they are."""
+        restore_rng_state(state)
+        own = state.get("own", {})
+        for name, generator in own_generators(self.loader):
+            if name in own and own[name][0] == type(generator).__name__:
+                _set_state(generator, own[name][1])
+
+
+def own_generators(loader: Any) -> Iterator[tuple[str, OwnGenerator]]:
+    """The generators that a loader, its samplers and its data set hold, each once, by where they are."""
+    yield from _generators_in(loader, "loader", {}, MAX_DEPTH)
+
+
+def _generators_in(owner: Any, place: str, known: dict[int, Any], depth: int) -> Iterator[tuple[str, OwnGenerator]]:
+    if id(owner) in known:
+        return
+    if isinstance(owner, OwnGenerator) and not isinstance(owner, random.SystemRandom):
+        known[id(owner)] = owner
+        yield place, owner
+    elif depth and _may_hold_generators(owner):
+        known[id(owner)] = owner
+        for name, value in _parts_of(owner):
+            yield from _generators_in(value, f"{place}.{name}", known, depth - 1)
+
+
+def _may_hold_generators(owner: Any) -> bool:
+    if isinstance(owner, (list, tuple, Mapping)):
+        return len(owner) <= MAX_ENTRIES
+    if isinstance(owner, (DataLoader, Sampler, Dataset)):
+        return True
+    # A sampler or a loader of a class of the user's own.
+    is_data = isinstance(owner, (str, bytes, torch.Tensor, np.ndarray, torch.nn.Module, type))
+    return isinstance(owner, Iterable) and hasattr(owner, "__dict__") and not is_data
+
+
+def _parts_of(owner: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(owner, Mapping):
+        return ((str(name), value) for name, value in owner.items())
+    if isinstance(owner, (list, tuple)):
+        return ((str(place), value) for place, value in enumerate(owner))
+    return list(vars(owner).items())
+
+
+def _state_of(generator: OwnGenerator) -> list[Any]:
+    """Which kind of generator it is, and its state."""
+    kind = type(generator).__name__
+    if isinstance(generator, torch.Generator):
+        return [kind, generator.get_state()]
+    if isinstance(generator, random.Random):
+        return [kind, generator.getstate()]
+    if isinstance(generator, np.random.Generator):
+        return [kind, _without_arrays(generator.bit_generator.state)]
+    return [kind, _without_arrays(generator.get_state(legacy=False))]
+
+
+def _set_state(generator: OwnGenerator, state: Any) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        version, internal, gauss = state
+        generator.setstate((version, tuple(internal), gauss))
+    elif isinstance(generator, np.random.Generator):
+        now = generator.bit_generator.state
+        if now["bit_generator"] == state["bit_generator"]:
+            generator.bit_generator.state = _like(now, state)
+    else:
+        now = generator.get_state(legacy=False)
+        if now["bit_generator"] == state["bit_generator"]:
+            generator.set_state(_like(now, state))
+
+
+def _without_arrays(state: Any) -> Any:
+    """A generator's state in builtins: numpy's arrays are not for checkpoints that hold tensors and builtins only."""
+    if isinstance(state, Mapping):
+        return {name: _without_arrays(value) for name, value in state.items()}
+    return state.tolist() if isinstance(state, (np.ndarray, np.generic)) else state
+
+
+def _like(now: Any, state: Any) -> Any:
+    """``state`` with arrays where ``now`` has them."""
+    if isinstance(now, Mapping):
+        return {name: _like(now[name], value) for name, value in state.items()}
+    return np.array(state, now.dtype) if isinstance(now, np.ndarray) else state
