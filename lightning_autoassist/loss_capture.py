@@ -22,26 +22,22 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from lightning_autoassist.loss_attribution import MINOR_SHARE, Attribution, Missed, Share
 from lightning_autoassist.loss_found import (
     Contribution,
     Explanation,
     Found,
-    Reduction,
     SoftmaxNorms,
     combine,
     contributions,
     explained,
     scored_in_backward,
+    times,
+    weigh_at,
 )
-from lightning_autoassist.loss_graph import (
-    GraphLoss,
-    has_other_leaves,
-    is_parameters_own,
-    joined_by_scalars,
-    knows_shapes,
-    losses_in_graph,
-)
+from lightning_autoassist.loss_graph import GraphLoss, losses_in_graph
 from lightning_autoassist.loss_layout import ROW_ORDERS, Layout, RowOrders
+from lightning_autoassist.loss_reductions import Place, Reduction
 from lightning_autoassist.loss_weights import weighted_call
 from lightning_autoassist.losses import LOSSES, Arguments, NamedLoss, class_axis, has_class_indices
 
@@ -54,10 +50,8 @@ WAYS_OUT = (
 
 # By these a hand-written loss ends in one number.
 _REDUCTIONS = frozenset({torch.mean, torch.sum, Tensor.mean, Tensor.sum})
-# In so many of a run's first steps the graph is searched for parts that were not captured.
 # From so many logits on, a norm is cheaper than another softmax; below, a hook in backward costs more than it saves.
 _MANY_LOGITS = 2**19
-_CHECKED_STEPS = 3
 
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -96,7 +90,9 @@ class InstanceLossCapture:
 
     Attributes:
         has_other_terms: Whether, in the first steps, parameters reached the returned loss by another way than the
-            losses that were found: an L2 or KL term by hand. Weights do not enter there.
+            losses that were found, as by an L2 term. Weights do not enter there.
+        share: How much of the last step's loss was captured, by its gradients at the network's last layers in the
+            first such steps, and what was missed.
         explain: Called with what each step's observation is made of, if not None. It waits for the device.
 
     Raises:
@@ -119,9 +115,10 @@ class InstanceLossCapture:
         self.score = score
         self.row_order = row_order
         self.has_other_terms = False
+        self.share = Share()
         self.explain: Callable[[list[Explanation]], None] | None = None
         self._row_orders = RowOrders(row_order)
-        self._checks_left = _CHECKED_STEPS
+        self._attribution = Attribution()
         self._is_warned = False
 
     def step(
@@ -167,7 +164,8 @@ class CapturedStep(TorchFunctionMode):
         self._named: list[Found] = []
         self._reduced: list[Reduction] = []
         self._backwards: list[list[Contribution]] = []
-        self._missed: list[str] = []
+        self._missed: list[Missed] = []
+        self._unshown: list[Reduction] = []
 
     def __exit__(
         self,
@@ -222,8 +220,8 @@ class CapturedStep(TorchFunctionMode):
             return named.function(*args, **kwargs)  # a metric
         source = f"{named.name} {_caller()}"
         layout = self._layout(named, arguments, source)
-        if layout is None:
-            return named.function(*args, **kwargs)
+        if isinstance(layout, str):
+            return self._miss(layout, named.function(*args, **kwargs))
         softmax = None
         if named.function is F.cross_entropy and _is_split_alike(arguments):
             # What torch does inside, so that the log-probabilities serve the score as well.
@@ -233,14 +231,14 @@ class CapturedStep(TorchFunctionMode):
             args, kwargs = (), arguments
             softmax = self._softmax_norms(arguments)
         unreduced = None
-        if self._weights is None:
+        # Of unreduced rows it is not known yet whether the weights are to enter there, or where the user reduces them.
+        if self._weights is None or (arguments["reduction"] == "none" and not torch.compiler.is_compiling()):
             result = named.function(*args, **kwargs)
         else:
             try:
                 result, unreduced = weighted_call(named, arguments, layout, self._weights)
             except Exception as error:  # the user's own error comes again, ours must not cost the step
-                self._miss(source, error)
-                return named.function(*args, **kwargs)
+                return self._miss(_because_of(source, error), named.function(*args, **kwargs))
         if unreduced is None and arguments["reduction"] == "none":
             unreduced = result
         self._note(named, arguments, source, layout, result, unreduced, softmax)
@@ -268,12 +266,14 @@ class CapturedStep(TorchFunctionMode):
             elements = named.elements(arguments, unreduced, with_norms=with_norms)
             # Compiled code cannot be asked for the edge.
             edge = result if torch.compiler.is_compiling() else get_gradient_edge(result)
+            is_open = arguments["reduction"] == "none" and isinstance(edge, GradientEdge)
+            weigh = weigh_at(result, layout) if is_open and self._weights is not None else None
             labels = self._labels(arguments)
         except Exception as error:  # the step itself went well: it must go on
-            self._miss(source, error)
+            self._miss(_because_of(source, error), result)
             return
-        found = Found(source, arguments["reduction"], edge, elements, layout, named.tokens, labels, softmax=softmax)
-        self._named.append(found)
+        reduction = arguments["reduction"]
+        self._named.append(Found(source, reduction, edge, elements, layout, named.tokens, labels, weigh, False, softmax))
 
     def _labels(self, arguments: Arguments) -> Tensor | None:
         target = arguments.get("target")
@@ -287,33 +287,34 @@ class CapturedStep(TorchFunctionMode):
             parts = self._attribute(root)
         except Exception as error:  # the step must go on
             parts = []
-            self._miss("backward", error)
+            self._miss(_because_of("backward", error))
         self._backwards.append(parts)
 
     def _note_reduction(self, values: Any, result: Any) -> None:
-        """A mean or sum of everything in a tensor with a row for each instance may be the end of a loss by hand."""
+        """A mean or sum of everything in a tensor may be the end of a loss by hand, or of a loss's rows."""
         if torch.compiler.is_compiling() or not (_requires_grad(values) and _requires_grad(result)):
             return
-        if result.ndim == 0 < values.ndim and values.shape[0] == self._batch_size:
-            self._reduced.append(Reduction(values, result.grad_fn, f"hand-written loss {_caller()}"))
+        if result.ndim == 0 < values.ndim and result.grad_fn is not None:
+            self._reduced.append(Reduction(values, result.grad_fn, _place()))
 
-    def _layout(self, named: NamedLoss, arguments: Arguments, source: str) -> Layout | None:
-        """Whose the loss's rows are; None, and a note why, where that is not known."""
+    def _layout(self, named: NamedLoss, arguments: Arguments, source: str) -> Layout | str:
+        """Whose the loss's rows are, or why that is not known."""
         orders = self._capture._row_orders
         try:
             layout = orders.layout(named, arguments, source, self._batch, self._batch_size)
         except Exception as error:  # the step must go on
-            self._miss(source, error)
-            return None
+            return _because_of(source, error)
         if layout is None:
-            self._missed.append(
+            return (
                 f"{source} has {named.num_rows(arguments)} rows for {self._batch_size} instances, and nothing tells "
                 "which are whose (row_order= does, where all instances have equally many)"
             )
         return layout
 
-    def _miss(self, source: str, error: Exception) -> None:
-        self._missed.append(f"{source} could not be told apart by rows ({type(error).__name__}: {error})")
+    def _miss(self, note: str, result: Any = None) -> Any:
+        node = result.grad_fn if isinstance(result, Tensor) and not torch.compiler.is_compiling() else None
+        self._missed.append(Missed(note, node))
+        return result
 
     # ---- after the step
 
@@ -334,46 +335,64 @@ class CapturedStep(TorchFunctionMode):
         if not parts:
             self.reason = self._why_nothing()
             return None
+        if self._capture.share.ratio < MINOR_SHARE:
+            self.reason = self._why_too_little(parts)
+            return None
         if self._capture.explain is not None:
             self._capture.explain([explained(part) for part in parts])
         is_left_to_backward = len(parts) == 1 and parts[0].found.softmax is not None and not self._backwards
         losses, scores = scored_in_backward(parts[0]) if is_left_to_backward else combine(parts)
-        labels = next((found.labels for found, _ in parts if found.labels is not None), None)
-        source = " + ".join(dict.fromkeys(found.source for found, _ in parts))
+        labels = next((part.found.labels for part in parts if part.found.labels is not None), None)
+        source = _sources(parts)
         return Observation(losses, losses.clone() if self._capture.score == "loss" else scores, labels, source)
 
     def _why_nothing(self) -> str:
-        notes = dict.fromkeys(self._missed)
+        notes: dict[str, None] = dict.fromkeys(missed.note for missed in self._missed)
+        notes.update((f"{end.source} was not shown to have one value an instance", None) for end in self._unshown)
         for found in self._named:
             if isinstance(found.edge, Tensor):
                 notes[f"{found.source} must be what is returned: compiled code does not tell its coefficient"] = None
         noted = "".join(f" {note}." for note in notes)
         return f"No per-instance loss was found behind what {self._where()} returned.{noted} {WAYS_OUT}"
 
+    def _why_too_little(self, parts: list[Contribution]) -> str:
+        share = self._capture.share
+        return (
+            f"Only {share.ratio:.0%} of the gradient of what {self._where()} returned comes from losses whose "
+            f"instances are known ({_sources(parts)}). Missed: {'; '.join(share.missed)}. {WAYS_OUT}"
+        )
+
     def _attribute(self, root: Any) -> list[Contribution]:
-        """The losses behind ``root``, by the first way that finds any; weights enter where they have not yet."""
+        """The losses behind ``root``; weights enter where they have not yet."""
         if not _requires_grad(root):
             return []
-        parts = contributions(root, self._named)
+        capture, attribution = self._capture, self._capture._attribution
+        parts, self._unshown = attribution.parts(root, self._named, self._reduced, self._batch_size)
         if not parts and not self._missed:  # else the graph holds just what was missed
             parts = contributions(root, self._scripted(root))
         if not parts:
-            parts = contributions(root, self._hand_written(root))
-        if parts and parts[0].found.is_by_hand and not self._capture._is_warned:
+            return []
+        self._warn_of_hand_written(parts)
+        capture.share = attribution.share(root, parts, self._missed, self._unshown)
+        if capture.share.ratio >= MINOR_SHARE:
+            capture.has_other_terms |= capture.share.has_other_terms
+            self._weigh(parts)
+        return parts
+
+    def _weigh(self, parts: list[Contribution]) -> None:
+        for part in parts:
+            if part.found.weigh is not None and self._weights is not None:
+                part.found.weigh(self._weights)
+
+    def _warn_of_hand_written(self, parts: list[Contribution]) -> None:
+        by_hand = next((part.found for part in parts if part.found.is_by_hand), None)
+        if by_hand is not None and not self._capture._is_warned:
             self._capture._is_warned = True
             warnings.warn(
-                f"{parts[0].found.source} is taken for the mean of one loss an instance, since the first axis of what "
-                f"it reduces is as long as the batch; its score is the loss. Where that is wrong: {WAYS_OUT}",
+                f"{by_hand.source} is taken for the mean of one loss an instance, since each of the values that it "
+                f"reduces depends on one instance; its score is the loss. Where that is wrong: {WAYS_OUT}",
                 stacklevel=2,
             )
-        for found, _ in parts:
-            if found.weigh is not None and self._weights is not None:
-                found.weigh(self._weights)
-        if parts and self._capture._checks_left:
-            self._capture._checks_left -= 1
-            nodes = {found.node for found, _ in parts}
-            self._capture.has_other_terms |= has_other_leaves(root, nodes)
-        return parts
 
     def _scripted(self, root: Tensor) -> list[Found]:
         """Losses whose calls were not seen, as those in scripted code."""
@@ -383,28 +402,17 @@ class CapturedStep(TorchFunctionMode):
         node, named, arguments = loss
         source = f"{named.name} in the autograd graph"
         layout = self._layout(named, arguments, source)
-        if layout is None:
+        if isinstance(layout, str):
+            self._miss(layout)
             return None
 
         def weigh(weights: Tensor) -> None:
             factor = layout.spread(weights, arguments["input"])
-            node.register_hook(lambda inputs, outputs: tuple(_times(gradient, factor) for gradient in inputs))
+            node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
 
         elements, labels = named.elements(arguments), self._labels(arguments)
         edge = GradientEdge(node, 0)
         return Found(source, arguments["reduction"], edge, elements, layout, named.tokens, labels, weigh)
-
-    def _hand_written(self, root: Tensor) -> list[Found]:
-        """Reductions from which only arithmetic on single numbers leads to ``root``: others are not its losses."""
-        if not knows_shapes(root):
-            return []
-        joined = joined_by_scalars(root, {reduction.node for reduction in self._reduced})
-        layout = Layout((self._batch_size,), 0, 1)
-        return [
-            reduction.found(layout)
-            for reduction in self._reduced
-            if reduction.node in joined and not is_parameters_own(reduction.values)
-        ]
 
     def _given(self, losses: Any, root: Any, giver: str) -> Observation | None:
         """What the user says the instances' losses are."""
@@ -432,7 +440,9 @@ class CapturedStep(TorchFunctionMode):
             return all(self._backwards)
         if not _requires_grad(root):
             return False
-        if contributions(root, self._named):
+        parts = contributions(root, self._named)
+        if parts:
+            self._weigh(parts)
             return True
         if not losses.requires_grad:
             return False
@@ -449,14 +459,19 @@ class CapturedStep(TorchFunctionMode):
     def _release(self) -> None:
         """Hold nothing of the step: neither its graph nor its batch."""
         self._named, self._reduced, self._backwards, self._batch = [], [], [], None
+        self._missed, self._unshown = [], []
 
 
 def _requires_grad(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def _times(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
-    return None if gradient is None else gradient * factor.to(gradient.dtype)
+def _because_of(source: str, error: Exception) -> str:
+    return f"{source} could not be told apart by rows ({type(error).__name__}: {error})"
+
+
+def _sources(parts: list[Contribution]) -> str:
+    return " + ".join(dict.fromkeys(part.found.source for part in parts))
 
 
 def _is_split_alike(arguments: Arguments) -> bool:
@@ -469,11 +484,14 @@ def _is_split_alike(arguments: Arguments) -> bool:
 
 def _caller() -> str:
     """Where the call stands: file and line outside of torch and this module."""
-    if torch.compiler.is_compiling():
-        return "in compiled code"
+    return "in compiled code" if torch.compiler.is_compiling() else str(_place())
+
+
+def _place() -> Place:
     frame = sys._getframe(1)
     while frame.f_back is not None and (
         frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(_TORCH)
     ):
         frame = frame.f_back
-    return f"at {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    above = frame if frame.f_back is None else frame.f_back
+    return Place(frame.f_code.co_filename, frame.f_lineno, above.f_code.co_filename, above.f_lineno)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from lightning_autoassist.loss_layout import Layout, fold
-from lightning_autoassist.losses import Arguments, Elements, nll_norms, nll_norms_in_backward
+from lightning_autoassist.losses import Arguments, Elements, distribution_axis, nll_norms, nll_norms_in_backward
 
 
 class SoftmaxNorms(NamedTuple):
@@ -90,31 +90,47 @@ class Found(NamedTuple):
         return edge.node is self.edge.node and edge.output_nr == self.edge.output_nr
 
 
-class Reduction(NamedTuple):
-    """A mean or sum of everything in ``values``, shape ``(B, *d)``: maybe the end of a loss written by hand."""
+def weigh_at(tensor: Tensor, layout: Layout) -> Callable[[Tensor], None]:
+    """What lets weights, shape ``(B,)``, enter at a tensor whose rows are as in ``layout``, unless it was changed since.
 
-    values: Tensor
-    node: Node
-    source: str
+    The hook is of the graph's node, not of the tensor: users write ``loss *= mask`` into what they were given.
+    """
+    edge, like = get_gradient_edge(tensor), torch.empty((), device="meta").expand(tensor.shape)
 
-    def found(self, layout: Layout) -> Found:
-        """The loss, with ``values`` for its rows."""
-        values = self.values
+    def weigh(weights: Tensor) -> None:
+        factor = layout.spread(weights, like)
+        edge.node.register_prehook(
+            lambda gradients: tuple(
+                times(gradient, factor) if number == edge.output_nr else gradient
+                for number, gradient in enumerate(gradients)
+            )
+        )
 
-        def weigh(weights: Tensor) -> None:
-            factor = layout.spread(weights, values).to(values.dtype)
-            values.register_hook(lambda gradient: gradient * factor)
+    return weigh
 
-        elements = Elements(values.detach().float(), None, None)
-        edge = get_gradient_edge(values)
-        return Found(self.source, "none", edge, elements, layout, weigh=weigh, is_by_hand=True)
+
+def times(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
+    """The product in the gradient's own type; None where there is no gradient."""
+    return None if gradient is None else gradient * factor.to(gradient.dtype)
 
 
 class Contribution(NamedTuple):
-    """A loss that reaches the returned one, with its coefficient: the gradient there; None: it is the returned one."""
+    """A loss that reaches the returned one.
+
+    Attributes:
+        found: The loss.
+        coefficient: The returned loss's gradient there; None: it is the returned one.
+        unit: Where its rows go through the user's own mean or sum to the returned loss: the gradient at one element
+            of what is reduced, shape ``()``. The coefficients in units of it are the user's own factors on rows.
+        is_sum: Whether that reduction is a sum.
+        reduced: What is reduced, detached, where it is one value an instance, shape ``(B,)``.
+    """
 
     found: Found
     coefficient: Tensor | None
+    unit: Tensor | None = None
+    is_sum: bool = False
+    reduced: Tensor | None = None
 
 
 def contributions(root: Tensor, found: Sequence[Found]) -> list[Contribution]:
@@ -151,7 +167,7 @@ class Explanation(NamedTuple):
 
 def explained(part: Contribution) -> Explanation:
     """Says what a part of the returned loss is. Waits for the device."""
-    found, coefficient = part
+    found, coefficient = part.found, part.coefficient
     layout = found.layout
     num_rows = layout.num_rows // layout.batch_size
     folding = "one row each"
@@ -166,16 +182,16 @@ def explained(part: Contribution) -> Explanation:
 
 def scored_in_backward(part: Contribution) -> tuple[Tensor, Tensor]:
     """Losses of the instances now, and scores that are NaN until backward has run."""
-    found, coefficient = part
-    softmax = found.softmax
+    softmax = part.found.softmax
     assert softmax is not None
     # What the hook below holds must know nothing of the graph that holds the hook: such a ring is never collected.
-    bare = found._replace(softmax=None, edge=found.elements.losses)
-    losses, _ = combine([Contribution(bare, coefficient)])
+    bare = part.found._replace(softmax=None, edge=part.found.elements.losses, weigh=None)
+    part = part._replace(found=bare)
+    losses, _ = combine([part])
     scores = torch.full_like(losses, float("nan"))
 
     def fill(norms: Tensor) -> None:
-        scores.copy_(combine([Contribution(bare.with_norms(norms), coefficient)])[1])
+        scores.copy_(combine([part._replace(found=bare.with_norms(norms))])[1])
 
     softmax.in_backward(fill)
     return losses, scores
@@ -188,11 +204,11 @@ def combine(parts: Sequence[Contribution]) -> tuple[Tensor, Tensor]:
     coefficients are relative to the largest one: so they do not depend on the scale of the whole.
     """
     if len(parts) == 1:
-        losses, scores, share = _fold(*parts[0])
+        losses, scores, share = _fold(parts[0])
         return (
             (losses, scores) if parts[0].coefficient is None else (losses * share.sign(), scores * share.sign().abs())
         )
-    folded = [_fold(*part) for part in parts]
+    folded = [_fold(part) for part in parts]
     losses, scores, shares = (torch.stack(column) for column in zip(*folded, strict=True))
     shares = shares / shares.abs().max().clamp(min=torch.finfo(shares.dtype).tiny)
     # Not a matrix product, which tensor cores would round.
@@ -200,20 +216,55 @@ def combine(parts: Sequence[Contribution]) -> tuple[Tensor, Tensor]:
     return losses.sum(0), torch.linalg.vector_norm(scores, dim=0)
 
 
-def _fold(found: Found, coefficient: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _fold(part: Contribution) -> tuple[Tensor, Tensor, Tensor]:
     """Losses and scores of the instances, and the loss's share in the whole: the sum of its rows' coefficients."""
+    found, coefficient = part.found, part.coefficient
     if found.softmax is not None:
-        found = found.with_norms(found.softmax.now(found.elements.losses))
-    losses, norms, mask = found.elements
+        part = part._replace(found=found.with_norms(found.softmax.now(found.elements.losses)))
+    if coefficient is not None and coefficient.ndim:
+        return _fold_by_rows(part, coefficient)
+    losses, norms, mask = part.found.elements
     counts = torch.ones_like(losses) if mask is None else mask.to(losses.dtype)
     share = losses.new_ones(()) if coefficient is None else coefficient.detach().to(losses.dtype)
-    if share.ndim:
-        # The user's own reduction says how much each row counts: it may have masked some.
-        rows = share.reshape(*losses.shape, -1).sum(-1)
-        losses, counts = losses * rows.sign(), counts * rows.abs()
-        share = rows.abs().sum()
-    elif found.reduction == "sum":
+    if found.reduction == "sum":
         share = share * counts.sum()
     elif found.reduction == "batchmean":
         share = share * (counts.numel() / found.layout.num_rows)
     return *fold(losses, norms, counts, found.layout, found.tokens), share
+
+
+def _fold_by_rows(part: Contribution, coefficient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The same where the user reduces the rows: the factors on rows, :math:`f_{ij}`, are the user's own, and count.
+
+    An instance's loss is :math:`\sum_j f_{ij} l_{ij}`, divided by the number of its rows with a factor, unless the user
+    averages within instances. A sum's factors that add up to 1 hold the batch's size, which is taken out.
+    """
+    losses, norms, mask = part.found.elements
+    layout, factors = part.found.layout, _by_rows(coefficient.detach().to(losses.dtype), losses)
+    if mask is not None:
+        factors = factors * mask
+    count = (factors != 0).sum().to(losses.dtype)
+    unit = factors.abs().sum() / count.clamp(min=1) if part.unit is None else part.unit.to(losses.dtype)
+    sign, unit = unit.sign(), unit.abs()
+    factors = factors / unit.where(unit > 0, 1.0)
+    averages = part.reduced is not None and losses.numel() > layout.batch_size
+    if averages:
+        count = torch.full_like(count, layout.batch_size)
+    scale = torch.ones_like(count)
+    if part.is_sum:
+        scale = torch.where((factors.abs().sum() - 1).abs() < 1e-3, count, scale)
+    counts = factors.abs() * scale
+    totals = layout.per_instance(counts != 0).sum(1) if layout.num_axes else count
+    totals = torch.ones_like(totals) if averages else totals
+    folded, scores = fold(losses * factors.sign(), norms, counts, layout, part.found.tokens, totals)
+    if part.reduced is not None:  # the user's factors may depend on the loss itself, as in a focal loss
+        folded = part.reduced.to(losses.dtype) * sign * scale
+        scores = folded if norms is None else scores
+    return folded, scores, unit * count / scale
+
+
+def _by_rows(coefficient: Tensor, losses: Tensor) -> Tensor:
+    """Coefficients of the losses' rows; only ``kl_div`` has elements that are no rows, and a row is their sum."""
+    if coefficient.numel() == losses.numel():
+        return coefficient.reshape(losses.shape)
+    return coefficient.mean(distribution_axis(coefficient))

@@ -1,0 +1,148 @@
+"""Losses written by hand: reductions of a tensor to one number, and which of them have one value an instance.
+
+That a tensor's first axis is as long as the batch shows nothing: classes or features may be as many by chance. It is
+shown by gradients, in the first steps: what value i depends on, in the results of the network's last layers, is no
+other value's.
+
+Shapes: B batch, d further dimensions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from lightning_autoassist.loss_found import Found, weigh_at
+from lightning_autoassist.loss_graph import LossPart, loss_part
+from lightning_autoassist.loss_layout import Layout
+from lightning_autoassist.losses import Elements
+
+# What was shown at so many batch sizes is no coincidence of lengths.
+_ENOUGH_SIZES = 3
+
+
+class Place(NamedTuple):
+    """Where a call stands, and where the function that makes it was called: helpers reduce losses of many kinds."""
+
+    file: str
+    line: int
+    from_file: str
+    from_line: int
+
+    def __str__(self) -> str:
+        return f"at {Path(self.file).name}:{self.line}"
+
+
+class Reduction(NamedTuple):
+    """A mean or sum of everything in ``values``: maybe the end of a loss written by hand.
+
+    Attributes:
+        values: What is reduced.
+        node: Of the result.
+        place: Of the call.
+    """
+
+    values: Tensor
+    node: Node
+    place: Place
+
+    @property
+    def source(self) -> str:
+        """For messages."""
+        return f"hand-written loss {self.place}"
+
+    def found(self, batch_size: int, labels: Tensor | None) -> Found:
+        """The loss, with ``values``, shape ``(B, *d)``, for its rows."""
+        layout, edge = Layout((batch_size,), 0, 1), get_gradient_edge(self.values)
+        elements = Elements(self.values.detach().float(), None, None)
+        weigh = weigh_at(self.values, layout)
+        return Found(self.source, "none", edge, elements, layout, labels=labels, weigh=weigh, is_by_hand=True)
+
+
+class ShownReductions:
+    """Remembers from step to step which reductions were shown to have one value an instance."""
+
+    def __init__(self) -> None:
+        self._verdicts: dict[tuple[object, ...], dict[int, bool]] = {}
+
+    def is_shown(self, reduction: Reduction, batch_size: int) -> bool:
+        """Whether each value is one instance's. Waits for the device when it is asked for the first time."""
+        values = reduction.values
+        if values.ndim == 0 or values.shape[0] != batch_size:
+            return False
+        kind = "" if values.grad_fn is None else values.grad_fn.name()
+        verdicts = self._verdicts.setdefault((reduction.place, kind, values.ndim), {})
+        if False in verdicts.values():
+            return False
+        if batch_size == 1 or batch_size in verdicts or len(verdicts) >= _ENOUGH_SIZES:
+            return True
+        verdict = None
+        with contextlib.suppress(RuntimeError):  # reentrant checkpoints allow no such gradients
+            verdict = has_one_value_an_instance(values, loss_part(values))
+        if verdict is None:  # not to be told in this step
+            return False
+        verdicts[batch_size] = verdict
+        return verdict
+
+
+def has_one_value_an_instance(values: Tensor, part: LossPart) -> bool | None:
+    """Whether ``values[i]`` depend on row i alone of what the last layers returned.
+
+    For each bit of the numbers 0 to B - 1 it asks for the gradients of the values whose number has that bit, and of the
+    others: so any two values are once on different sides. A side may reach no row of the other's; where a layer's
+    first axis is not the batch's, as after flattening or with the time first, no row that the other reaches as well.
+
+    Args:
+        values: Shape ``(B, *d)``.
+        part: The graph behind them.
+
+    Returns:
+        None where no gradient reaches the layers, as from a hinge that is not active.
+    """
+    batch_size = values.shape[0]
+    numbers = torch.arange(batch_size, device=values.device)
+    is_reached = False
+    for bit in range((batch_size - 1).bit_length()):
+        with_bit = (numbers >> bit) % 2 == 1
+        for mine, others in zip(
+            _reached(values, part.layers, with_bit), _reached(values, part.layers, ~with_bit), strict=True
+        ):
+            if mine is None and others is None:
+                continue
+            if _is_mixed(mine, others, with_bit):
+                return False
+            is_reached = True
+    return True if is_reached else None
+
+
+def _reached(values: Tensor, layers: list[GradientEdge], rows: Tensor) -> list[Tensor | None]:
+    """Which rows of layers' results the gradients of some of the values reach."""
+    if not layers:
+        return []
+    # Unequal factors, so that the gradients of two values do not cancel.
+    factors = torch.linspace(0.5, 1.5, values.numel(), device=values.device).reshape(values.shape)
+    factors = factors * rows.reshape(-1, *[1] * (values.ndim - 1))
+    gradients = torch.autograd.grad(values, layers, factors.to(values.dtype), retain_graph=True, allow_unused=True)
+    return [None if gradient is None else _cells(gradient != 0, len(rows)) for gradient in gradients]
+
+
+def _cells(is_reached: Tensor, batch_size: int) -> Tensor:
+    """By rows, or by the first two axes where the second is the batch's."""
+    if is_reached.ndim == 0 or is_reached.shape[0] == batch_size:
+        axes = 1
+    else:
+        axes = 2 if is_reached.ndim > 1 and is_reached.shape[1] == batch_size else 1
+    return is_reached.reshape(*is_reached.shape[:axes], -1).any(-1)
+
+
+def _is_mixed(mine: Tensor | None, others: Tensor | None, with_bit: Tensor) -> bool:
+    """Whether a row of another instance is reached, or, of a layer that only one side reaches, nothing is known."""
+    if all(reached is None or reached.shape == with_bit.shape for reached in (mine, others)):
+        strays = [reached & ~own for reached, own in ((mine, with_bit), (others, ~with_bit)) if reached is not None]
+        return any(bool(each.any()) for each in strays)
+    return mine is None or others is None or bool((mine & others).any())
