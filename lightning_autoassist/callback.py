@@ -327,6 +327,7 @@ class AutoAssistCallback(CallbackBase):
             "is_on_stream": self._is_on_stream,
             "reports": self._ranks.gather(self.report.state_dict()),
             "counts": self._log.state_dict(),
+            "capture": self._capture.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -338,6 +339,8 @@ class AutoAssistCallback(CallbackBase):
         reports = state_dict["reports"]
         self.report.load_state_dict(reports[self._ranks.rank % len(reports)])
         self._log.load_state_dict(state_dict["counts"])
+        if "capture" in state_dict:
+            self._capture.load_state_dict(state_dict["capture"])
         self._has_begun = True
 
     def _prepare_store(self, num_instances: int) -> None:
@@ -400,19 +403,30 @@ class AutoAssistCallback(CallbackBase):
         if output is None and is_automatic:
             return  # Lightning skips the batch, and so do we
         if observation is None:
-            self._learner.stop_filtering(captured.reason or "no per-instance loss was found in training_step")
+            self._learner.pass_unfiltered(captured.reason or "no per-instance loss was found in training_step")
             return
+        self._learner.note_told()
+        self.report.captured_share = self._capture.share.ratio
+        note = self._capture.note_on_share()
+        if note is not None:
+            rank_zero_warn(note if self.weights in ("none", "mean") else f"{note}. {self._why_mean_weights()}")
         self._step = draw, observation, features
 
     def _fall_to_mean_weights(self) -> None:
         """Keep the balance between the instances' losses and terms of the loss that have no instances."""
-        rank_zero_warn(
-            f'the loss has terms beside the instances\' own, as L2 or KL by hand are: with weights="{self.weights}" '
-            'filtering would shift the balance between them, so weights="mean" are used'
-        )
+        missed = "; ".join(self._capture.share.missed)
+        terms = missed or "which depend on the parameters alone, as a penalty on the weights does"
+        if not (missed and self._capture.is_share_told):
+            rank_zero_warn(f"the loss has terms beside the instances' own ({terms}). {self._why_mean_weights()}")
         self.weights = "mean"
         if self._data is not None:
             self._data.weigh_by("mean")
+
+    def _why_mean_weights(self) -> str:
+        return (
+            f'With weights="{self.weights}" filtering would shift the balance between them and the instances\' losses, '
+            'so weights="mean" are used'
+        )
 
     def _disconnect(self) -> None:
         if self._unwrap is not None:

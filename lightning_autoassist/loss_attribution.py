@@ -17,7 +17,7 @@ from lightning_autoassist.loss_found import Contribution, Found, contributions
 from lightning_autoassist.loss_graph import LossPart, has_other_leaves, joined_by_scalars, knows_shapes, loss_part
 from lightning_autoassist.loss_reductions import Reduction, ShownReductions
 
-# A part of less than this does not decide for the whole; from a whole of less than that a warning names what is missing.
+# A part of less than the first share does not decide for the whole; below the second a warning names what was missed.
 MINOR_SHARE, WHOLE_SHARE = 0.5, 0.9
 # In so many steps of each kind the graph is searched for parts that were not captured, for so many kinds at most.
 _CHECKED_STEPS, _MAX_KINDS = 3, 32
@@ -105,6 +105,17 @@ class Attribution:
         if len(shares) < _CHECKED_STEPS:
             shares.append(share_of(root, {part.found.node for part in parts}, missed, unshown))
         return _mean(shares)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The shares that were found in the first steps, on which it hangs whether later ones are filtered."""
+        return {"shares": [[list(kind), [list(each) for each in shares]] for kind, shares in self._shares.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self._shares = {
+            tuple(kind): [Share(ratio, tuple(missed), others) for ratio, missed, others in shares]
+            for kind, shares in state["shares"]
+        }
 
 
 def _ends(root: Tensor, reductions: Sequence[Reduction]) -> list[Reduction]:

@@ -9,10 +9,8 @@ Shapes: B batch, R rows of a loss (B, or a multiple of it), d further dimensions
 from __future__ import annotations
 
 import inspect
-import sys
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -22,7 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lightning_autoassist.loss_attribution import MINOR_SHARE, Attribution, Missed, Share
+from lightning_autoassist.loss_attribution import MINOR_SHARE, WHOLE_SHARE, Attribution, Missed, Share
 from lightning_autoassist.loss_found import (
     Contribution,
     Explanation,
@@ -37,9 +35,10 @@ from lightning_autoassist.loss_found import (
 )
 from lightning_autoassist.loss_graph import GraphLoss, losses_in_graph
 from lightning_autoassist.loss_layout import ROW_ORDERS, Layout, RowOrders
-from lightning_autoassist.loss_reductions import Place, Reduction
-from lightning_autoassist.loss_weights import weighted_call
-from lightning_autoassist.losses import LOSSES, Arguments, NamedLoss, class_axis, has_class_indices
+from lightning_autoassist.loss_place import caller, place_of_call
+from lightning_autoassist.loss_reductions import Reduction
+from lightning_autoassist.loss_weights import weigh_given, weighted_call, why_not_instance_losses
+from lightning_autoassist.losses import LOSSES, Arguments, NamedLoss, class_axis, is_split_alike
 
 SCORES = ("gradient_norm", "loss")
 WAYS_OUT = (
@@ -50,10 +49,9 @@ WAYS_OUT = (
 
 # By these a hand-written loss ends in one number.
 _REDUCTIONS = frozenset({torch.mean, torch.sum, Tensor.mean, Tensor.sum})
+
 # From so many logits on, a norm is cheaper than another softmax; below, a hook in backward costs more than it saves.
 _MANY_LOGITS = 2**19
-
-_TORCH = str(Path(torch.__file__).parent)
 
 
 class Observation(NamedTuple):
@@ -93,6 +91,7 @@ class InstanceLossCapture:
             losses that were found, as by an L2 term. Weights do not enter there.
         share: How much of the last step's loss was captured, by its gradients at the network's last layers in the
             first such steps, and what was missed.
+        is_share_told: Whether :meth:`note_on_share` gave its note.
         explain: Called with what each step's observation is made of, if not None. It waits for the device.
 
     Raises:
@@ -116,6 +115,7 @@ class InstanceLossCapture:
         self.row_order = row_order
         self.has_other_terms = False
         self.share = Share()
+        self.is_share_told = False
         self.explain: Callable[[list[Explanation]], None] | None = None
         self._row_orders = RowOrders(row_order)
         self._attribution = Attribution()
@@ -137,6 +137,25 @@ class InstanceLossCapture:
             A context manager for the step.
         """
         return CapturedStep(self, batch, batch_size, weights, module)
+
+    def note_on_share(self) -> str | None:
+        """For the user, once, if more than a tenth of the loss was missed; None: there is nothing to be said."""
+        if self.is_share_told or self.share.ratio >= WHOLE_SHARE:
+            return None
+        self.is_share_told = True
+        return (
+            f"only {self.share.ratio:.0%} of the loss's gradient comes from losses whose instances are known: "
+            f"instances are kept by that part. Missed: {'; '.join(self.share.missed)}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the first steps showed, as builtins."""
+        return {**self._attribution.state_dict(), "has_other_terms": self.has_other_terms}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self._attribution.load_state_dict(state)
+        self.has_other_terms = state["has_other_terms"]
 
 
 class CapturedStep(TorchFunctionMode):
@@ -218,12 +237,12 @@ class CapturedStep(TorchFunctionMode):
         inputs = [arguments[name] for name in named.inputs]
         if not torch.is_grad_enabled() or not any(_requires_grad(value) for value in inputs):
             return named.function(*args, **kwargs)  # a metric
-        source = f"{named.name} {_caller()}"
+        source = f"{named.name} {caller()}"
         layout = self._layout(named, arguments, source)
         if isinstance(layout, str):
             return self._miss(layout, named.function(*args, **kwargs))
         softmax = None
-        if named.function is F.cross_entropy and _is_split_alike(arguments):
+        if named.function is F.cross_entropy and is_split_alike(arguments):
             # What torch does inside, so that the log-probabilities serve the score as well.
             named = LOSSES[F.nll_loss]
             logits, _ = arguments["input"], arguments.pop("label_smoothing")
@@ -273,7 +292,9 @@ class CapturedStep(TorchFunctionMode):
             self._miss(_because_of(source, error), result)
             return
         reduction = arguments["reduction"]
-        self._named.append(Found(source, reduction, edge, elements, layout, named.tokens, labels, weigh, False, softmax))
+        self._named.append(
+            Found(source, reduction, edge, elements, layout, named.tokens, labels, weigh, False, softmax)
+        )
 
     def _labels(self, arguments: Arguments) -> Tensor | None:
         target = arguments.get("target")
@@ -295,7 +316,7 @@ class CapturedStep(TorchFunctionMode):
         if torch.compiler.is_compiling() or not (_requires_grad(values) and _requires_grad(result)):
             return
         if result.ndim == 0 < values.ndim and result.grad_fn is not None:
-            self._reduced.append(Reduction(values, result.grad_fn, _place()))
+            self._reduced.append(Reduction(values, result.grad_fn, place_of_call()))
 
     def _layout(self, named: NamedLoss, arguments: Arguments, source: str) -> Layout | str:
         """Whose the loss's rows are, or why that is not known."""
@@ -385,8 +406,8 @@ class CapturedStep(TorchFunctionMode):
                 part.found.weigh(self._weights)
 
     def _warn_of_hand_written(self, parts: list[Contribution]) -> None:
-        by_hand = next((part.found for part in parts if part.found.is_by_hand), None)
-        if by_hand is not None and not self._capture._is_warned:
+        by_hand = parts[0].found
+        if all(part.found.is_by_hand for part in parts) and not self._capture._is_warned:
             self._capture._is_warned = True
             warnings.warn(
                 f"{by_hand.source} is taken for the mean of one loss an instance, since each of the values that it "
@@ -417,12 +438,8 @@ class CapturedStep(TorchFunctionMode):
     def _given(self, losses: Any, root: Any, giver: str) -> Observation | None:
         """What the user says the instances' losses are."""
         source = f"instance_loss of {self._where(giver)}"
-        if not isinstance(losses, Tensor) or losses.shape != (self._batch_size,):
-            shape = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
-            self.reason = (
-                f"The {source} must be a tensor of shape ({self._batch_size},), one loss for each instance of the "
-                f"batch, got {shape}."
-            )
+        self.reason = why_not_instance_losses(source, losses, self._batch_size)
+        if self.reason is not None:
             return None
         if self._weights is not None and not self._is_weighted(losses, root):
             self.reason = (
@@ -434,7 +451,7 @@ class CapturedStep(TorchFunctionMode):
         return Observation(values, values.clone(), None, source)
 
     def _is_weighted(self, losses: Tensor, root: Any) -> bool:
-        """Let the weights enter at the user's own losses, unless they entered at named losses before."""
+        """Let the weights enter at named losses, or else at the user's own."""
         assert self._weights is not None
         if self._backwards:
             return all(self._backwards)
@@ -444,14 +461,7 @@ class CapturedStep(TorchFunctionMode):
         if parts:
             self._weigh(parts)
             return True
-        if not losses.requires_grad:
-            return False
-        (gradient,) = torch.autograd.grad(root, losses, retain_graph=True, allow_unused=True)
-        if gradient is None:
-            return False
-        weights = self._weights.to(losses.dtype)
-        losses.register_hook(lambda gradient: gradient * weights)
-        return True
+        return weigh_given(losses, root, self._weights)
 
     def _where(self, method: str = "training_step") -> str:
         return method if self._module is None else f"{type(self._module).__name__}.{method}"
@@ -472,26 +482,3 @@ def _because_of(source: str, error: Exception) -> str:
 
 def _sources(parts: list[Contribution]) -> str:
     return " + ".join(dict.fromkeys(part.found.source for part in parts))
-
-
-def _is_split_alike(arguments: Arguments) -> bool:
-    """Whether log_softmax and nll_loss, called here, compute what cross_entropy does, bit for bit."""
-    logits = arguments["input"]
-    # Autocast treats the one call otherwise than the two.
-    is_cast = logits.dtype != torch.float32 and torch.is_autocast_enabled(logits.device.type)
-    return has_class_indices(arguments) and not is_cast
-
-
-def _caller() -> str:
-    """Where the call stands: file and line outside of torch and this module."""
-    return "in compiled code" if torch.compiler.is_compiling() else str(_place())
-
-
-def _place() -> Place:
-    frame = sys._getframe(1)
-    while frame.f_back is not None and (
-        frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(_TORCH)
-    ):
-        frame = frame.f_back
-    above = frame if frame.f_back is None else frame.f_back
-    return Place(frame.f_code.co_filename, frame.f_lineno, above.f_code.co_filename, above.f_lineno)

@@ -91,7 +91,7 @@ class Found(NamedTuple):
 
 
 def weigh_at(tensor: Tensor, layout: Layout) -> Callable[[Tensor], None]:
-    """What lets weights, shape ``(B,)``, enter at a tensor whose rows are as in ``layout``, unless it was changed since.
+    """What lets weights, shape ``(B,)``, enter at a tensor whose rows are as in ``layout``.
 
     The hook is of the graph's node, not of the tensor: users write ``loss *= mask`` into what they were given.
     """

@@ -10,7 +10,6 @@ Shapes: B batch, d further dimensions.
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,22 +19,11 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from lightning_autoassist.loss_found import Found, weigh_at
 from lightning_autoassist.loss_graph import LossPart, loss_part
 from lightning_autoassist.loss_layout import Layout
+from lightning_autoassist.loss_place import Place
 from lightning_autoassist.losses import Elements
 
 # What was shown at so many batch sizes is no coincidence of lengths.
 _ENOUGH_SIZES = 3
-
-
-class Place(NamedTuple):
-    """Where a call stands, and where the function that makes it was called: helpers reduce losses of many kinds."""
-
-    file: str
-    line: int
-    from_file: str
-    from_line: int
-
-    def __str__(self) -> str:
-        return f"at {Path(self.file).name}:{self.line}"
 
 
 class Reduction(NamedTuple):

@@ -126,7 +126,13 @@ def _mask(arguments: Arguments) -> Tensor | None:
     target = arguments.get("target")
     if "ignore_index" not in arguments or not isinstance(target, Tensor) or target.is_floating_point():
         return None
-    return target.ne(arguments["ignore_index"])
+    return counted(arguments)
+
+
+def counted(arguments: Arguments) -> Tensor:
+    """Which class indices are not ``ignore_index``; as int64, for in uint8 156 and -100 are one."""
+    mask: Tensor = arguments["target"].long().ne(arguments["ignore_index"])
+    return mask
 
 
 def class_axis(logits: Tensor) -> int:
@@ -144,6 +150,14 @@ def has_class_indices(arguments: Arguments) -> bool:
     return not (arguments["target"].is_floating_point() or arguments["label_smoothing"])
 
 
+def is_split_alike(arguments: Arguments) -> bool:
+    """Whether log_softmax and nll_loss, called outside of ``cross_entropy``, compute what it does, bit for bit."""
+    logits = arguments["input"]
+    # Autocast treats the one call otherwise than the two.
+    is_cast = logits.dtype != torch.float32 and torch.is_autocast_enabled(logits.device.type)
+    return has_class_indices(arguments) and not is_cast
+
+
 # ---- norms
 
 
@@ -156,8 +170,8 @@ def nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     r""":math:`w_t \| \exp(\text{lp}) - e_t \|`, the gradient at the logits behind the log-probabilities."""
     log_probs, target, weight = arguments["input"], arguments["target"], arguments["weight"]
     axis = class_axis(log_probs)
-    counts: Tensor = target.ne(arguments["ignore_index"])
-    hot = target.where(counts, 0).unsqueeze(axis)
+    counts = counted(arguments)
+    hot = target.long().where(counts, 0).unsqueeze(axis)
 
     norms = _norms(torch.exp, log_probs, hot, axis)
     norms = norms * counts
@@ -172,8 +186,8 @@ def nll_norms_in_backward(arguments: Arguments, gradient: Tensor, upstream: Tens
     """
     target, weight = arguments["target"], arguments["weight"]
     axis = class_axis(gradient)
-    counts: Tensor = target.ne(arguments["ignore_index"])
-    hot = target.where(counts, 0).unsqueeze(axis)
+    counts = counted(arguments)
+    hot = target.long().where(counts, 0).unsqueeze(axis)
     scale = upstream.gather(axis, hot).squeeze(axis).abs().float()
     norms = torch.linalg.vector_norm(gradient, dim=axis, dtype=torch.float32)
     norms = torch.where(counts & (scale > 0), norms / scale, 0.0)
@@ -216,8 +230,8 @@ def cross_entropy_norms(arguments: Arguments, losses: Tensor) -> Tensor:
         return nll_norms({**arguments, "input": logits.log_softmax(axis)}, losses)
     counts = torch.ones_like(losses, dtype=torch.bool)
     if not target.is_floating_point():
-        counts = target.ne(arguments["ignore_index"])
-        hot = target.where(counts, 0).unsqueeze(axis)
+        counts = counted(arguments)
+        hot = target.long().where(counts, 0).unsqueeze(axis)
         if weight is None:
             softmax = functools.partial(torch.softmax, dim=axis)
             smoothed: Tensor = _norms(softmax, logits, hot, axis, arguments["label_smoothing"]) * counts
