@@ -10,6 +10,7 @@ Shapes: B batch, d further dimensions.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,8 @@ from lightning_autoassist.losses import Elements
 
 # What was shown at so many batch sizes is no coincidence of lengths.
 _ENOUGH_SIZES = 3
+# What was not to be told in so many steps, as no gradient came, is not asked again.
+_MAX_UNKNOWN = 20
 
 
 class Reduction(NamedTuple):
@@ -57,6 +60,7 @@ class ShownReductions:
 
     def __init__(self) -> None:
         self._verdicts: dict[tuple[object, ...], dict[int, bool]] = {}
+        self._num_unknown = Counter[tuple[object, ...]]()
 
     def is_shown(self, reduction: Reduction, batch_size: int) -> bool:
         """Whether each value is one instance's. Waits for the device when it is asked for the first time."""
@@ -64,7 +68,8 @@ class ShownReductions:
         if values.ndim == 0 or values.shape[0] != batch_size:
             return False
         kind = "" if values.grad_fn is None else values.grad_fn.name()
-        verdicts = self._verdicts.setdefault((reduction.place, kind, values.ndim), {})
+        key = reduction.place, kind, values.ndim
+        verdicts = self._verdicts.setdefault(key, {})
         if False in verdicts.values():
             return False
         if batch_size == 1 or batch_size in verdicts or len(verdicts) >= _ENOUGH_SIZES:
@@ -73,9 +78,11 @@ class ShownReductions:
         with contextlib.suppress(RuntimeError):  # reentrant checkpoints allow no such gradients
             verdict = has_one_value_an_instance(values, loss_part(values))
         if verdict is None:  # not to be told in this step
-            return False
-        verdicts[batch_size] = verdict
-        return verdict
+            self._num_unknown[key] += 1
+            if self._num_unknown[key] < _MAX_UNKNOWN:
+                return False
+        verdicts[batch_size] = bool(verdict)
+        return bool(verdict)
 
 
 def has_one_value_an_instance(values: Tensor, part: LossPart) -> bool | None:
@@ -94,21 +101,18 @@ def has_one_value_an_instance(values: Tensor, part: LossPart) -> bool | None:
     """
     batch_size = values.shape[0]
     numbers = torch.arange(batch_size, device=values.device)
-    is_reached = False
+    is_known = False
     for bit in range((batch_size - 1).bit_length()):
         with_bit = (numbers >> bit) % 2 == 1
-        for mine, others in zip(
-            _reached(values, part.layers, with_bit), _reached(values, part.layers, ~with_bit), strict=True
-        ):
-            if mine is None and others is None:
-                continue
-            if _is_mixed(mine, others, with_bit):
-                return False
-            is_reached = True
-    return True if is_reached else None
+        mine, others = (_reached(values, part.layers, side) for side in (with_bit, ~with_bit))
+        verdicts = [_is_apart(*sides, with_bit) for sides in zip(mine, others, strict=True)]
+        if False in verdicts:
+            return False
+        is_known |= True in verdicts
+    return True if is_known else None
 
 
-def _reached(values: Tensor, layers: list[GradientEdge], rows: Tensor) -> list[Tensor | None]:
+def _reached(values: Tensor, layers: list[GradientEdge], rows: Tensor) -> list[Tensor]:
     """Which rows of layers' results the gradients of some of the values reach."""
     if not layers:
         return []
@@ -116,21 +120,22 @@ def _reached(values: Tensor, layers: list[GradientEdge], rows: Tensor) -> list[T
     factors = torch.linspace(0.5, 1.5, values.numel(), device=values.device).reshape(values.shape)
     factors = factors * rows.reshape(-1, *[1] * (values.ndim - 1))
     gradients = torch.autograd.grad(values, layers, factors.to(values.dtype), retain_graph=True, allow_unused=True)
-    return [None if gradient is None else _cells(gradient != 0, len(rows)) for gradient in gradients]
+    return [torch.zeros_like(rows) if gradient is None else _cells(gradient != 0, len(rows)) for gradient in gradients]
 
 
 def _cells(is_reached: Tensor, batch_size: int) -> Tensor:
     """By rows, or by the first two axes where the second is the batch's."""
-    if is_reached.ndim == 0 or is_reached.shape[0] == batch_size:
-        axes = 1
-    else:
-        axes = 2 if is_reached.ndim > 1 and is_reached.shape[1] == batch_size else 1
+    is_second = is_reached.ndim > 1 and is_reached.shape[0] != batch_size == is_reached.shape[1]
+    axes = min(is_reached.ndim, 1 + is_second)
     return is_reached.reshape(*is_reached.shape[:axes], -1).any(-1)
 
 
-def _is_mixed(mine: Tensor | None, others: Tensor | None, with_bit: Tensor) -> bool:
-    """Whether a row of another instance is reached, or, of a layer that only one side reaches, nothing is known."""
-    if all(reached is None or reached.shape == with_bit.shape for reached in (mine, others)):
-        strays = [reached & ~own for reached, own in ((mine, with_bit), (others, ~with_bit)) if reached is not None]
-        return any(bool(each.any()) for each in strays)
-    return mine is None or others is None or bool((mine & others).any())
+def _is_apart(mine: Tensor, others: Tensor, with_bit: Tensor) -> bool | None:
+    """Whether both sides reach rows of their own alone; None where that cannot be seen."""
+    if mine.shape == others.shape == with_bit.shape:
+        is_apart = not bool(((mine & ~with_bit) | (others & with_bit)).any())
+        return None if is_apart and not bool((mine | others).any()) else is_apart
+    # Which rows are whose is not known here: that one side reaches some shows nothing.
+    if mine.shape != others.shape or not (bool(mine.any()) and bool(others.any())):
+        return None
+    return not bool((mine & others).any())

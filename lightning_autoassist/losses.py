@@ -119,7 +119,8 @@ def _ndim(value: Any) -> int:
 
 
 def _wide(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+    is_number = isinstance(value, Tensor) and (value.is_floating_point() or value.dtype == torch.bool)
+    return value.float() if is_number else value
 
 
 def _mask(arguments: Arguments) -> Tensor | None:
