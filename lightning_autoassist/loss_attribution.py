@@ -5,7 +5,6 @@ Shapes: B batch.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -153,28 +152,26 @@ def _with_units(
 ) -> list[Contribution]:
     """The contributions, each with the reduction that its rows go through, where that is one."""
     numbers = sorted({number for each in factors.values() for number in each})
-    edges: list[Any] = [found.edge for found in parts] + [ends[number].values for number in numbers]
+    edges: list[Any] = [found.edge for found in parts] + [ends[number].edge for number in numbers]
     if not edges:
         return []
     gradients = torch.autograd.grad(root, edges, retain_graph=True, allow_unused=True)
-    num_named = Counter(number for each in factors.values() for number in each)
-    units = {number: each for number, each in zip(numbers, gradients[len(parts) :], strict=True) if each is not None}
-    contributing = []
+    at_ends = dict(zip(numbers, gradients[len(parts) :], strict=True))
+    contributing, is_taken = [], set[int]()
     for found, coefficient in zip(parts, gradients[: len(parts)], strict=True):
         if coefficient is None:
             continue
-        own = factors.get(found.node, []) if found.node is not None else []
         part = Contribution(found, coefficient)
-        if found.is_by_hand:
-            part = part._replace(unit=coefficient.flatten()[0])
-        elif len(own) == 1 and own[0] in units:
+        own = [] if found.node is None else factors.get(found.node, [])
+        at_end = at_ends[own[0]] if len(own) == 1 else None
+        if at_end is not None:
             end = ends[own[0]]
-            is_instances = is_shown[own[0]] and end.values.ndim == 1 and num_named[own[0]] == 1
-            part = part._replace(
-                unit=units[own[0]].flatten()[0],
-                is_sum="Sum" in end.node.name(),
-                reduced=end.values.detach() if is_instances else None,
-            )
+            part = part._replace(unit=at_end if end.is_sum else at_end / end.values.numel(), is_sum=end.is_sum)
+            if is_shown[own[0]] and end.values.ndim == 1:
+                # Of several losses in one reduction, the first stands for all.
+                reduced = end.values.detach()
+                part = part._replace(reduced=torch.zeros_like(reduced) if own[0] in is_taken else reduced)
+                is_taken.add(own[0])
         contributing.append(part)
     return contributing
 

@@ -247,20 +247,20 @@ def _fold_by_rows(part: Contribution, coefficient: Tensor) -> tuple[Tensor, Tens
     unit = factors.abs().sum() / count.clamp(min=1) if part.unit is None else part.unit.to(losses.dtype)
     sign, unit = unit.sign(), unit.abs()
     factors = factors / unit.where(unit > 0, 1.0)
-    averages = part.reduced is not None and losses.numel() > layout.batch_size
-    if averages:
-        count = torch.full_like(count, layout.batch_size)
+    is_averaged = part.reduced is not None and losses.numel() > layout.batch_size
+    size = torch.full_like(count, layout.batch_size)
     scale = torch.ones_like(count)
     if part.is_sum:
-        scale = torch.where((factors.abs().sum() - 1).abs() < 1e-3, count, scale)
+        scale = torch.where((factors.abs().sum() - 1).abs() < 1e-3, size if is_averaged else count, scale)
     counts = factors.abs() * scale
-    totals = layout.per_instance(counts != 0).sum(1) if layout.num_axes else count
-    totals = torch.ones_like(totals) if averages else totals
+    totals = layout.per_instance(counts != 0).sum(1) if losses.ndim else count
+    totals = torch.ones_like(totals) if is_averaged else totals
     folded, scores = fold(losses * factors.sign(), norms, counts, layout, part.found.tokens, totals)
-    if part.reduced is not None:  # the user's factors may depend on the loss itself, as in a focal loss
-        folded = part.reduced.to(losses.dtype) * sign * scale
-        scores = folded if norms is None else scores
-    return folded, scores, unit * count / scale
+    if part.reduced is None:
+        return folded, scores, unit * count / scale
+    # The user's factors may depend on the loss itself, as in a focal loss.
+    folded = part.reduced.to(losses.dtype) * sign * scale
+    return folded, folded if norms is None else scores, unit * size / scale
 
 
 def _by_rows(coefficient: Tensor, losses: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node
 
-from lightning_autoassist.loss_found import Found, weigh_at
+from lightning_autoassist.loss_found import Found, times
 from lightning_autoassist.loss_graph import LossPart, loss_part
 from lightning_autoassist.loss_layout import Layout
 from lightning_autoassist.loss_place import Place
@@ -47,12 +47,27 @@ class Reduction(NamedTuple):
         """For messages."""
         return f"hand-written loss {self.place}"
 
+    @property
+    def is_sum(self) -> bool:
+        """Else it is a mean."""
+        return "Sum" in self.node.name()
+
+    @property
+    def edge(self) -> GradientEdge:
+        """Where its result stands in the graph."""
+        return GradientEdge(self.node, 0)
+
     def found(self, batch_size: int, labels: Tensor | None) -> Found:
         """The loss, with ``values``, shape ``(B, *d)``, for its rows."""
-        layout, edge = Layout((batch_size,), 0, 1), get_gradient_edge(self.values)
-        elements = Elements(self.values.detach().float(), None, None)
-        weigh = weigh_at(self.values, layout)
-        return Found(self.source, "none", edge, elements, layout, labels=labels, weigh=weigh, is_by_hand=True)
+        values, node, layout = self.values.detach(), self.node, Layout((batch_size,), 0, 1)
+
+        def weigh(weights: Tensor) -> None:
+            factor = layout.spread(weights, values)
+            # What the reduction gives back, and not what else is done with its values.
+            node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
+
+        reduction, elements = "sum" if self.is_sum else "mean", Elements(values.float(), None, None)
+        return Found(self.source, reduction, self.edge, elements, layout, labels=labels, weigh=weigh, is_by_hand=True)
 
 
 class ShownReductions:
