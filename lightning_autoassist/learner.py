@@ -371,7 +371,7 @@ class Learner:
         elif count == MAX_UNTOLD:
             self.jobs.submit(self._give_up)
         elif count == FIRST_UNTOLD:
-            self.reason = reason
+            self.reason, self._is_untold_warned = reason, True
             _warn_of_stop(
                 f"The losses of the first {count} steps could not be told apart by instances; filtering begins if this "
                 f"changes within {MAX_UNTOLD} steps. {reason}"
