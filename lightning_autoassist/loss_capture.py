@@ -30,23 +30,26 @@ from lightning_autoassist.loss_found import (
     contributions,
     explained,
     scored_in_backward,
-    times,
+    scripted,
     weigh_at,
 )
-from lightning_autoassist.loss_graph import GraphLoss, losses_in_graph
+from lightning_autoassist.loss_graph import losses_in_graph
 from lightning_autoassist.loss_layout import ROW_ORDERS, Layout, RowOrders
+from lightning_autoassist.loss_messages import (
+    WAYS_OUT,
+    because_of,
+    on_hand_written,
+    on_share,
+    sources,
+    why_nothing,
+    why_too_little,
+)
 from lightning_autoassist.loss_place import caller, place_of_call
 from lightning_autoassist.loss_reductions import Reduction
 from lightning_autoassist.loss_weights import weigh_given, weighted_call, why_not_instance_losses
 from lightning_autoassist.losses import LOSSES, Arguments, NamedLoss, class_axis, is_split_alike
 
 SCORES = ("gradient_norm", "loss")
-WAYS_OUT = (
-    "Ways out: return {'loss': loss, 'instance_loss': losses} from training_step, one loss an instance, shape (B,); "
-    "or give the module a method instance_loss(batch, outputs) that returns them; "
-    "or use the loss functions of torch.nn.functional."
-)
-
 # By these a hand-written loss ends in one number.
 _REDUCTIONS = frozenset({torch.mean, torch.sum, Tensor.mean, Tensor.sum})
 
@@ -143,10 +146,7 @@ class InstanceLossCapture:
         if self.is_share_told or self.share.ratio >= WHOLE_SHARE:
             return None
         self.is_share_told = True
-        return (
-            f"only {self.share.ratio:.0%} of the loss's gradient comes from losses whose instances are known: "
-            f"instances are kept by that part. Missed: {'; '.join(self.share.missed)}"
-        )
+        return on_share(self.share)
 
     def state_dict(self) -> dict[str, Any]:
         """What the first steps showed, as builtins."""
@@ -257,7 +257,7 @@ class CapturedStep(TorchFunctionMode):
             try:
                 result, unreduced = weighted_call(named, arguments, layout, self._weights)
             except Exception as error:  # the user's own error comes again, ours must not cost the step
-                return self._miss(_because_of(source, error), named.function(*args, **kwargs))
+                return self._miss(because_of(source, error), named.function(*args, **kwargs))
         if unreduced is None and arguments["reduction"] == "none":
             unreduced = result
         self._note(named, arguments, source, layout, result, unreduced, softmax)
@@ -289,7 +289,7 @@ class CapturedStep(TorchFunctionMode):
             weigh = weigh_at(result, layout) if is_open and self._weights is not None else None
             labels = self._labels(arguments)
         except Exception as error:  # the step itself went well: it must go on
-            self._miss(_because_of(source, error), result)
+            self._miss(because_of(source, error), result)
             return
         reduction = arguments["reduction"]
         self._named.append(
@@ -308,7 +308,7 @@ class CapturedStep(TorchFunctionMode):
             parts = self._attribute(root)
         except Exception as error:  # the step must go on
             parts = []
-            self._miss(_because_of("backward", error))
+            self._miss(because_of("backward", error))
         self._backwards.append(parts)
 
     def _note_reduction(self, values: Any, result: Any) -> None:
@@ -324,7 +324,7 @@ class CapturedStep(TorchFunctionMode):
         try:
             layout = orders.layout(named, arguments, source, self._batch, self._batch_size)
         except Exception as error:  # the step must go on
-            return _because_of(source, error)
+            return because_of(source, error)
         if layout is None:
             return (
                 f"{source} has {named.num_rows(arguments)} rows for {self._batch_size} instances, and nothing tells "
@@ -354,34 +354,18 @@ class CapturedStep(TorchFunctionMode):
             return None
         parts = self._backwards[0] if self._backwards else self._attribute(root)
         if not parts:
-            self.reason = self._why_nothing()
+            self.reason = why_nothing(self._where(), self._missed, self._unshown, self._named)
             return None
         if self._capture.share.ratio < MINOR_SHARE:
-            self.reason = self._why_too_little(parts)
+            self.reason = why_too_little(self._where(), self._capture.share, parts)
             return None
         if self._capture.explain is not None:
             self._capture.explain([explained(part) for part in parts])
         is_left_to_backward = len(parts) == 1 and parts[0].found.softmax is not None and not self._backwards
         losses, scores = scored_in_backward(parts[0]) if is_left_to_backward else combine(parts)
         labels = next((part.found.labels for part in parts if part.found.labels is not None), None)
-        source = _sources(parts)
+        source = sources(parts)
         return Observation(losses, losses.clone() if self._capture.score == "loss" else scores, labels, source)
-
-    def _why_nothing(self) -> str:
-        notes: dict[str, None] = dict.fromkeys(missed.note for missed in self._missed)
-        notes.update((f"{end.source} was not shown to have one value an instance", None) for end in self._unshown)
-        for found in self._named:
-            if isinstance(found.edge, Tensor):
-                notes[f"{found.source} must be what is returned: compiled code does not tell its coefficient"] = None
-        noted = "".join(f" {note}." for note in notes)
-        return f"No per-instance loss was found behind what {self._where()} returned.{noted} {WAYS_OUT}"
-
-    def _why_too_little(self, parts: list[Contribution]) -> str:
-        share = self._capture.share
-        return (
-            f"Only {share.ratio:.0%} of the gradient of what {self._where()} returned comes from losses whose "
-            f"instances are known ({_sources(parts)}). Missed: {'; '.join(share.missed)}. {WAYS_OUT}"
-        )
 
     def _attribute(self, root: Any) -> list[Contribution]:
         """The losses behind ``root``; weights enter where they have not yet."""
@@ -406,34 +390,20 @@ class CapturedStep(TorchFunctionMode):
                 part.found.weigh(self._weights)
 
     def _warn_of_hand_written(self, parts: list[Contribution]) -> None:
-        by_hand = parts[0].found
         if all(part.found.is_by_hand for part in parts) and not self._capture._is_warned:
             self._capture._is_warned = True
-            warnings.warn(
-                f"{by_hand.source} is taken for the mean of one loss an instance, since each of the values that it "
-                f"reduces depends on one instance; its score is the loss. Where that is wrong: {WAYS_OUT}",
-                stacklevel=2,
-            )
+            warnings.warn(on_hand_written(parts[0].found.source), stacklevel=2)
 
     def _scripted(self, root: Tensor) -> list[Found]:
         """Losses whose calls were not seen, as those in scripted code."""
-        return [found for loss in losses_in_graph(root) if (found := self._from_graph(loss)) is not None]
-
-    def _from_graph(self, loss: GraphLoss) -> Found | None:
-        node, named, arguments = loss
-        source = f"{named.name} in the autograd graph"
-        layout = self._layout(named, arguments, source)
-        if isinstance(layout, str):
-            self._miss(layout)
-            return None
-
-        def weigh(weights: Tensor) -> None:
-            factor = layout.spread(weights, arguments["input"])
-            node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
-
-        elements, labels = named.elements(arguments), self._labels(arguments)
-        edge = GradientEdge(node, 0)
-        return Found(source, arguments["reduction"], edge, elements, layout, named.tokens, labels, weigh)
+        found = []
+        for loss in losses_in_graph(root):
+            layout = self._layout(loss.named, loss.arguments, loss.source)
+            if isinstance(layout, str):
+                self._miss(layout)
+            else:
+                found.append(scripted(loss, layout, self._labels(loss.arguments)))
+        return found
 
     def _given(self, losses: Any, root: Any, giver: str) -> Observation | None:
         """What the user says the instances' losses are."""
@@ -474,11 +444,3 @@ class CapturedStep(TorchFunctionMode):
 
 def _requires_grad(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
-
-
-def _because_of(source: str, error: Exception) -> str:
-    return f"{source} could not be told apart by rows ({type(error).__name__}: {error})"
-
-
-def _sources(parts: list[Contribution]) -> str:
-    return " + ".join(dict.fromkeys(part.found.source for part in parts))

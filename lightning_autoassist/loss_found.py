@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from lightning_autoassist.loss_graph import GraphLoss
 from lightning_autoassist.loss_layout import Layout, fold
 from lightning_autoassist.losses import Arguments, Elements, distribution_axis, nll_norms, nll_norms_in_backward
 
@@ -88,6 +89,18 @@ class Found(NamedTuple):
             return root is self.edge
         edge = get_gradient_edge(root)
         return edge.node is self.edge.node and edge.output_nr == self.edge.output_nr
+
+
+def scripted(loss: GraphLoss, layout: Layout, labels: Tensor | None) -> Found:
+    """A loss whose call was not seen, by its node in the graph."""
+    node, named, arguments = loss
+
+    def weigh(weights: Tensor) -> None:
+        factor = layout.spread(weights, arguments["input"])
+        node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
+
+    elements, edge = named.elements(arguments), GradientEdge(node, 0)
+    return Found(loss.source, arguments["reduction"], edge, elements, layout, named.tokens, labels, weigh)
 
 
 def weigh_at(tensor: Tensor, layout: Layout) -> Callable[[Tensor], None]:

@@ -54,6 +54,11 @@ class GraphLoss(NamedTuple):
     named: NamedLoss
     arguments: Arguments
 
+    @property
+    def source(self) -> str:
+        """For messages."""
+        return f"{self.named.name} in the autograd graph"
+
 
 def losses_in_graph(root: Tensor) -> list[GraphLoss]:
     """The losses of torch near the end of the graph, those nearest to ``root`` first."""
