@@ -218,9 +218,10 @@ def combine(parts: Sequence[Contribution]) -> tuple[Tensor, Tensor]:
     """
     if len(parts) == 1:
         losses, scores, share = _fold(parts[0])
-        return (
-            (losses, scores) if parts[0].coefficient is None else (losses * share.sign(), scores * share.sign().abs())
-        )
+        if parts[0].coefficient is None:
+            return losses, scores
+        losses = losses * share.sign()
+        return losses, losses if parts[0].found.is_by_hand else scores * share.sign().abs()
     folded = [_fold(part) for part in parts]
     losses, scores, shares = (torch.stack(column) for column in zip(*folded, strict=True))
     shares = shares / shares.abs().max().clamp(min=torch.finfo(shares.dtype).tiny)
@@ -253,27 +254,33 @@ def _fold_by_rows(part: Contribution, coefficient: Tensor) -> tuple[Tensor, Tens
     averages within instances. A sum's factors that add up to 1 hold the batch's size, which is taken out.
     """
     losses, norms, mask = part.found.elements
-    layout, factors = part.found.layout, _by_rows(coefficient.detach().to(losses.dtype), losses)
+    layout, rows = part.found.layout, _by_rows(coefficient.detach().to(losses.dtype), losses)
     if mask is not None:
-        factors = factors * mask
-    count = (factors != 0).sum().to(losses.dtype)
-    unit = factors.abs().sum() / count.clamp(min=1) if part.unit is None else part.unit.to(losses.dtype)
-    sign, unit = unit.sign(), unit.abs()
-    factors = factors / unit.where(unit > 0, 1.0)
+        rows = rows * mask
+    unit = part.unit
+    if unit is None:
+        unit = rows.abs().sum() / (rows != 0).sum().clamp(min=1)
+    unit = unit.to(losses.dtype)
+    factors = (rows / unit).nan_to_num(0.0, 0.0, 0.0)  # 0 / 0 where the loss counts for nothing
     is_averaged = part.reduced is not None and losses.numel() > layout.batch_size
-    size = torch.full_like(count, layout.batch_size)
-    scale = torch.ones_like(count)
+    has_one_row = losses.shape == (layout.batch_size,)
+    count = layout.batch_size if is_averaged or (has_one_row and not part.is_sum) else (factors != 0).sum()
     if part.is_sum:
-        scale = torch.where((factors.abs().sum() - 1).abs() < 1e-3, size if is_averaged else count, scale)
-    counts = factors.abs() * scale
-    totals = layout.per_instance(counts != 0).sum(1) if losses.ndim else count
+        scale = torch.where((factors.abs().sum() - 1).abs() < 1e-3, count, 1.0)
+        factors, unit = factors * scale, unit / scale
+    if part.reduced is not None and has_one_row:
+        # The user's factors may depend on the loss itself, as in a focal loss.
+        folded = part.reduced.to(losses.dtype) * scale if part.is_sum else part.reduced.to(losses.dtype)
+        scores = folded if norms is None else norms.masked_fill(factors == 0, 0.0) * factors.abs()
+        return folded, scores, unit * layout.batch_size
+    counts = factors.abs()
+    totals = layout.per_instance(counts != 0).sum(1) if losses.ndim else counts
     totals = torch.ones_like(totals) if is_averaged else totals
     folded, scores = fold(losses * factors.sign(), norms, counts, layout, part.found.tokens, totals)
-    if part.reduced is None:
-        return folded, scores, unit * count / scale
-    # The user's factors may depend on the loss itself, as in a focal loss.
-    folded = part.reduced.to(losses.dtype) * sign * scale
-    return folded, folded if norms is None else scores, unit * size / scale
+    if part.reduced is not None:
+        folded = part.reduced.to(losses.dtype) * (scale if part.is_sum else 1.0)
+        scores = folded if norms is None else scores
+    return folded, scores, unit * count
 
 
 def _by_rows(coefficient: Tensor, losses: Tensor) -> Tensor:

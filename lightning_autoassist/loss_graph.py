@@ -5,6 +5,7 @@ The graph is only read: each node knows the nodes it comes from, and the tensors
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
@@ -114,26 +115,31 @@ class LossPart(NamedTuple):
 
 def loss_part(values: Tensor, stops: Collection[Node | None] = ()) -> LossPart:
     """Searches the graph behind ``values``; only the part that computes the loss, not the network."""
-    stopped, nodes, layers, first = set[Node](), set[Node](), list[GradientEdge](), list[GradientEdge]()
-    edges, seen, has_parameters = deque([get_gradient_edge(values)]), set[GradientEdge](), False
+    stopped, nodes, layers, first = set[Node](), set[Node](), list[tuple[Node, int]](), list[tuple[Node, int]]()
+    start = get_gradient_edge(values)
+    edges, has_parameters = deque([(start.node, start.output_nr)]), False
+    seen = set(edges)
     while edges:
         edge = edges.popleft()
-        if edge in seen:
-            continue
-        seen.add(edge)
-        node = edge.node
+        node = edge[0]
         nodes.add(node)
         if node in stops:
             stopped.add(node)
-        elif _is_parameter(node):
-            has_parameters = True
-        elif hasattr(node, "variable") or _is_layer(node):
+        elif hasattr(node, "variable"):
+            if _is_parameter(node):
+                has_parameters = True
+            else:
+                layers.append(edge)
+        elif _is_layer(node):
             layers.append(edge)
         else:
             if _is_first(node):
                 first.append(edge)
-            edges.extend(GradientEdge(each, number) for each, number in node.next_functions if each is not None)
-    return LossPart(stopped, layers or first, has_parameters, nodes)
+            for behind, number in node.next_functions:
+                if behind is not None and (behind, number) not in seen:
+                    seen.add((behind, number))
+                    edges.append((behind, number))
+    return LossPart(stopped, [GradientEdge(*edge) for edge in layers or first], has_parameters, nodes)
 
 
 def _is_layer(node: Node) -> bool:
@@ -141,17 +147,20 @@ def _is_layer(node: Node) -> bool:
 
     The rows of ``parameters @ data.T`` are no instances'.
     """
-    name, inputs = node.name(), [each for each, _ in node.next_functions]
-    if name in _PRODUCTS:
-        return _is_of_parameters(inputs[-1])
+    name = node.name()
+    return _is_of_parameters(node.next_functions[-1][0]) if name in _PRODUCTS else _is_named_as_layer(name)
+
+
+@functools.cache
+def _is_named_as_layer(name: str) -> bool:
     return any(layer in name for layer in _LAYERS)
 
 
 def _is_first(node: Node) -> bool:
     """Whether data meet parameters here without a layer, as in `batch * self.scale`."""
-    inputs = [each for each, _ in node.next_functions]
-    needed = [each for each in inputs if each is not None]
-    return 0 < len(needed) < len(inputs) and node.name() not in _PRODUCTS and all(map(_is_parameter, needed))
+    needed = [each for each, _ in node.next_functions if each is not None]
+    is_mixed = 0 < len(needed) < len(node.next_functions)
+    return is_mixed and node.name() not in _PRODUCTS and all(map(_is_parameter, needed))
 
 
 def _is_of_parameters(node: Node | None) -> bool:

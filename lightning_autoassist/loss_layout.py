@@ -192,9 +192,9 @@ def fold(
     """
     if losses.shape == (layout.batch_size,):  # each instance's one element is its loss
         is_masked = counts == 0
-        factors = 1.0 if totals is None else counts
-        folded = losses.masked_fill(is_masked, 0.0) * factors
-        return folded, folded if norms is None else norms.masked_fill(is_masked, 0.0) * factors
+        folded = losses.masked_fill(is_masked, 0.0)
+        scores = folded if norms is None else norms.masked_fill(is_masked, 0.0)
+        return (folded, scores) if totals is None else (folded * counts, scores * counts)
     counts = layout.per_instance(counts)
     total = counts.sum(1) if totals is None else totals
     scale = torch.where(total > 0, total, 1.0).reciprocal()
