@@ -433,6 +433,7 @@ class AutoAssistCallback(CallbackBase):
             "counts": self._log.state_dict(),
             "labels": self._ranks.gather(self._capture.own_labels.state_dict()),
             "gradients": None if trainer is None else self._gradients.state_dict(trainer, self._ranks),
+            "capture": self._capture.state_dict(),
         }
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -460,6 +461,7 @@ class AutoAssistCallback(CallbackBase):
         labels = state_dict.get("labels", [{}])
         self._capture.own_labels.load_state_dict(labels[self._ranks.rank % len(labels)])
         self._gradients.load_state_dict(state_dict["gradients"], self._ranks)
+        self._capture.load_state_dict(state_dict["capture"])
         self._has_begun = True
         if self._learner.has_other_terms and self.weights != "mean":
             self._fall_to_mean_weights()
@@ -547,20 +549,32 @@ class AutoAssistCallback(CallbackBase):
         if output is None and is_automatic:
             return  # Lightning skips the batch, and so do we
         if observation is None:
-            self._learner.stop_filtering(captured.reason or "no per-instance loss was found in training_step")
+            give_up = self._learner.stop_filtering if captured.is_final else self._learner.pass_unfiltered
+            give_up(captured.reason or "no per-instance loss was found in training_step")
             return
+        self._learner.note_told()
+        self.report.captured_share = self._capture.share.ratio
+        note = self._capture.note_on_share()
+        if note is not None:
+            rank_zero_warn(note if self.weights in ("none", "mean") else f"{note}. {self._why_mean_weights()}")
         if self.policy.needs_scores:
             self._step = draw, observation, features
 
     def _fall_to_mean_weights(self) -> None:
         """Keep the balance between the instances' losses and terms of the loss that have no instances."""
-        rank_zero_warn(
-            f'the loss has terms beside the instances\' own, as L2 or KL by hand are: with weights="{self.weights}" '
-            'filtering would shift the balance between them, so weights="mean" are used'
-        )
+        missed = "; ".join(self._capture.share.missed)
+        terms = missed or "which depend on the parameters alone, as a penalty on the weights does"
+        if not (missed and self._capture.is_share_told):
+            rank_zero_warn(f"the loss has terms beside the instances' own ({terms}). {self._why_mean_weights()}")
         self.weights = "mean"
         if self._data is not None:
             self._data.weigh_by("mean")
+
+    def _why_mean_weights(self) -> str:
+        return (
+            f'With weights="{self.weights}" filtering would shift the balance between them and the instances\' losses, '
+            'so weights="mean" are used'
+        )
 
     def _disconnect(self) -> None:
         self._log.disconnect()

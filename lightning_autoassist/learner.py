@@ -36,6 +36,8 @@ MIN_COMPARED = 64
 # Most batches that wait to be learnt from together, where no other process waits for what they showed: one after the
 # other takes half as long as one a step. Nobody can tell the difference: who asks has them learnt from before.
 LEARNT_TOGETHER = 8
+# So many steps in a row whose losses cannot be told apart end filtering; so many at the start are reported.
+MAX_UNTOLD, FIRST_UNTOLD = 50, 3
 
 
 class Observed(NamedTuple):
@@ -69,7 +71,7 @@ class Learner:
         store: What is remembered; None before the first batch, and where the policy needs no scores.
         rows: The same for streams, of whose instances nothing is remembered.
         is_filtering: False once something went wrong.
-        reason: What went wrong.
+        reason: What went wrong; of losses that cannot be told apart, until some can be.
         progress: Share of training that is done.
         has_other_terms: Whether some process's loss has terms beside the instances' own.
         refuses_labels: Whether some process's targets are no property of the instances.
@@ -103,6 +105,8 @@ class Learner:
         self.exchange_every = exchange_every
         self._ranks = Ranks()
         self._guard = Guard(self.stop_filtering)
+        self._num_untold = 0  # steps in a row
+        self._has_told = self._is_untold_warned = False
         self._num_steps = 0
         self._pass_index = 0  # of the batch that was learnt from last
         self._features = features
@@ -135,6 +139,8 @@ class Learner:
             "is_filtering": self.is_filtering,
             "watches_losses": self.watches_losses,
             "reason": self.reason,
+            "num_untold": self._num_untold,
+            "has_told": self._has_told,
             "policy": self.policy.state_dict(),  # some policies compare the candidates that they are asked for
         }
         return {
@@ -169,6 +175,7 @@ class Learner:
         # A run whose losses were not watched says nothing about whether they can be.
         if own["watches_losses"] and not {"policy", "assistant", "features"} & set(differing):
             self.is_filtering, self.reason = own["is_filtering"], own["reason"]
+            self._num_untold, self._has_told = own["num_untold"], own["has_told"]
         self._forget_pending()
         self._restored, self.store = state["store"], None
         lost += self._drop_unfit(differing)
@@ -469,20 +476,59 @@ class Learner:
         """Go on unfiltered, with a warning, where what is inside fails."""
         return self._guard
 
+    def note_told(self) -> None:
+        """The losses of a step were told apart by instances."""
+        self._num_untold, self._has_told, self.reason = 0, True, None
+
+    def pass_unfiltered(self, reason: str) -> None:
+        """Learn nothing from a step whose losses cannot be told apart; after many in a row, stop filtering.
+
+        Args:
+            reason: Why they cannot be told apart, with the ways out.
+        """
+        self._num_untold += 1
+        count = self._num_untold
+        if self._has_told:
+            if count == MAX_UNTOLD:
+                self.stop_filtering(f"The losses of {count} steps in a row could not be told apart. {reason}")
+            elif not self._is_untold_warned:
+                self._is_untold_warned = True
+                warnings.warn(
+                    "the losses of a step could not be told apart by instances. Such steps are trained on and nothing "
+                    f"is learnt from them; filtering goes on, and stops after {MAX_UNTOLD} of them in a row. {reason}",
+                    stacklevel=2,
+                )
+        elif count == MAX_UNTOLD:
+            self.jobs.submit(self._give_up)
+        elif count == FIRST_UNTOLD:
+            self.reason, self._is_untold_warned = reason, True
+            _warn_of_stop(
+                f"The losses of the first {count} steps could not be told apart by instances; filtering begins if this "
+                f"changes within {MAX_UNTOLD} steps. {reason}"
+            )
+
     def stop_filtering(self, reason: str) -> None:
         """Keep every instance from now on, with one warning."""
         self.jobs.submit(functools.partial(self._stop_filtering, reason))
 
     def _stop_filtering(self, reason: str) -> None:
         if self.is_filtering:
-            self.is_filtering, self.reason = False, reason
-            self._forget_pending()
-            # Not on rank zero alone: it may be another process that fails.
-            warnings.warn(f"AutoAssist stopped filtering, training goes on with every instance. {reason}", stacklevel=2)
+            self._give_up()
+            self.reason = reason
+            _warn_of_stop(reason)
+
+    def _give_up(self) -> None:
+        self.is_filtering = False
+        self._forget_pending()
 
     def _forget_pending(self) -> None:
         self._pending.clear()
         self._ready.clear()
+
+
+def _warn_of_stop(reason: str) -> None:
+    # Not on rank zero alone: it may be another process that fails.
+    warnings.warn(f"AutoAssist stopped filtering, training goes on with every instance. {reason}", stacklevel=2)
 
 
 def _is_loaded(part: Assistant | Policy, state: dict[str, Any]) -> bool:

@@ -8,12 +8,9 @@ Shapes: B batch, R rows of a loss (B, or a multiple of it), d further dimensions
 
 from __future__ import annotations
 
-import functools
 import inspect
-import sys
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -24,46 +21,43 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lightning_autoassist.batch_parts import leaves_of
+from lightning_autoassist.loss_attribution import MINOR_SHARE, WHOLE_SHARE, Attribution, Missed, Share
 from lightning_autoassist.loss_found import (
     Contribution,
     Explanation,
     Found,
-    Reduction,
     SoftmaxNorms,
     combine,
     contributions,
     explained,
     scored_in_backward,
+    scripted,
+    weigh_at,
 )
-from lightning_autoassist.loss_graph import (
-    GraphLoss,
-    has_other_leaves,
-    is_parameters_own,
-    joined_by_scalars,
-    knows_shapes,
-    losses_in_graph,
-)
+from lightning_autoassist.loss_graph import losses_in_graph
 from lightning_autoassist.loss_layout import ROW_ORDERS, Layout, RowOrders
-from lightning_autoassist.loss_weights import weighted_call
-from lightning_autoassist.losses import LOSSES, Arguments, NamedLoss, class_axis, has_class_indices
+from lightning_autoassist.loss_messages import (
+    WAYS_OUT,
+    because_of,
+    on_hand_written,
+    on_share,
+    sources,
+    why_nothing,
+    why_too_little,
+)
+from lightning_autoassist.loss_place import caller, place_of_call
+from lightning_autoassist.loss_reductions import Reduction
+from lightning_autoassist.loss_weights import weigh_given, weighted_call, why_not_instance_losses
+from lightning_autoassist.losses import LOSSES, Arguments, NamedLoss, class_axis, is_split_alike
 from lightning_autoassist.own_labels import OwnLabels
 from lightning_autoassist.row_order import RowChecks
 
 SCORES = ("gradient_norm", "loss")
-WAYS_OUT = (
-    "Ways out: return {'loss': loss, 'instance_loss': losses} from training_step, one loss an instance, shape (B,); "
-    "or give the module a method instance_loss(batch, outputs) that returns them; "
-    "or use the loss functions of torch.nn.functional."
-)
-
 # By these a hand-written loss ends in one number.
 _REDUCTIONS = frozenset({torch.mean, torch.sum, Tensor.mean, Tensor.sum})
-# In so many of a run's first steps the graph is searched for parts that were not captured.
+
 # From so many logits on, a norm is cheaper than another softmax; below, a hook in backward costs more than it saves.
 _MANY_LOGITS = 2**19
-_CHECKED_STEPS = 3
-
-_TORCH = str(Path(torch.__file__).parent)
 
 
 class Observation(NamedTuple):
@@ -100,7 +94,10 @@ class InstanceLossCapture:
 
     Attributes:
         has_other_terms: Whether, in the first steps, parameters reached the returned loss by another way than the
-            losses that were found: an L2 or KL term by hand. Weights do not enter there.
+            losses that were found, as by an L2 term. Weights do not enter there.
+        share: How much of the last step's loss was captured, by its gradients at the network's last layers in the
+            first such steps, and what was missed.
+        is_share_told: Whether :meth:`note_on_share` gave its note.
         explain: Called with what each step's observation is made of, if not None. It waits for the device.
 
     Raises:
@@ -123,11 +120,13 @@ class InstanceLossCapture:
         self.score = score
         self.row_order = row_order
         self.has_other_terms = False
+        self.share = Share()
+        self.is_share_told = False
         self.explain: Callable[[list[Explanation]], None] | None = None
         self.own_labels = OwnLabels()
         self._row_orders = RowOrders(row_order)
         self._row_checks = RowChecks()
-        self._checks_left = _CHECKED_STEPS
+        self._attribution = Attribution()
         self._is_warned = False
 
     def step(
@@ -146,6 +145,22 @@ class InstanceLossCapture:
             A context manager for the step.
         """
         return CapturedStep(self, batch, batch_size, weights, module)
+
+    def note_on_share(self) -> str | None:
+        """For the user, once, if more than a tenth of the loss was missed; None: there is nothing to be said."""
+        if self.is_share_told or self.share.ratio >= WHOLE_SHARE:
+            return None
+        self.is_share_told = True
+        return on_share(self.share)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the first steps showed, as builtins."""
+        return {**self._attribution.state_dict(), "has_other_terms": self.has_other_terms}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self._attribution.load_state_dict(state)
+        self.has_other_terms = state["has_other_terms"]
 
 
 class CapturedStep(TorchFunctionMode):
@@ -175,10 +190,11 @@ class CapturedStep(TorchFunctionMode):
         self._named: list[Found] = []
         self._reduced: list[Reduction] = []
         self._backwards: list[list[Contribution]] = []
-        self._missed: list[str] = []
         # Now: the step may take them out of the batch.
         self._leaves = [] if capture.own_labels.is_refused else list(leaves_of(batch))
         self._rows = capture._row_checks.tracker(batch, batch_size)
+        self._missed: list[Missed] = []
+        self._unshown: list[Reduction] = []
 
     def __exit__(
         self,
@@ -237,13 +253,13 @@ class CapturedStep(TorchFunctionMode):
         inputs = [arguments[name] for name in named.inputs]
         if not torch.is_grad_enabled() or not any(_requires_grad(value) for value in inputs):
             return named.function(*args, **kwargs)  # a metric
-        source = f"{named.name} {_caller()}"
+        source = f"{named.name} {caller()}"
         layout = self._layout(named, arguments, source)
-        if layout is None:
-            return named.function(*args, **kwargs)
+        if isinstance(layout, str):
+            return self._miss(layout, named.function(*args, **kwargs))
         self._check_rows(source, inputs, [arguments.get("target")], layout)
         softmax = None
-        if named.function is F.cross_entropy and _is_split_alike(arguments):
+        if named.function is F.cross_entropy and is_split_alike(arguments):
             # What torch does inside, so that the log-probabilities serve the score as well.
             named = LOSSES[F.nll_loss]
             logits, _ = arguments["input"], arguments.pop("label_smoothing")
@@ -251,14 +267,14 @@ class CapturedStep(TorchFunctionMode):
             args, kwargs = (), arguments
             softmax = self._softmax_norms(arguments)
         unreduced = None
-        if self._weights is None:
+        # Of unreduced rows it is not known yet whether the weights are to enter there, or where the user reduces them.
+        if self._weights is None or (arguments["reduction"] == "none" and not torch.compiler.is_compiling()):
             result = named.function(*args, **kwargs)
         else:
             try:
                 result, unreduced = weighted_call(named, arguments, layout, self._weights)
             except Exception as error:  # the user's own error comes again, ours must not cost the step
-                self._miss(source, error)
-                return named.function(*args, **kwargs)
+                return self._miss(because_of(source, error), named.function(*args, **kwargs))
         if unreduced is None and arguments["reduction"] == "none":
             unreduced = result
         self._note(named, arguments, source, layout, result, unreduced, softmax)
@@ -286,12 +302,16 @@ class CapturedStep(TorchFunctionMode):
             elements = named.elements(arguments, unreduced, with_norms=with_norms)
             # Compiled code cannot be asked for the edge.
             edge = result if torch.compiler.is_compiling() else get_gradient_edge(result)
+            is_open = arguments["reduction"] == "none" and isinstance(edge, GradientEdge)
+            weigh = weigh_at(result, layout) if is_open and self._weights is not None else None
             labels = self._labels(arguments)
         except Exception as error:  # the step itself went well: it must go on
-            self._miss(source, error)
+            self._miss(because_of(source, error), result)
             return
-        found = Found(source, arguments["reduction"], edge, elements, layout, named.tokens, labels, softmax=softmax)
-        self._named.append(found)
+        reduction = arguments["reduction"]
+        self._named.append(
+            Found(source, reduction, edge, elements, layout, named.tokens, labels, weigh, False, softmax)
+        )
 
     def _labels(self, arguments: Arguments) -> Tensor | None:
         target = arguments.get("target")
@@ -305,39 +325,42 @@ class CapturedStep(TorchFunctionMode):
             parts = self._attribute(root)
         except Exception as error:  # the step must go on
             parts = []
-            self._miss("backward", error)
+            self._miss(because_of("backward", error))
         self._backwards.append(parts)
 
     def _note_reduction(self, values: Any, result: Any) -> None:
-        """A mean or sum of everything in a tensor with a row for each instance may be the end of a loss by hand."""
+        """A mean or sum of everything in a tensor may be the end of a loss by hand, or of a loss's rows."""
         if torch.compiler.is_compiling() or not (_requires_grad(values) and _requires_grad(result)):
             return
-        if result.ndim == 0 < values.ndim and values.shape[0] == self._batch_size:
-            source = f"hand-written loss {_caller()}"
-            self._reduced.append(Reduction(values, result.grad_fn, source))
-            self._check_rows(source, [values], [], Layout((self._batch_size,), 0, 1))
+        if not (result.ndim == 0 < values.ndim and result.grad_fn is not None):
+            return
+        reduction = Reduction(values, result.grad_fn, place_of_call())
+        self._reduced.append(reduction)
+        if values.shape[0] == self._batch_size and self._rows is not None:
+            self._check_rows(reduction.source, [values], [], Layout((self._batch_size,), 0, 1))
 
     def _check_rows(self, source: str, inputs: list[Any], others: list[Any], layout: Layout) -> None:
         if not torch.compiler.is_compiling() and self._rows is not None:
             self._rows.check(source, [value for value in inputs if _requires_grad(value)], others, layout)
 
-    def _layout(self, named: NamedLoss, arguments: Arguments, source: str) -> Layout | None:
-        """Whose the loss's rows are; None, and a note why, where that is not known."""
+    def _layout(self, named: NamedLoss, arguments: Arguments, source: str) -> Layout | str:
+        """Whose the loss's rows are, or why that is not known."""
         orders = self._capture._row_orders
         try:
             layout = orders.layout(named, arguments, source, self._batch, self._batch_size)
         except Exception as error:  # the step must go on
-            self._miss(source, error)
-            return None
+            return because_of(source, error)
         if layout is None:
-            self._missed.append(
+            return (
                 f"{source} has {named.num_rows(arguments)} rows for {self._batch_size} instances, and nothing tells "
                 "which are whose (row_order= does, where all instances have equally many)"
             )
         return layout
 
-    def _miss(self, source: str, error: Exception) -> None:
-        self._missed.append(f"{source} could not be told apart by rows ({type(error).__name__}: {error})")
+    def _miss(self, note: str, result: Any = None) -> Any:
+        node = result.grad_fn if isinstance(result, Tensor) and not torch.compiler.is_compiling() else None
+        self._missed.append(Missed(note, node))
+        return result
 
     # ---- after the step
 
@@ -356,92 +379,65 @@ class CapturedStep(TorchFunctionMode):
             return None
         parts = self._backwards[0] if self._backwards else self._attribute(root)
         if not parts:
-            self.reason = self._why_nothing()
+            self.reason = why_nothing(self._where(), self._missed, self._unshown, self._named)
             return None
-        if self._is_out_of_order([found.source for found, _ in parts]):
+        if self._capture.share.ratio < MINOR_SHARE:
+            self.reason = why_too_little(self._where(), self._capture.share, parts)
+            return None
+        if self._is_out_of_order([part.found.source for part in parts]):
             return None
         if self._capture.explain is not None:
             self._capture.explain([explained(part) for part in parts])
         is_left_to_backward = len(parts) == 1 and parts[0].found.softmax is not None and not self._backwards
         losses, scores = scored_in_backward(parts[0]) if is_left_to_backward else combine(parts)
-        targets = [found.labels for found, _ in parts if found.labels is not None]
+        targets = [part.found.labels for part in parts if part.found.labels is not None]
         labels = self._capture.own_labels.of(targets, self._leaves, self._batch_size)
-        source = " + ".join(dict.fromkeys(found.source for found, _ in parts))
+        source = sources(parts)
         return Observation(losses, losses.clone() if self._capture.score == "loss" else scores, labels, source)
 
-    def _why_nothing(self) -> str:
-        notes = dict.fromkeys(self._missed)
-        for found in self._named:
-            if isinstance(found.edge, Tensor):
-                notes[f"{found.source} must be what is returned: compiled code does not tell its coefficient"] = None
-        noted = "".join(f" {note}." for note in notes)
-        return f"No per-instance loss was found behind what {self._where()} returned.{noted} {WAYS_OUT}"
-
     def _attribute(self, root: Any) -> list[Contribution]:
-        """The losses behind ``root``, by the first way that finds any; weights enter where they have not yet."""
+        """The losses behind ``root``; weights enter where they have not yet."""
         if not _requires_grad(root):
             return []
-        parts = contributions(root, self._named)
+        capture, attribution = self._capture, self._capture._attribution
+        parts, self._unshown = attribution.parts(root, self._named, self._reduced, self._batch_size)
         if not parts and not self._missed:  # else the graph holds just what was missed
             parts = contributions(root, self._scripted(root))
         if not parts:
-            parts = contributions(root, self._hand_written(root))
-        if parts and parts[0].found.is_by_hand and not self._capture._is_warned:
-            self._capture._is_warned = True
-            warnings.warn(
-                f"{parts[0].found.source} is taken for the mean of one loss an instance, since the first axis of what "
-                f"it reduces is as long as the batch; its score is the loss. Where that is wrong: {WAYS_OUT}",
-                stacklevel=2,
-            )
-        for found, _ in parts:
-            if found.weigh is not None and self._weights is not None:
-                found.weigh(self._weights)
-        if parts and self._capture._checks_left:
-            self._capture._checks_left -= 1
-            nodes = {found.node for found, _ in parts}
-            self._capture.has_other_terms |= has_other_leaves(root, nodes)
+            return []
+        self._warn_of_hand_written(parts)
+        capture.share = attribution.share(root, parts, self._missed, self._unshown)
+        if capture.share.ratio >= MINOR_SHARE:
+            capture.has_other_terms |= capture.share.has_other_terms
+            self._weigh(parts)
         return parts
+
+    def _weigh(self, parts: list[Contribution]) -> None:
+        for part in parts:
+            if part.found.weigh is not None and self._weights is not None:
+                part.found.weigh(self._weights)
+
+    def _warn_of_hand_written(self, parts: list[Contribution]) -> None:
+        if all(part.found.is_by_hand for part in parts) and not self._capture._is_warned:
+            self._capture._is_warned = True
+            warnings.warn(on_hand_written(parts[0].found.source), stacklevel=2)
 
     def _scripted(self, root: Tensor) -> list[Found]:
         """Losses whose calls were not seen, as those in scripted code."""
-        return [found for loss in losses_in_graph(root) if (found := self._from_graph(loss)) is not None]
-
-    def _from_graph(self, loss: GraphLoss) -> Found | None:
-        node, named, arguments = loss
-        source = f"{named.name} in the autograd graph"
-        layout = self._layout(named, arguments, source)
-        if layout is None:
-            return None
-
-        def weigh(weights: Tensor) -> None:
-            factor = layout.spread(weights, arguments["input"])
-            node.register_hook(lambda inputs, outputs: tuple(_times(gradient, factor) for gradient in inputs))
-
-        elements, labels = named.elements(arguments), self._labels(arguments)
-        edge = GradientEdge(node, 0)
-        return Found(source, arguments["reduction"], edge, elements, layout, named.tokens, labels, weigh)
-
-    def _hand_written(self, root: Tensor) -> list[Found]:
-        """Reductions from which only arithmetic on single numbers leads to ``root``: others are not its losses."""
-        if not knows_shapes(root):
-            return []
-        joined = joined_by_scalars(root, {reduction.node for reduction in self._reduced})
-        layout = Layout((self._batch_size,), 0, 1)
-        return [
-            reduction.found(layout)
-            for reduction in self._reduced
-            if reduction.node in joined and not is_parameters_own(reduction.values)
-        ]
+        found = []
+        for loss in losses_in_graph(root):
+            layout = self._layout(loss.named, loss.arguments, loss.source)
+            if isinstance(layout, str):
+                self._miss(layout)
+            else:
+                found.append(scripted(loss, layout, self._labels(loss.arguments)))
+        return found
 
     def _given(self, losses: Any, root: Any, giver: str) -> Observation | None:
         """What the user says the instances' losses are."""
         source = f"instance_loss of {self._where(giver)}"
-        if not isinstance(losses, Tensor) or losses.shape != (self._batch_size,):
-            shape = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
-            self.reason = (
-                f"The {source} must be a tensor of shape ({self._batch_size},), one loss for each instance of the "
-                f"batch, got {shape}."
-            )
+        self.reason = why_not_instance_losses(source, losses, self._batch_size)
+        if self.reason is not None:
             return None
         if self._weights is not None and not self._is_weighted(losses, root):
             self.reason = (
@@ -456,22 +452,17 @@ class CapturedStep(TorchFunctionMode):
         return Observation(values, values.clone(), None, source)
 
     def _is_weighted(self, losses: Tensor, root: Any) -> bool:
-        """Let the weights enter at the user's own losses, unless they entered at named losses before."""
+        """Let the weights enter at named losses, or else at the user's own."""
         assert self._weights is not None
         if self._backwards:
             return all(self._backwards)
         if not _requires_grad(root):
             return False
-        if contributions(root, self._named):
+        parts = contributions(root, self._named)
+        if parts:
+            self._weigh(parts)
             return True
-        if not losses.requires_grad:
-            return False
-        (gradient,) = torch.autograd.grad(root, losses, retain_graph=True, allow_unused=True)
-        if gradient is None:
-            return False
-        weights = self._weights.to(losses.dtype)
-        losses.register_hook(lambda gradient: gradient * weights)
-        return True
+        return weigh_given(losses, root, self._weights)
 
     def _is_out_of_order(self, sources: list[str]) -> bool:
         """Whether the rows of losses were seen in another order than the batch's, in this step or an earlier one."""
@@ -491,36 +482,8 @@ class CapturedStep(TorchFunctionMode):
         """Hold nothing of the step: neither its graph nor its batch."""
         self._named, self._reduced, self._backwards, self._batch = [], [], [], None
         self._leaves, self._rows = [], None
+        self._missed, self._unshown = [], []
 
 
 def _requires_grad(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
-
-
-def _times(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
-    return None if gradient is None else gradient * factor.to(gradient.dtype)
-
-
-def _is_split_alike(arguments: Arguments) -> bool:
-    """Whether log_softmax and nll_loss, called here, compute what cross_entropy does, bit for bit."""
-    logits = arguments["input"]
-    # Autocast treats the one call otherwise than the two.
-    is_cast = logits.dtype != torch.float32 and torch.is_autocast_enabled(logits.device.type)
-    return has_class_indices(arguments) and not is_cast
-
-
-def _caller() -> str:
-    """Where the call stands: file and line outside of torch and this module."""
-    if torch.compiler.is_compiling():
-        return "in compiled code"
-    frame = sys._getframe(1)
-    while frame.f_back is not None and (
-        frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(_TORCH)
-    ):
-        frame = frame.f_back
-    return f"at {_file_name(frame.f_code.co_filename)}:{frame.f_lineno}"
-
-
-@functools.cache
-def _file_name(path: str) -> str:
-    return Path(path).name

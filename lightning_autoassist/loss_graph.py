@@ -5,12 +5,13 @@ The graph is only read: each node knows the nodes it comes from, and the tensors
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
-from torch import Tensor
-from torch.autograd.graph import Node
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 
 from lightning_autoassist.losses import LOSSES, Arguments, NamedLoss
@@ -29,6 +30,22 @@ _LOSS_NODES: dict[str, Callable[..., Any]] = {
 _REDUCTIONS = ("none", "mean", "sum")
 # A loss is a few scalar operations behind what is returned; the network behind it need not be searched.
 _NEAR = 64
+# Nodes of layers by parts of their names. In their results the first axis is still the one of their input: the axis of
+# the loss's own making, if there is one, comes later. Batch normalization mixes instances, so nothing is asked behind.
+_LAYERS = (
+    "BackwardHookFunction",
+    "BatchNorm",
+    "Checkpoint",
+    "CompiledFunction",
+    "Convolution",
+    "Embedding",
+    "GroupNorm",
+    "LayerNorm",
+    "Rnn",
+)
+_PRODUCTS = ("AddmmBackward0", "MmBackward0")
+# A weight is so few operations on parameters: cast, transposed, reparametrized.
+_NEAR_PARAMETERS = 16
 
 
 class GraphLoss(NamedTuple):
@@ -37,6 +54,11 @@ class GraphLoss(NamedTuple):
     node: Node
     named: NamedLoss
     arguments: Arguments
+
+    @property
+    def source(self) -> str:
+        """For messages."""
+        return f"{self.named.name} in the autograd graph"
 
 
 def losses_in_graph(root: Tensor) -> list[GraphLoss]:
@@ -71,19 +93,96 @@ def has_other_leaves(root: Tensor, captured: Collection[Node | None]) -> bool:
 
 def joined_by_scalars(root: Tensor, nodes: Collection[Node]) -> set[Node]:
     """Those of ``nodes`` from which only operations on single numbers lead to ``root``."""
-    ways = _walk(root, lambda node: node in nodes or not _is_scalar(node))
+    ways = _walk(root, lambda node: node in nodes or not _is_scalar(node), limit=None)
     return {node for node in ways if node in nodes}
 
 
-def is_parameters_own(values: Tensor) -> bool:
-    """Whether values are an elementwise function of one leaf, as in ``weight.pow(2).sum()``."""
-    node = values.grad_fn
-    while node is not None and not hasattr(node, "variable"):
-        previous = {each for each, _ in node.next_functions if each is not None}
-        if len(previous) != 1 or _shape(node) != tuple(values.shape):
+class LossPart(NamedTuple):
+    """What a tensor is computed from, back to the last layers of the network.
+
+    Attributes:
+        stopped: Those nodes at which the search was told to stop.
+        layers: Results of the last layers, and tensors that need a gradient and are no parameters.
+        has_parameters: Whether it reads parameters itself, behind no layer.
+        nodes: All nodes that were passed, with the ones it stopped at.
+    """
+
+    stopped: set[Node]
+    layers: list[GradientEdge]
+    has_parameters: bool
+    nodes: set[Node]
+
+
+def loss_part(values: Tensor, stops: Collection[Node | None] = ()) -> LossPart:
+    """Searches the graph behind ``values``; only the part that computes the loss, not the network."""
+    stopped, nodes, layers, first = set[Node](), set[Node](), list[tuple[Node, int]](), list[tuple[Node, int]]()
+    start = get_gradient_edge(values)
+    edges, has_parameters = deque([(start.node, start.output_nr)]), False
+    seen = set(edges)
+    while edges:
+        edge = edges.popleft()
+        node = edge[0]
+        nodes.add(node)
+        if node in stops:
+            stopped.add(node)
+        elif hasattr(node, "variable"):
+            if _is_parameter(node):
+                has_parameters = True
+            else:
+                layers.append(edge)
+        elif _is_layer(node):
+            layers.append(edge)
+        else:
+            if _is_first(node):
+                first.append(edge)
+            for behind, number in node.next_functions:
+                if behind is not None and (behind, number) not in seen:
+                    seen.add((behind, number))
+                    edges.append((behind, number))
+    return LossPart(stopped, [GradientEdge(*edge) for edge in layers or first], has_parameters, nodes)
+
+
+def _is_layer(node: Node) -> bool:
+    """Whether the node applies parameters to the rows of data; of a product, the parameters must be the right factor.
+
+    The rows of ``parameters @ data.T`` are no instances'.
+    """
+    name = node.name()
+    return _is_of_parameters(node.next_functions[-1][0]) if name in _PRODUCTS else _is_named_as_layer(name)
+
+
+@functools.cache
+def _is_named_as_layer(name: str) -> bool:
+    return any(layer in name for layer in _LAYERS)
+
+
+def _is_first(node: Node) -> bool:
+    """Whether data meet parameters here without a layer, as in `batch * self.scale`."""
+    needed = [each for each, _ in node.next_functions if each is not None]
+    is_mixed = 0 < len(needed) < len(node.next_functions)
+    return is_mixed and node.name() not in _PRODUCTS and all(map(_is_parameter, needed))
+
+
+def _is_of_parameters(node: Node | None) -> bool:
+    """Whether a tensor is computed from parameters alone, in a few operations."""
+    nodes, seen = [node], 0
+    while nodes:
+        node = nodes.pop()
+        seen += 1
+        if node is None or seen > _NEAR_PARAMETERS:
             return False
-        (node,) = previous
+        if hasattr(node, "variable"):
+            if not _is_parameter(node):
+                return False
+        elif "Embedding" in node.name() or "Index" in node.name():
+            return False
+        else:
+            nodes.extend(each for each, _ in node.next_functions)
     return True
+
+
+def _is_parameter(node: Node) -> bool:
+    return isinstance(getattr(node, "variable", None), nn.Parameter)
 
 
 def knows_shapes(root: Tensor) -> bool:
@@ -91,12 +190,8 @@ def knows_shapes(root: Tensor) -> bool:
     return hasattr(root.grad_fn, "_input_metadata")
 
 
-def _shape(node: Any) -> tuple[int, ...]:
-    return tuple(node._input_metadata[0].shape)
-
-
 def _is_scalar(node: Any) -> bool:
-    return _shape(node) == ()
+    return tuple(node._input_metadata[0].shape) == ()
 
 
 def _walk(root: Tensor, stops: Callable[[Node], bool], limit: int | None = _NEAR) -> Iterator[Node]:

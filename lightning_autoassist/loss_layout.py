@@ -172,7 +172,9 @@ class RowOrders:
         return self._by_target.get(key)
 
 
-def fold(losses: Tensor, norms: Tensor | None, counts: Tensor, layout: Layout, tokens: bool) -> tuple[Tensor, Tensor]:
+def fold(
+    losses: Tensor, norms: Tensor | None, counts: Tensor, layout: Layout, tokens: bool, totals: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     r"""Losses and scores of instances from those of their elements.
 
     With counts :math:`e_j` (0 where masked), :math:`l_i = \sum_j e_j l_{ij} / \sum_j e_j`; the score averages the
@@ -185,6 +187,7 @@ def fold(losses: Tensor, norms: Tensor | None, counts: Tensor, layout: Layout, t
         counts: How much an element counts, not negative.
         layout: Of the rows.
         tokens: Whether norms are averaged.
+        totals: What is divided by instead of :math:`\sum_j e_j`, shape ``(B,)``: then counts weigh between instances.
 
     Returns:
         Losses and scores, each of shape ``(B,)``.
@@ -192,9 +195,10 @@ def fold(losses: Tensor, norms: Tensor | None, counts: Tensor, layout: Layout, t
     if losses.shape == (layout.batch_size,):  # each instance's one element is its loss
         is_masked = counts == 0
         folded = losses.masked_fill(is_masked, 0.0)
-        return folded, folded if norms is None else norms.masked_fill(is_masked, 0.0)
+        scores = folded if norms is None else norms.masked_fill(is_masked, 0.0)
+        return (folded, scores) if totals is None else (folded * counts, scores * counts)
     counts = layout.per_instance(counts)
-    total = counts.sum(1)
+    total = counts.sum(1) if totals is None else totals
     scale = torch.where(total > 0, total, 1.0).reciprocal()
 
     def counted(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_autoassist.loss_layout import Layout
-from lightning_autoassist.losses import Arguments, NamedLoss, class_axis
+from lightning_autoassist.losses import Arguments, NamedLoss, class_axis, counted
 
 # Up to so many log-probabilities their rows are weighted all over.
 _FEW_NUMBERS = 2**16
@@ -111,7 +111,35 @@ def nll_by_rows(arguments: Arguments, factor: Tensor) -> tuple[Tensor, Tensor]:
     rows = F.nll_loss(**{**arguments, "reduction": "none"})
     reduced = F.nll_loss(**{**arguments, "input": arguments["input"].detach()})
     if arguments["reduction"] == "mean":
-        count = (arguments["target"] != arguments["ignore_index"]).sum().to(rows.dtype)
+        count = counted(arguments).sum().to(rows.dtype)
     else:
         count = torch.ones((), dtype=rows.dtype, device=rows.device)
     return ReduceRows.apply(rows, reduced, count, factor), rows.detach()
+
+
+def why_not_instance_losses(source: str, losses: Any, batch_size: int) -> str | None:
+    """What is wrong with a tensor that is to hold one loss an instance; None where it does.
+
+    Args:
+        source: Who gave it, for the message.
+        losses: What was given.
+        batch_size: B.
+    """
+    if isinstance(losses, Tensor) and losses.shape == (batch_size,):
+        return None
+    shape = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+    return (
+        f"The {source} must be a tensor of shape ({batch_size},), one loss for each instance of the batch, got {shape}."
+    )
+
+
+def weigh_given(losses: Tensor, root: Tensor, weights: Tensor) -> bool:
+    """Let weights enter at losses of instances, shape ``(B,)``; False where they do not lead to ``root``."""
+    if not losses.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(root, losses, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        return False
+    weights = weights.to(losses.dtype)
+    losses.register_hook(lambda gradient: gradient * weights)
+    return True

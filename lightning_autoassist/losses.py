@@ -123,15 +123,22 @@ def _ndim(value: Any) -> int:
 
 
 def _wide(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+    is_number = isinstance(value, Tensor) and (value.is_floating_point() or value.dtype == torch.bool)
+    return value.float() if is_number else value
 
 
 def _mask(arguments: Arguments) -> Tensor | None:
     target = arguments.get("target")
     if "ignore_index" not in arguments or not isinstance(target, Tensor) or target.is_floating_point():
         return None
-    mask = target.ne(arguments["ignore_index"])
+    mask = counted(arguments)
     return None if answers_at_once(mask) and bool(mask.all()) else mask
+
+
+def counted(arguments: Arguments) -> Tensor:
+    """Which class indices are not ``ignore_index``; as int64, for in uint8 156 and -100 are one."""
+    mask: Tensor = arguments["target"].long().ne(arguments["ignore_index"])
+    return mask
 
 
 def answers_at_once(values: Tensor) -> bool:
@@ -141,7 +148,7 @@ def answers_at_once(values: Tensor) -> bool:
 
 def _hot(arguments: Arguments, axis: int) -> tuple[Tensor, Tensor | None]:
     """Target classes, with the axis of the classes, and what :func:`_mask` says; 0 where a target does not count."""
-    target: Tensor = arguments["target"]
+    target: Tensor = arguments["target"].long()
     counts: Tensor | None = arguments["counts"] if "counts" in arguments else _mask(arguments)
     return (target if counts is None else target * counts).unsqueeze(axis), counts
 
@@ -159,6 +166,14 @@ def distribution_axis(values: Tensor) -> int:
 def has_class_indices(arguments: Arguments) -> bool:
     """Whether a ``cross_entropy`` is ``nll_loss`` of ``log_softmax``: no smoothing, no class probabilities."""
     return not (arguments["target"].is_floating_point() or arguments["label_smoothing"])
+
+
+def is_split_alike(arguments: Arguments) -> bool:
+    """Whether log_softmax and nll_loss, called outside of ``cross_entropy``, compute what it does, bit for bit."""
+    logits = arguments["input"]
+    # Autocast treats the one call otherwise than the two.
+    is_cast = logits.dtype != torch.float32 and torch.is_autocast_enabled(logits.device.type)
+    return has_class_indices(arguments) and not is_cast
 
 
 # ---- norms
@@ -187,8 +202,8 @@ def nll_norms_in_backward(arguments: Arguments, gradient: Tensor, upstream: Tens
     """
     target, weight = arguments["target"], arguments["weight"]
     axis = class_axis(gradient)
-    counts: Tensor = target.ne(arguments["ignore_index"])
-    hot = target.where(counts, 0).unsqueeze(axis)
+    counts = counted(arguments)
+    hot = target.long().where(counts, 0).unsqueeze(axis)
     scale = upstream.gather(axis, hot).squeeze(axis).abs().float()
     norms = torch.linalg.vector_norm(gradient, dim=axis, dtype=torch.float32)
     norms = torch.where(counts & (scale > 0), norms / scale, 0.0)
@@ -231,7 +246,7 @@ def cross_entropy_norms(arguments: Arguments, losses: Tensor) -> Tensor:
         return nll_norms({**arguments, "input": logits.log_softmax(axis)}, losses)
     counts = torch.ones_like(losses, dtype=torch.bool)
     if not target.is_floating_point():
-        counts = target.ne(arguments["ignore_index"])
+        counts = counted(arguments)
         hot, _ = _hot(arguments, axis)
         if weight is None:
             softmax = functools.partial(torch.softmax, dim=axis)

@@ -94,6 +94,7 @@ class FilterReport:
     Attributes:
         num_ranks: Processes that train, each on as many instances; what this one counts stands for all.
         limits: What ends the run; None before training.
+        captured_share: Share of the loss's gradient that comes from losses whose instances are known; None: not known.
         training: Runs while the Boss is trained, and stands during validation.
     """
 
@@ -103,6 +104,7 @@ class FilterReport:
         self.boss_updates = 0
         self.instances_seen = 0
         self.nonfinite_instances = 0
+        self.captured_share: float | None = None
         self.num_batches = 0
         self.overhead_seconds = 0.0
         self.training = Stopwatch()
@@ -165,6 +167,8 @@ class FilterReport:
         metrics["saved_ratio"] = self.saved_ratio(sampler)
         metrics["candidates_seen"] = self._candidates_seen(sampler)
         metrics["nonfinite_instances"] = float(self.nonfinite_instances)
+        if self.captured_share is not None:
+            metrics["captured_share"] = self.captured_share
         ranked = self.ranked()
         if ranked is not None:
             metrics["assistant_loss"] = self._loss_sum / self._num_outcomes

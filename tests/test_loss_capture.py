@@ -390,11 +390,12 @@ def test_a_detached_call_is_a_metric():
     [
         (lambda net, output: 0.0, False),
         (lambda net, output: 1e-2 * sum(weight.pow(2).sum() for weight in net.parameters()), True),
-        (lambda net, output: 1e-2 * output.exp().sum(1).mean(), True),
+        (lambda net, output: 1e-2 * output.exp().sum(1).mean(), False),  # shown to be one value an instance
+        (lambda net, output: 1e-2 * output.exp().sum(0).mean(), True),
         (lambda net, output: F.mse_loss(output, torch.zeros(B, C)), False),
         (lambda net, output: (1e-2 * output.exp().sum(1).mean()).detach(), False),
     ],
-    ids=["nothing", "L2", "by hand", "named", "detached"],
+    ids=["nothing", "L2", "by hand", "of classes", "named", "detached"],
 )
 def test_terms_that_were_not_captured_are_noticed(penalty, has_other_terms):
     net, target = nn.Linear(3, C), torch.randint(0, C, (B,))

@@ -118,8 +118,7 @@ def test_weights_of_one_change_nothing(case):
     found = fit(case, callback).state_dict()
     assert len(callback.weights_drawn) == (3 if case.losses else 0)
     assert all((drawn == 1).all() for drawn in callback.weights_drawn)
-    # Its divergence is no instance's: the weights do not enter there.
-    assert callback.weights == ("mean" if case.module is zoo.Vae else "sum")
+    assert callback.weights == "sum"
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
 
