@@ -121,6 +121,16 @@ def fit_epoch_to_length(epoch_loop: Any, num_before: int | None, num_now: float)
         setattr(batches.current, count, getattr(batches.current, count) - shift)
 
 
+def _zeroes_next(trainer: Any) -> bool:
+    """Whether Lightning is about to clear the gradients of a module that makes its own steps: it does to validate."""
+    if trainer.lightning_module.automatic_optimization or not is_at_batch_end(trainer):
+        return False
+    try:
+        return bool(trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
+    except (AttributeError, TypeError):  # another version's loop
+        return False
+
+
 class OpenWindow:
     """Gradients that were accumulated, and that no optimizer step has used: they are in no checkpoint of Lightning's.
 
@@ -151,7 +161,7 @@ class OpenWindow:
         Returns:
             None where no window is open, or where they are too many.
         """
-        own = self._own_gradients(trainer.lightning_module) if self._is_open else {}
+        own = self._own_gradients(trainer.lightning_module) if self._is_open and not _zeroes_next(trainer) else {}
         if ranks.world_size > 1:
             num_bytes = sum(ranks.gather(sum(gradient.nbytes for gradient in own.values())))
             if num_bytes > MAX_GATHERED:
