@@ -58,7 +58,7 @@ class Attribution:
     def parts(
         self, root: Tensor, named: Sequence[Found], reductions: Sequence[Reduction], batch_size: int
     ) -> tuple[list[Contribution], list[Reduction]]:
-        """The losses that reach ``root``, and the reductions in it that were not shown to be instances' losses.
+        """The losses that reach ``root``, and reductions, perhaps in it, that were not shown to be instances' losses.
 
         A reduction to which named losses lead as the only way stands for the user's factors on their rows. One
         to which other ways lead as well, as in a focal loss, replaces them, if it has one value an instance.
@@ -71,14 +71,18 @@ class Attribution:
         """
         if len(named) == 1 and named[0].is_root(root):
             return [Contribution(named[0], None)], []
+        by_rows = {found.node: found for found in named if found.reduction == "none" and found.node is not None}
+        if not by_rows and not any(self._shown.may_be(reduction, batch_size) for reduction in reductions):
+            parts = contributions(root, named)
+            if parts:  # whether the reductions reach the root is of no interest, as a rule
+                return parts, list(reductions)
         ends = _ends(root, reductions)
         if not ends:
             return contributions(root, named), []
-        by_rows = {found.node: found for found in named if found.reduction == "none" and found.node is not None}
         behind = [loss_part(end.values, by_rows) for end in ends]
         is_shown = [self._shown.is_shown(end, batch_size) for end in ends]
         replaced = _replaced(behind, is_shown)
-        parts = list(named) if not replaced else [found for found in named if found.node not in replaced]
+        losses = list(named) if not replaced else [found for found in named if found.node not in replaced]
         unshown, factors = [], dict[Node, list[int]]()
         for number, (end, part) in enumerate(zip(ends, behind, strict=True)):
             if part.stopped and not part.stopped & replaced:
@@ -88,10 +92,10 @@ class Attribution:
                     continue
             elif is_shown[number]:
                 labels = (by_rows[node].labels for node in part.stopped)
-                parts.append(end.found(batch_size, next((each for each in labels if each is not None), None)))
+                losses.append(end.found(batch_size, next((each for each in labels if each is not None), None)))
                 continue
             unshown.append(end)
-        return _with_units(root, parts, ends, is_shown, factors), unshown
+        return _with_units(root, losses, ends, is_shown, factors), unshown
 
     def share(
         self, root: Tensor, parts: Sequence[Contribution], missed: Sequence[Missed], unshown: Sequence[Reduction]

@@ -77,16 +77,19 @@ class ShownReductions:
         self._verdicts: dict[tuple[object, ...], dict[int, bool]] = {}
         self._num_unknown = Counter[tuple[object, ...]]()
 
-    def is_shown(self, reduction: Reduction, batch_size: int) -> bool:
-        """Whether each value is one instance's. Waits for the device when it is asked for the first time."""
+    def may_be(self, reduction: Reduction, batch_size: int) -> bool:
+        """Whether it has as many values as the batch, and nothing was shown against it."""
         values = reduction.values
         if values.ndim == 0 or values.shape[0] != batch_size:
             return False
-        kind = "" if values.grad_fn is None else values.grad_fn.name()
-        key = reduction.place, kind, values.ndim
-        verdicts = self._verdicts.setdefault(key, {})
-        if False in verdicts.values():
+        return False not in self._verdicts.get(_key(reduction), {}).values()
+
+    def is_shown(self, reduction: Reduction, batch_size: int) -> bool:
+        """Whether each value is one instance's. Waits for the device when it is asked for the first time."""
+        if not self.may_be(reduction, batch_size):
             return False
+        key, values = _key(reduction), reduction.values
+        verdicts = self._verdicts.setdefault(key, {})
         if batch_size == 1 or batch_size in verdicts or len(verdicts) >= _ENOUGH_SIZES:
             return True
         verdict = None
@@ -98,6 +101,11 @@ class ShownReductions:
                 return False
         verdicts[batch_size] = bool(verdict)
         return bool(verdict)
+
+
+def _key(reduction: Reduction) -> tuple[object, ...]:
+    node = reduction.values.grad_fn
+    return reduction.place, "" if node is None else node.name(), reduction.values.ndim
 
 
 def has_one_value_an_instance(values: Tensor, part: LossPart) -> bool | None:
