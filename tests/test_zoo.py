@@ -103,7 +103,12 @@ def keeping_all(score="gradient_norm", **options):
 def test_nothing_filtered_nothing_changed(case, options):
     if options and "precision" not in options and case.module in (zoo.Gan, zoo.Manual):
         pytest.skip("the Trainer refuses these options for manual optimization")
-    expected = fit(case, **options).state_dict()
+    try:
+        expected = fit(case, **options).state_dict()
+    except RuntimeError as error:  # plain Lightning: some processors have no kernel for recurrent layers in bfloat16
+        if "could not create a primitive" not in str(error):
+            raise
+        pytest.skip(str(error))
     found = fit(case, keeping_all(), **options).state_dict()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
