@@ -264,15 +264,20 @@ class Learner:
             rows = self.store.places(torch.from_numpy(indices))
             knows = self.store.holds if self.judges_unseen else self.store.knows
             known = knows(rows, self.assistant.reads)
-            if not known.any():
-                return everything
-            candidates = self.store.rows(rows, self.assistant.reads)
-            probs = self.policy.keep_probability(self.assistant.predict(candidates))
-            if self.policy.reads_labels and self.store.labels is not None:
-                probs = self.policy.balance(probs, self.store.labels[rows])
-            # A prediction that is not a number says nothing against the instance.
-            return probs.where(known & ~probs.isnan(), 1.0).numpy()
+            if known.all():
+                return self._chances(self.store, rows).numpy()
+            # Policies compare scores with each other, so that they get none of instances that have none.
+            if known.any():
+                everything[known.numpy()] = self._chances(self.store, rows[known]).numpy()
         return everything
+
+    def _chances(self, store: InstanceStore, rows: Tensor) -> Tensor:
+        """What Assistant and policy make of instances that are known, shape ``(n,)``."""
+        probs = self.policy.keep_probability(self.assistant.predict(store.rows(rows, self.assistant.reads)))
+        if self.policy.reads_labels and store.labels is not None:
+            probs = self.policy.balance(probs, store.labels[rows])
+        # A prediction that is not a number says nothing against the instance.
+        return probs.where(~probs.isnan(), 1.0)
 
     def keep_rows(self, rows: Rows, pass_index: int) -> npt.NDArray[np.floating[Any]]:
         """Chances of a stream's rows, shape ``(n,)``; there is no unseen one to be kept."""

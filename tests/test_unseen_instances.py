@@ -1,0 +1,37 @@
+"""Instances that were never seen are kept, and do not enter the comparisons of those that were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_autoassist.assistants import MemoryAssistant
+from lightning_autoassist.feature_file import FeaturePlace
+from lightning_autoassist.learner import Learner
+from lightning_autoassist.policies import POLICIES
+from lightning_autoassist.report import FilterReport
+
+
+def learner_that_saw(policy, num_seen, num_instances):
+    learner = Learner(
+        MemoryAssistant(),
+        policy,
+        lambda batch, size: None,
+        FilterReport(),
+        tail=0.0,
+        feature_memory=2**20,
+        exchange_every=16,
+        watches_losses=True,
+    )
+    learner.prepare(num_instances, FeaturePlace())
+    learner.store.put_scores(torch.arange(num_seen), torch.linspace(0.1, 1.0, num_seen))
+    return learner
+
+
+@pytest.mark.parametrize("name", ["proportional", "infobatch", "selective_backprop"])
+def test_a_policy_compares_the_scores_of_seen_instances_alone(name):
+    mixed, seen_alone = (learner_that_saw(POLICIES[name](), 40, size) for size in (200, 40))
+    probs = mixed.keep_probability(torch.arange(200).numpy(), pass_index=1)
+    assert (probs[40:] == 1).all()
+    assert probs[:40].tolist() == seen_alone.keep_probability(torch.arange(40).numpy(), pass_index=1).tolist()
+    assert probs[:40].mean() < 0.9
