@@ -155,11 +155,16 @@ class InstanceLossCapture:
 
     def state_dict(self) -> dict[str, Any]:
         """What the first steps showed, as builtins."""
-        return {**self._attribution.state_dict(), "has_other_terms": self.has_other_terms}
+        return {
+            **self._attribution.state_dict(),
+            "untold_rows": self._row_orders.state_dict(),
+            "has_other_terms": self.has_other_terms,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         self._attribution.load_state_dict(state)
+        self._row_orders.load_state_dict(state["untold_rows"])
         self.has_other_terms = state["has_other_terms"]
 
 
@@ -350,12 +355,18 @@ class CapturedStep(TorchFunctionMode):
             layout = orders.layout(named, arguments, source, self._batch, self._batch_size)
         except Exception as error:  # the step must go on
             return because_of(source, error)
-        if layout is None:
+        return self._why_no_layout(source, named.num_rows(arguments)) if layout is None else layout
+
+    def _why_no_layout(self, source: str, num_rows: int) -> str:
+        if num_rows == self._batch_size:
             return (
-                f"{source} has {named.num_rows(arguments)} rows for {self._batch_size} instances, and nothing tells "
-                "which are whose (row_order= does, where all instances have equally many)"
+                f"{source} has {num_rows} rows for as many instances here, and another number of them in other steps, "
+                "so that the rows need not be the instances'"
             )
-        return layout
+        return (
+            f"{source} has {num_rows} rows for {self._batch_size} instances, and nothing tells which are whose "
+            "(row_order= does, where all instances have equally many)"
+        )
 
     def _miss(self, note: str, result: Any = None) -> Any:
         node = result.grad_fn if isinstance(result, Tensor) and not torch.compiler.is_compiling() else None

@@ -28,6 +28,7 @@ _LOSS_NODES: dict[str, Callable[..., Any]] = {
     "SoftMarginLossBackward0": F.soft_margin_loss,
 }
 _REDUCTIONS = ("none", "mean", "sum")
+_PRODUCTS_OF_NUMBERS = ("Mul", "Div", "Pow", "Dot", "Atan2", "Hypot")
 # A loss is a few scalar operations behind what is returned; the network behind it need not be searched.
 _NEAR = 64
 # Nodes of layers by parts of their names. In their results the first axis is still the one of their input: the axis of
@@ -92,9 +93,24 @@ def has_other_leaves(root: Tensor, captured: Collection[Node | None]) -> bool:
 
 
 def joined_by_scalars(root: Tensor, nodes: Collection[Node]) -> set[Node]:
-    """Those of ``nodes`` from which only operations on single numbers lead to ``root``."""
-    ways = _walk(root, lambda node: node in nodes or not _is_scalar(node), limit=None)
-    return {node for node in ways if node in nodes}
+    """Those of ``nodes`` that ``root`` is a weighted sum of, by operations on single numbers alone.
+
+    Numbers that are multiplied or divided by each other, as in a correlation or an F-measure, are no sums of instances'
+    losses.
+    """
+
+    def ends(node: Node) -> bool:
+        return node in nodes or not _is_scalar(node)
+
+    ways = list(_walk_from(root.grad_fn, ends, limit=None))
+    joined = {node for node in ways if node in nodes}
+    for node in ways:
+        if node in joined or not node.name().startswith(_PRODUCTS_OF_NUMBERS):
+            continue
+        factors = [joined.intersection(_walk_from(each, ends, limit=None)) for each, _ in node.next_functions]
+        if sum(map(bool, factors)) > 1:
+            joined = joined.difference(*factors)
+    return joined
 
 
 class LossPart(NamedTuple):
@@ -196,7 +212,11 @@ def _is_scalar(node: Any) -> bool:
 
 def _walk(root: Tensor, stops: Callable[[Node], bool], limit: int | None = _NEAR) -> Iterator[Node]:
     """Nodes breadth first from ``root``; those that stop are yielded, those behind them are not."""
-    queue, seen = deque([root.grad_fn]), {root.grad_fn}
+    return _walk_from(root.grad_fn, stops, limit)
+
+
+def _walk_from(start: Node | None, stops: Callable[[Node], bool], limit: int | None = _NEAR) -> Iterator[Node]:
+    queue, seen = deque([start]), {start}
     while queue and (limit is None or len(seen) <= limit):
         node = queue.popleft()
         if node is None:

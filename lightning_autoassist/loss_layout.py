@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_autoassist.features import tensors_in
+from lightning_autoassist.loss_place import place_of_call
 from lightning_autoassist.losses import Arguments, NamedLoss
 
 ROW_ORDERS = ("auto", "batch_major", "time_major")
@@ -130,6 +131,13 @@ def _holds(tokens: Tensor, rows: Tensor, ignore_index: int | None) -> bool:
     return False
 
 
+def _is_column_of(target: Any, batch: Any) -> bool:
+    """Whether a target is a tensor of the batch, row by row. Waits for the device."""
+    if not isinstance(target, Tensor):
+        return False
+    return any(tensor.shape == target.shape and bool((tensor == target).all()) for tensor in tensors_in(batch))
+
+
 class RowOrders:
     """Finds out whose the rows of losses are, and remembers what it had to ask of the device.
 
@@ -140,9 +148,31 @@ class RowOrders:
     def __init__(self, row_order: str) -> None:
         self.row_order = row_order
         self._by_target: dict[tuple[str, int], str] = {}
+        # Calls whose number of rows once told nothing. Where it is B in another step, it may be so by chance.
+        self._untold: set[str] = set()
+
+    def state_dict(self) -> list[str]:
+        """The calls whose number of rows once told nothing."""
+        return sorted(self._untold)
+
+    def load_state_dict(self, state: list[str]) -> None:
+        """Restore :meth:`state_dict`."""
+        self._untold = set(state)
 
     def layout(self, named: NamedLoss, arguments: Arguments, source: str, batch: Any, batch_size: int) -> Layout | None:
-        """Layout of a call's rows; None where R is no multiple of B, or in an order that nothing tells."""
+        """Layout of a call's rows; None where R is no multiple of B, in an order that nothing tells, or B by chance."""
+        layout = self._layout(named, arguments, source, batch, batch_size)
+        if batch_size == 1 or (layout is not None and not self._untold):
+            return layout
+        place = place_of_call()
+        key = f"{named.name} {place} {place.from_line}"
+        if layout is None and named.num_rows(arguments):
+            self._untold.add(key)
+        return layout if key not in self._untold or _is_column_of(arguments.get("target"), batch) else None
+
+    def _layout(
+        self, named: NamedLoss, arguments: Arguments, source: str, batch: Any, batch_size: int
+    ) -> Layout | None:
         values, num_rows = arguments[named.inputs[0]], named.num_rows(arguments)
         layout = row_layout(num_rows, batch_size, None)
         if layout is not None or num_rows == 0:

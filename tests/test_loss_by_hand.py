@@ -336,3 +336,37 @@ def test_checkpointed_layers_are_no_obstacle(is_reentrant):
         return picked(logits.log_softmax(1), y)
 
     assert captured(through_checkpoint, net, 6)[1] is not None
+
+
+def matthews(net, x, y):
+    probs, target = net(x).sigmoid(), hot(y)
+    hits, misses = (probs * target).sum(), (probs * (1 - target)).sum()
+    rejected, lost = ((1 - probs) * (1 - target)).sum(), ((1 - probs) * target).sum()
+    product = (hits + misses) * (hits + lost) * (rejected + misses) * (rejected + lost)
+    return 1 - (hits * rejected - misses * lost + 1) / (product.sqrt() + 1)
+
+
+def f_measure(net, x, y):
+    probs, target = net(x).softmax(1), hot(y)
+    return 1 - 2 * (probs * target).sum() / (probs.sum() + target.sum())
+
+
+def geometric(net, x, y):
+    return cross_entropy(net, x, y).mean() * net(x).square().mean()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("loss", [matthews, f_measure, geometric], ids=lambda loss: loss.__name__)
+def test_sums_that_are_multiplied_by_each_other_are_no_sums_of_losses(loss, size):
+    _, observation, reason, _ = captured(loss, plain(), size, reduce=lambda value: value)
+    assert observation is None
+    assert "No per-instance loss was found" in reason
+
+
+def test_a_loss_may_be_weighed_by_a_parameter_of_its_own():
+    net, uncertainty = plain(), nn.Parameter(torch.zeros(()))
+    _, observation, reason, values = captured(
+        cross_entropy, net, 4, reduce=lambda values: values.mean() * (-uncertainty).exp() + uncertainty
+    )
+    assert reason is None
+    torch.testing.assert_close(observation.losses, values.detach(), rtol=1e-5, atol=1e-6)

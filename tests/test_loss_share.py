@@ -125,19 +125,19 @@ def captured(loss, capture=None, weights=None):
     return capture, step.observe(root), step.reason
 
 
-def loader():
+def loader(shuffle=True):
     x, y = batch(N)
-    return DataLoader(TensorDataset(x, y), batch_size=B, shuffle=True)
+    return DataLoader(TensorDataset(x, y), batch_size=B, shuffle=shuffle)
 
 
-def fit(loss, epochs=4, **options):
+def fit(loss, epochs=4, shuffle=True, **options):
     """Filtered, with the warnings of ours."""
     pl.seed_everything(0, verbose=False)
     callback = AutoAssistCallback(**options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer(max_epochs=epochs, callbacks=[callback]).fit(
-            Module(loss), datamodule=AutoAssistDataModule(loader(), budget=0.6)
+            Module(loss), datamodule=AutoAssistDataModule(loader(shuffle), budget=0.6)
         )
     ours = [str(each.message) for each in caught if "lightning_autoassist" in each.filename]
     ours += [str(each.message) for each in caught if "Missed" in str(each.message) or "beside" in str(each.message)]
@@ -234,7 +234,7 @@ def test_a_regularizer_is_not_missed_but_out_of_reach_of_weights():
 
 @pytest.mark.parametrize("loss", [masked, mostly_dice], ids=lambda loss: loss.__name__)
 def test_a_minor_part_trains_unfiltered_with_one_warning(loss):
-    callback, messages = fit(loss)
+    callback, messages = fit(loss, shuffle=False)  # so that every batch has an instance without a label
     (message,) = messages
     assert "AutoAssist stopped filtering" in message
     assert "first 3 steps" in message
@@ -275,3 +275,17 @@ def test_what_the_first_steps_showed_outlives_an_interruption():
     again.load_state_dict(capture.state_dict())
     assert again.state_dict() == capture.state_dict()
     assert again.has_other_terms
+
+
+def test_as_many_rows_as_instances_by_chance_are_not_believed_after_another_number_was_seen():
+    def of_boxes(net, x, y):
+        return F.cross_entropy(net(x)[boxes], y[boxes])
+
+    capture, boxes = InstanceLossCapture(), torch.tensor([0, 0, 3])
+    assert "3 rows for" in captured(of_boxes, capture)[2]
+    boxes = torch.zeros(B, dtype=torch.long)
+    reason = captured(of_boxes, capture)[2]
+    assert f"{B} rows for as many instances here, and another number of them in other steps" in reason
+    resumed = InstanceLossCapture()
+    resumed.load_state_dict(capture.state_dict())
+    assert captured(of_boxes, resumed)[1] is None
