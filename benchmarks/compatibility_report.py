@@ -110,11 +110,13 @@ at random numbers; data are made. For each one:
 
 
 def _counts(rows: Sequence[Row]) -> list[str]:
-    num_on = sum(row["filtering"] == "on" for row in rows)
+    num_failed = sum(bool(row.get("error")) for row in rows)
+    num_on = sum(row.get("filtering") == "on" for row in rows)
     kinds = Counter(row["kind"] for row in rows)
     return [
         f"{len(rows)} were tried: {kinds['module']} modules and {kinds['loss']} losses. "
-        f"{num_on} are filtered, {len(rows) - num_on} train with every instance."
+        f"{num_on} are filtered, {len(rows) - num_on - num_failed} train with every instance"
+        f"{f', {num_failed} failed' if num_failed else ''}."
     ]
 
 

@@ -15,7 +15,7 @@ MODULES = ("rows", "outside", "outside.cases", "outside.steps", "outside.trainin
 REPORT = ("rows", "outside", "outside.cases", "compatibility_report")
 
 # Found by the first trial; each that is fixed lowers it.
-KNOWN_FAULTS = 999
+KNOWN_FAULTS = 36
 
 
 @pytest.fixture

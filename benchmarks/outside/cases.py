@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 NUM_INSTANCES, BATCH_SIZE = 40, 8
+FEW = 16  # instances, where the network is a large one
 # Where the cases of each package are; the distributions' names are the packages' own.
 CASE_FILES = {
     "lightly": "of_lightly",

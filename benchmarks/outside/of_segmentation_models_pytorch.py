@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from outside.cases import Setup, case, cases, integers, loaders, normal
+from outside.cases import FEW, Setup, case, cases, integers, loaders, normal
 from outside.steps import Step, pixel_net
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,7 +33,8 @@ def network(name: str) -> Setup:
         net = getattr(smp, name)("resnet18", encoder_weights=None, classes=NUM_CLASSES)
         return Step(lambda step, batch: F.cross_entropy(step.net(batch[0]), batch[1]), net=net)
 
-    return Setup(make_module, loaders((normal(3, SIZE, SIZE), integers(NUM_CLASSES, SIZE, SIZE))))
+    columns = normal(3, SIZE, SIZE, num=FEW), integers(NUM_CLASSES, SIZE, SIZE, num=FEW)
+    return Setup(make_module, loaders(columns), num_instances=FEW)
 
 
 @cases(PACKAGE, MULTICLASS, "loss")

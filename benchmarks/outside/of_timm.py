@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from outside.cases import NUM_INSTANCES, Setup, case, cases, integers, loaders, normal
+from outside.cases import FEW, NUM_INSTANCES, Setup, case, cases, integers, loaders, normal
 from outside.steps import Step, perceptron
 from torch import Tensor
 from torch.nn import functional as F
@@ -50,7 +50,8 @@ def model(name: str) -> Setup:
         net = timm.create_model(name, num_classes=NUM_CLASSES, pretrained=False, **MODELS[name])
         return Step(lambda step, batch: F.cross_entropy(step.net(batch[0]), batch[1]), net=net)
 
-    return Setup(make_module, loaders((normal(3, SIZE, SIZE), integers(NUM_CLASSES))))
+    columns = normal(3, SIZE, SIZE, num=FEW), integers(NUM_CLASSES, num=FEW)
+    return Setup(make_module, loaders(columns), num_instances=FEW)
 
 
 @cases(PACKAGE, OF_CLASSES, "loss")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from outside.cases import Setup, case, cases, integers, loaders, normal
+from outside.cases import FEW, Setup, case, cases, integers, loaders, normal
 from outside.detection import collate_pairs, targets
 from outside.steps import Step, pixel_net
 from torch import Tensor, nn
@@ -26,7 +26,8 @@ def classifier(name: str) -> Setup:
         net = getattr(torchvision.models, name)(weights=None, num_classes=NUM_CLASSES)
         return Step(lambda step, batch: F.cross_entropy(step.net(batch[0]), batch[1]), net=net)
 
-    return Setup(make_module, loaders((normal(3, SIZE, SIZE), integers(NUM_CLASSES))))
+    columns = normal(3, SIZE, SIZE, num=FEW), integers(NUM_CLASSES, num=FEW)
+    return Setup(make_module, loaders(columns), num_instances=FEW)
 
 
 def _backbone() -> Any:
