@@ -5,12 +5,13 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help demo test lint pytest benchmarks notebooks package clean
+.PHONY: help demo test lint pytest benchmarks notebooks outside package clean
 
 help:
 	@echo "make demo       train a small ResNet three times on 8x8 digits: full, uniform, AutoAssist"
 	@echo "make test       lint, types, tests and doctests, quick benchmarks, notebooks"
 	@echo "make lint       the first two of these"
+	@echo "make outside    other people's modules and losses, in .venv-outside; rows and docs/compatibility.md"
 	@echo "make package    wheel and sdist in dist/, each tried in a fresh environment"
 	@echo "make clean      remove what make has made, .venv included"
 
@@ -40,6 +41,15 @@ benchmarks: $(INSTALLED)
 notebooks: $(INSTALLED)
 	$(if $(NOTEBOOKS),$(BIN)/jupyter execute --timeout=600 $(NOTEBOOKS))
 
+# Tries what has no row of these versions yet; everything anew: make outside AGAIN=--again
+outside: .venv-outside/.installed
+	.venv-outside/bin/python benchmarks/compatibility.py $(AGAIN)
+
+.venv-outside/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv-outside
+	.venv-outside/bin/pip install --progress-bar off --editable ".[outside]"
+	touch $@
+
 package: $(INSTALLED)
 	rm -rf build dist
 	$(BIN)/python -m build
@@ -58,5 +68,5 @@ $(INSTALLED): setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache autoassist-demo autoassist-compare
+	rm -rf .venv .venv-outside build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache autoassist-demo autoassist-compare
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

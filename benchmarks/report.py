@@ -1,6 +1,6 @@
-"""Writes the tables of README.md and benchmarks/results/README.md, between their markers, and curves, from the rows.
+"""Writes the tables of README.md and benchmarks/results/README.md, docs/compatibility.md, and curves, from the rows.
 
-python benchmarks/report.py            # rewrites both and the PNGs
+python benchmarks/report.py            # rewrites them and the PNGs
 python benchmarks/report.py --check    # exits with 1 where they are not what the rows say
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_report import stale_curves, summary_table, write_curves
+from compatibility_report import PAGE, is_stale, write_page
 from image_report import IMAGES, gpu_note, image_tables, wall_clock_table
 from rows import RESULTS, rows_of
 from svm_report import stale_svm_curves, svm_tables, write_svm_curves
@@ -110,6 +111,7 @@ def main() -> None:
         stale = [curve for benchmark in ACCURACIES for curve in stale_curves(benchmark)]
         stale += [*stale_svm_curves(), *stale_translation_curves()]
         stale += [str(page.relative_to(ROOT)) for page in PAGES if after[page] != before[page]]
+        stale += [str(PAGE.relative_to(ROOT))] if is_stale() else []
         sys.exit(f"{', '.join(stale)} differ from the rows: run python benchmarks/report.py" if stale else 0)
     for page, text in after.items():
         page.write_text(text)
@@ -117,6 +119,7 @@ def main() -> None:
         write_curves(benchmark)
     write_svm_curves()
     write_translation_curves()
+    write_page()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ def append_row(name: str, row: dict[str, Any], folder: Path = RESULTS) -> None:
     folder.mkdir(exist_ok=True)
     with (folder / f"{name}.jsonl").open("a") as file:
         file.write(json.dumps({**row, **provenance()}) + "\n")
+
+
+def write_rows(name: str, rows: Iterable[dict[str, Any]], folder: Path = RESULTS) -> None:
+    """Replace all rows of ``NAME.jsonl`` in ``folder``, at once."""
+    folder.mkdir(exist_ok=True)
+    new = folder / f"{name}.jsonl.new"
+    new.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    new.replace(folder / f"{name}.jsonl")
 
 
 def rows_of(name: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
