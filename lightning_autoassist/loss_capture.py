@@ -75,6 +75,14 @@ class Observation(NamedTuple):
     labels: Tensor | None
     source: str
 
+    def plain(self) -> Observation:
+        """The same in plain tensors: subclasses of tensors, as MONAI's, may forbid what is done to them later."""
+        if type(self.losses) is Tensor and type(self.scores) is Tensor and type(self.labels) in (Tensor, type(None)):
+            return self
+        losses, scores = self.losses.as_subclass(Tensor), self.scores.as_subclass(Tensor)
+        labels = None if self.labels is None else self.labels.as_subclass(Tensor)
+        return self._replace(losses=losses, scores=scores, labels=labels)
+
 
 class InstanceLossCapture:
     """Finds the per-instance losses of training steps. One object a run, one :meth:`step` a training step.
@@ -226,7 +234,7 @@ class CapturedStep(TorchFunctionMode):
             observation = None
             self.reason = f"{type(error).__name__} while the losses were looked at: {error}. {WAYS_OUT}"
         self._release()
-        return observation
+        return None if observation is None else observation.plain()
 
     # ---- while the step runs
 

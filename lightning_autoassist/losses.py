@@ -111,6 +111,10 @@ class NamedLoss:
                 if "ignore_index" in wide:
                     wide["counts"] = mask
                 norms = self.norms(wide, losses)
+            if self.function is F.ctc_loss and arguments["reduction"] == "mean":
+                # Its mean, alone among torch's, is of the losses by the lengths of their targets.
+                lengths = torch.as_tensor(detached["target_lengths"], device=losses.device).clamp(min=1)
+                losses, norms = losses / lengths, None if norms is None else norms / lengths
             return Elements(losses, norms, mask)
 
 

@@ -229,7 +229,7 @@ class ProportionalPolicy(_RelativePolicy):
 
     :math:`\lambda` is solved for a mean keep rate over the recent candidates. With the norm of the gradient for score
     and weights 1/p this is importance sampling with little variance (Katharopoulos & Fleuret, ICML 2018,
-    arXiv:1803.00942).
+    arXiv:1803.00942). Scores that may be negative, as those of some losses by hand, count from the lowest of them.
 
     Args:
         keep_rate: Mean of p, in [floor, 1).
@@ -256,21 +256,24 @@ class ProportionalPolicy(_RelativePolicy):
         self.cap_quantile = check_number("cap_quantile", cap_quantile, "(0, 1]", "0.95 caps the highest twentieth")
         self.scale = 1.0  # lambda
         self.cap = float("inf")
+        self.origin = 0.0  # what scores are counted from
 
     def compare(self, recent: Tensor) -> None:
         if self.cap_quantile < 1:
             self.cap = float(torch.quantile(recent, self.cap_quantile))
-        self.scale = proportional_scale(recent.clamp(max=self.cap).numpy(), self.keep_rate, self.floor)
+        self.origin = min(0.0, float(recent.min()))
+        above = (recent.clamp(max=self.cap) - self.origin).numpy()
+        self.scale = proportional_scale(above, self.keep_rate, self.floor)
 
     def chances(self, scores: Tensor) -> Tensor:
-        return (scores.clamp(max=self.cap) / self.scale).clamp(self.floor, 1)
+        return ((scores.clamp(max=self.cap) - self.origin) / self.scale).clamp(self.floor, 1)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "scale": self.scale, "cap": self.cap}
+        return {**super().state_dict(), "scale": self.scale, "cap": self.cap, "origin": self.origin}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.scale, self.cap = float(state["scale"]), float(state["cap"])
+        self.scale, self.cap, self.origin = (float(state[name]) for name in ("scale", "cap", "origin"))
 
 
 class InfoBatchPolicy(_RelativePolicy):

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_autoassist.loss_capture import InstanceLossCapture
@@ -361,3 +361,17 @@ def test_unknown_settings_are_refused():
         InstanceLossCapture("norm")
     with pytest.raises(ValueError, match="row_order must be one of"):
         InstanceLossCapture(row_order="major")
+
+
+class Subclass(Tensor):
+    """A tensor of a class of its own, of the kind that medical images come in: results are of that class as well."""
+
+
+def test_what_is_observed_is_a_plain_tensor_whatever_the_batch_is_of():
+    logits = torch.randn(4, 3, requires_grad=True)
+    target = torch.tensor([0, 1, 2, 0]).as_subclass(Subclass)
+    with InstanceLossCapture().step((logits, target), 4) as step:
+        loss = F.cross_entropy(logits.as_subclass(Subclass), target)
+    observation = step.observe(loss)
+    assert {type(each) for each in observation if not isinstance(each, str)} <= {Tensor, type(None)}
+    assert torch.equal(observation.losses, F.cross_entropy(logits, target.as_subclass(Tensor), reduction="none"))

@@ -357,3 +357,11 @@ def test_smoothed_norms_are_those_of_the_smoothed_targets_however_well_they_are_
     found = named.elements(named.bind((logits, target), {"label_smoothing": 0.1})).norms
     expected = (logits.double().softmax(1) - smoothed).norm(dim=1).float()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
+
+
+def test_the_mean_of_ctc_is_of_losses_by_the_lengths_of_their_targets():
+    log_probs = torch.randn(12, 3, 5).log_softmax(2).requires_grad_()
+    targets, lengths = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 0], [3, 0, 0, 0]]), torch.tensor([4, 2, 1])
+    with InstanceLossCapture(score="loss").step((log_probs.transpose(0, 1), targets), 3) as step:
+        loss = F.ctc_loss(log_probs, targets, torch.full((3,), 12), lengths)
+    torch.testing.assert_close(step.observe(loss).losses.mean(), loss.detach())

@@ -193,3 +193,15 @@ def test_selective_backprop_equals_the_per_instance_reference(beta):
 def test_other_arguments_outside_their_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_negative_scores_are_told_apart_like_positive_ones():
+    """Negative similarities and other losses by hand; the norms of gradients are never negative."""
+    scores = torch.linspace(-1, -0.2, 500)
+    policy, shifted = ProportionalPolicy(), ProportionalPolicy()
+    probs = policy.keep_probability(scores)
+    torch.testing.assert_close(probs, shifted.keep_probability(scores + 1))
+    assert float(probs.mean()) == pytest.approx(0.5, abs=0.01)
+    resumed = ProportionalPolicy()
+    resumed.load_state_dict(policy.state_dict())
+    assert torch.equal(resumed.keep_probability(scores), policy.keep_probability(scores))
