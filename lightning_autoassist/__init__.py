@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
-    from lightning_autoassist.assistants import ASSISTANTS, Assistant, LogisticAssistant, MemoryAssistant, Outcome
+    from lightning_autoassist.assistant_registry import ASSISTANTS
+    from lightning_autoassist.assistants import Assistant, LogisticAssistant, MemoryAssistant, Outcome
     from lightning_autoassist.callback import AutoAssistCallback
     from lightning_autoassist.datamodule import AutoAssistDataModule
     from lightning_autoassist.diagnosis import Diagnosis, diagnose
@@ -72,7 +73,8 @@ __all__ = [
 ]
 
 _PLACES = {
-    "assistants": ("ASSISTANTS", "Assistant", "LogisticAssistant", "MemoryAssistant", "Outcome"),
+    "assistant_registry": ("ASSISTANTS",),
+    "assistants": ("Assistant", "LogisticAssistant", "MemoryAssistant", "Outcome"),
     "callback": ("AutoAssistCallback",),
     "datamodule": ("AutoAssistDataModule",),
     "diagnosis": ("Diagnosis", "diagnose"),

@@ -1,7 +1,8 @@
 """Assistants: tiny models that predict how much an instance would still improve the Boss.
 
 An Assistant sees rows of the :class:`~lightning_autoassist.features.InstanceStore` and learns online from the scores
-that the Boss's own batches gave. Adding one takes a class and a line in :data:`ASSISTANTS`.
+that the Boss's own batches gave. Adding one takes a class and a line in
+:data:`~lightning_autoassist.assistant_registry.ASSISTANTS`.
 
 Shapes: n candidates, B batch, F features, C classes.
 """
@@ -256,6 +257,3 @@ class MemoryAssistant(Assistant):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.mean_score.value = state["mean_score"]
-
-
-ASSISTANTS: dict[str, type[Assistant]] = {"logistic": LogisticAssistant, "memory": MemoryAssistant}

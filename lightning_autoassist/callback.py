@@ -20,7 +20,8 @@ from torch import Tensor
 
 from lightning_autoassist.arguments import check_choice, check_function, check_named, check_number, check_whole
 from lightning_autoassist.arrivals import TransferOrder, hooks_of
-from lightning_autoassist.assistants import ASSISTANTS, Assistant, LogisticAssistant
+from lightning_autoassist.assistant_registry import ASSISTANTS
+from lightning_autoassist.assistants import Assistant, LogisticAssistant
 from lightning_autoassist.candidates import CandidateStream, Draw
 from lightning_autoassist.checkpoint import (
     LAYOUT,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_autoassist.arguments import check_number, check_whole
-from lightning_autoassist.assistants import ASSISTANTS, MAX_CLASSES, Assistant, Outcome, RunningMean
+from lightning_autoassist.assistants import MAX_CLASSES, Assistant, Outcome, RunningMean
 from lightning_autoassist.features import Instances
 
 SCORE_BOUND = 1e4
@@ -331,7 +331,3 @@ def _classes(instances: Instances, count: int, most: int) -> Tensor:
 
 def _clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: values.clone() for name, values in tensors.items()}
-
-
-ASSISTANTS["hybrid"] = HybridAssistant
-ASSISTANTS["mlp"] = MLPAssistant

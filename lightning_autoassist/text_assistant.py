@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_autoassist.arguments import check_number
-from lightning_autoassist.assistants import ASSISTANTS, Assistant, BatchReader, Outcome, RunningMean
+from lightning_autoassist.assistants import Assistant, BatchReader, Outcome, RunningMean
 from lightning_autoassist.features import FeatureFunction, Instances
 from lightning_autoassist.text_features import BatchTokens, PadId, pad_ids
 from lightning_autoassist.tokens import NUM_SEQUENCES, Tokens
@@ -220,6 +220,3 @@ def _at(values: Tensor, columns: Tensor) -> Tensor:
     if not len(values):
         return torch.zeros(len(columns))
     return values[columns.clamp(max=len(values) - 1)].where(columns < len(values), 0.0)
-
-
-ASSISTANTS["text"] = TextAssistant

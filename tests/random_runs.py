@@ -281,7 +281,9 @@ def fit(
         default_root_dir=folder,
         **config.validation,
     )
-    module = Module()
+    # Made in its precision: Lightning reads a checkpoint before it converts the module, and would round what it reads.
+    with run.init_module():
+        module = Module()
     if plain:
         run.fit(module, loader_of(config), data_module_of(config).val_dataloader(), ckpt_path=ckpt)
         remembered = None

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lightning_autoassist.assistants import ASSISTANTS, LogisticAssistant
+from lightning_autoassist.assistant_registry import ASSISTANTS
+from lightning_autoassist.assistants import LogisticAssistant
 from lightning_autoassist.features import Instances
 from lightning_autoassist.tokens import tokens_of
 

@@ -118,3 +118,11 @@ def test_lightning_cli_finds_classes_by_their_paths():
     found = parser.instantiate_classes(parser.parse_args([*words, "--policy=lightning_autoassist.UniformPolicy"]))
     assert found.callback.lag == 2
     assert isinstance(found.policy, lightning_autoassist.UniformPolicy)
+
+
+def test_every_assistant_goes_by_its_name_however_little_was_imported():
+    code = (
+        "from lightning_autoassist.callback import AutoAssistCallback\n"
+        "for name in ('logistic', 'memory', 'hybrid', 'mlp', 'text'): AutoAssistCallback(name, 'autoassist')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
