@@ -107,6 +107,7 @@ class Learner:
         self._guard = Guard(self.stop_filtering)
         self._num_untold = 0  # steps in a row
         self._has_told = self._is_untold_warned = False
+        self._is_told = True  # False while no step's losses could be told apart: nothing is weighted then, nor dropped
         self._num_steps = 0
         self._pass_index = 0  # of the batch that was learnt from last
         self._features = features
@@ -140,6 +141,7 @@ class Learner:
             "watches_losses": self.watches_losses,
             "reason": self.reason,
             "num_untold": self._num_untold,
+            "is_told": self._is_told,
             "has_told": self._has_told,
             "policy": self.policy.state_dict(),  # some policies compare the candidates that they are asked for
         }
@@ -175,7 +177,9 @@ class Learner:
         # A run whose losses were not watched says nothing about whether they can be.
         if own["watches_losses"] and not {"policy", "assistant", "features"} & set(differing):
             self.is_filtering, self.reason = own["is_filtering"], own["reason"]
-            self._num_untold, self._has_told = own["num_untold"], own["has_told"]
+            self._num_untold, self._has_told, self._is_told = (
+                own[name] for name in ("num_untold", "has_told", "is_told")
+            )
         self._forget_pending()
         self._restored, self.store = state["store"], None
         lost += self._drop_unfit(differing)
@@ -253,7 +257,7 @@ class Learner:
         everything = np.ones(len(indices), np.float32)
         if (pass_index == 0 and not self.judges_unseen) or self.progress > 1 - self.tail:
             return everything
-        if not self.is_filtering and self.watches_losses:
+        if self.watches_losses and not (self.is_filtering and self._is_told):
             return everything
         if not self.policy.needs_scores:
             return self.policy.keep_probability(torch.from_numpy(everything)).numpy()
@@ -282,7 +286,7 @@ class Learner:
     def keep_rows(self, rows: Rows, pass_index: int) -> npt.NDArray[np.floating[Any]]:
         """Chances of a stream's rows, shape ``(n,)``; there is no unseen one to be kept."""
         self.settle()
-        if self.progress <= 1 - self.tail and (self.is_filtering or not self.watches_losses):
+        if self.progress <= 1 - self.tail and ((self.is_filtering and self._is_told) or not self.watches_losses):
             with self.unfiltered_on_error():
                 return self.rows.keep_probability(rows)
         return np.ones(rows.size, np.float32)
@@ -483,7 +487,12 @@ class Learner:
 
     def note_told(self) -> None:
         """The losses of a step were told apart by instances."""
+        if self._num_untold and not self._has_told:
+            self.jobs.submit(functools.partial(self._set_told, True))
         self._num_untold, self._has_told, self.reason = 0, True, None
+
+    def _set_told(self, is_told: bool) -> None:
+        self._is_told = is_told
 
     def pass_unfiltered(self, reason: str) -> None:
         """Learn nothing from a step whose losses cannot be told apart; after many in a row, stop filtering.
@@ -493,6 +502,8 @@ class Learner:
         """
         self._num_untold += 1
         count = self._num_untold
+        if count == 1 and not self._has_told:
+            self.jobs.submit(functools.partial(self._set_told, False))
         if self._has_told:
             if count == MAX_UNTOLD:
                 self.stop_filtering(f"The losses of {count} steps in a row could not be told apart. {reason}")

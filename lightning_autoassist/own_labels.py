@@ -78,9 +78,10 @@ class OwnLabels:
         places, target = next(matching, ([], None))
         self._candidates = places
         self._num_told += target is not None and bool((target != target[0]).any())
-        if self._num_told >= _STEPS:
+        # Labels that never differ, as where one class is rare, tell little; but they are what the batch brought.
+        if self._num_told >= _STEPS or self._num_steps >= _MOST_STEPS:
             self._place = places[0] if places else None
-        self.is_refused = not places or (self._place is None and self._num_steps >= _MOST_STEPS)
+        self.is_refused = not places
         return None if self.is_refused else target
 
 
@@ -96,7 +97,7 @@ def _places(target: Tensor, leaves: Sequence[Tensor], batch_size: int) -> list[P
         if columns is not None:
             equal = (columns == target[:, None]).all(0).tolist()
             places += [(place, column) for column, is_equal in enumerate(equal) if is_equal]
-    return places
+    return sorted(places, key=lambda place: leaves[place[0]].is_floating_point())  # a feature may be 0 throughout
 
 
 def _columns(leaf: Tensor, batch_size: int) -> Tensor | None:

@@ -235,7 +235,7 @@ def test_check_ends_with_1_where_filtering_is_off(tmp_path, capsys):
         ("Broken", r"AttributeError: 'Broken' object has no attribute 'no_such_layer' \(.*, line \d+\)"),
         ("NeedsAWidth", "missing 1 required positional argument: 'width'"),
         ("loader", "module must be a LightningModule, got a DataLoader"),
-        ("LIMIT", "module must be a LightningModule, got a int"),
+        ("LIMIT", "module must be a LightningModule, got the number 3"),
     ],
 )
 def test_check_of_code_that_fails_is_one_line_and_not_filtering_that_is_off(name, message, tmp_path, capsys):
