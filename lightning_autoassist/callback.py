@@ -94,7 +94,8 @@ class AutoAssistCallback(CallbackBase):
             devices, so that the device never waits. From 1 on each batch is also drawn one step before it is needed.
         update: Where the Assistant learns and batches are drawn: ``"sync"`` in the training loop, ``"async"`` in a
             thread beside it, which has something to do there where ``lag`` is 1 or more; ``"auto"``: ``"async"``, on
-            CPU ``"sync"``. Runs of one seed and one lag are equal either way.
+            CPU ``"sync"``. Runs of one seed and one lag are equal either way. With ``precision="bf16-true"`` and the
+            like all is done in the training loop.
         exchange_every: Steps between two exchanges of what several processes saw; each learns from all.
         decode: Gets an instance as the data set gives it, returns text or a picture for the galleries that W&B and
             TensorBoard get; None takes the largest picture in it.
@@ -209,6 +210,8 @@ class AutoAssistCallback(CallbackBase):
             self.lag = 0 if is_on_cpu else 4
         self._jobs.close()
         is_beside = self.update == "async" or (self.update == "auto" and not is_on_cpu)
+        # Such precisions change torch's default data type while a step runs, and all threads share that.
+        is_beside &= trainer.precision == "32-true" or not trainer.precision.endswith("-true")
         # Wherever the jobs are done, their order is the same for the same lag, and so is what is drawn.
         draws_ahead = min(self.lag, 1)
         self._learner.jobs = self._jobs = UpdateThread(draws_ahead) if is_beside else Jobs(draws_ahead)

@@ -489,7 +489,9 @@ class Learner:
         """The losses of a step were told apart by instances."""
         if self._num_untold and not self._has_told:
             self.jobs.submit(functools.partial(self._set_told, True))
-        self._num_untold, self._has_told, self.reason = 0, True, None
+        self._num_untold, self._has_told = 0, True
+        if self.is_filtering:
+            self.reason = None
 
     def _set_told(self, is_told: bool) -> None:
         self._is_told = is_told

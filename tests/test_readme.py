@@ -25,6 +25,25 @@ class Numbers(torch.utils.data.IterableDataset):
         return iter(range(100))
 
 
+class OfTexts(pl.LightningModule):
+    """Counts tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(1, 3)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net((batch[0] > 0).sum(1, keepdim=True).float()), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def padded(texts):
+    tokens, labels = zip(*texts, strict=True)
+    return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True), torch.tensor(labels)
+
+
 TEXTS = [(torch.ones(1 + number % 50, dtype=torch.long), number % 3) for number in range(300)]
 
 
@@ -39,7 +58,7 @@ def test_python_blocks(monkeypatch):
         "torch": torch,
         "MyLightningModule": ordinary.Classifier,
         "MyDataModule": ordinary.ClustersData,
-        "text_loader": torch.utils.data.DataLoader(TEXTS, batch_size=10),
+        "text_loader": torch.utils.data.DataLoader(TEXTS, batch_size=10, collate_fn=padded),
         "stream_loader": torch.utils.data.DataLoader(Numbers(), batch_size=10),
     }
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
@@ -49,8 +68,10 @@ def test_python_blocks(monkeypatch):
     for block in found:
         exec(compile(block, "README.md", "exec"), names)
     assert names["trainer"].global_step == 12 * 6
+    run = ordinary.trainer(max_epochs=1, callbacks=[AutoAssistCallback(policy="uniform")])
     with pytest.warns(UserWarning, match="all 300 instances of the data set are read once for their lengths"):
-        assert len(names["text"].train_dataloader()) == -(-6 * sum(len(text) for text, _ in TEXTS) // 40_960)
+        run.fit(OfTexts(), datamodule=names["text"])
+    assert run.num_training_batches == -(-6 * sum(len(text) for text, _ in TEXTS) // 40_960)
     for name in ("Scheduled", "ReturnsItsLosses", "HasAMethodForThem"):
         callback = AutoAssistCallback()
         data = AutoAssistDataModule(ordinary.ClustersData(), budget=0.6)

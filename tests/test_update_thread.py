@@ -24,7 +24,7 @@ from lightning_autoassist import (
     ShrinkingBatchSampler,
     losses,
 )
-from lightning_autoassist.jobs import UpdateThread
+from lightning_autoassist.jobs import Jobs, UpdateThread
 from tests.ordinary import Classifier, ClustersData, CountingDataset, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
@@ -307,3 +307,13 @@ def test_the_training_loop_waits_for_no_device(name, policy, monkeypatch):
     run.fit(module_type(), datamodule=data)
     assert callback.instances.seen.any()
     assert not calls
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_true_precisions_change_the_default_data_type_of_no_thread_of_ours(precision):
+    """Lightning sets torch's default data type, which all threads share, while a step runs."""
+    callback = AutoAssistCallback("hybrid", update="async", lag=2)
+    run = trainer(max_epochs=4, callbacks=[callback], precision=precision)
+    run.fit(Classifier(), datamodule=AutoAssistDataModule(ClustersData(), budget=0.6))
+    assert callback.summary()["keep_rate"] < 1
+    assert type(callback._jobs) is Jobs
