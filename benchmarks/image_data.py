@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_autoassist.demo_data import digits, fashion_mnist
+from lightning_autoassist.demo.data import digits, fashion_mnist
 
 NUM_CLASSES = 10
 # Of each class's training images, this share never enters training while learning rates are chosen.

@@ -27,8 +27,8 @@ from image_runs import MODELS, ImageJob, run_job
 from rows import RESULTS
 from runs import FULL, TUNED_BUDGET, Plan, Row, Runner, add_arguments, be_quiet, check_quickly, planned
 
-from lightning_autoassist.demo_data import DEFAULT_DATA_DIR
-from lightning_autoassist.policies import POLICIES
+from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
+from lightning_autoassist.filtering.policies.rules import POLICIES
 
 TABLE = "images"
 METHODS = (FULL, "uniform", "proportional", "infobatch", "autoassist")

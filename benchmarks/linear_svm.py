@@ -28,7 +28,7 @@ from svm_optimum import TOLERANCE, Objective, Optimum, optimum
 from svm_report import evaluations_to, slope
 from svm_runs import METHODS, SGD, SvmJob, is_valid, run_job
 
-from lightning_autoassist.demo_data import DEFAULT_DATA_DIR
+from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
 
 TABLE = "linear_svm"
 REQUIRED = (SGD, "importance-loss", "importance-gradient", "autoassist")

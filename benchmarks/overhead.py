@@ -34,8 +34,8 @@ from lightning_autoassist import (
     InstanceLossCapture,
     LogisticAssistant,
 )
-from lightning_autoassist.features import Instances, InstanceStore
-from lightning_autoassist.sampler import ShrinkingBatchSampler
+from lightning_autoassist.filtering.memory.store import Instances, InstanceStore
+from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
 
 BATCH_SIZE = 128
 NUM_CLASSES = 10

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
-from lightning_autoassist.features import tensors_in
+from lightning_autoassist.trainer_support.batch_parts import tensors_in
 
 BATCH_SIZE = 1024
 NUM_FEATURES = 64

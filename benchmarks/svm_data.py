@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_autoassist.demo_data import fashion_mnist
+from lightning_autoassist.demo.data import fashion_mnist
 
 WHEEL = "scikit-multiflow==0.4.1"
 COVTYPE_IN_WHEEL = "skmultiflow/data/datasets/covtype.csv"

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_autoassist import Assistant, AutoAssistCallback, AutoAssistDataModule, MemoryAssistant
-from lightning_autoassist.assistants import Outcome
-from lightning_autoassist.features import Instances
-from lightning_autoassist.policies import AutoAssistPolicy, Policy, ProportionalPolicy
+from lightning_autoassist.filtering.assistants.base import Outcome
+from lightning_autoassist.filtering.memory.store import Instances
+from lightning_autoassist.filtering.policies.rules import AutoAssistPolicy, Policy, ProportionalPolicy
 
 BATCH_SIZE = 32
 # Of importance sampling: mean chance of the candidates, less the floor. So little that chances follow the scores, and

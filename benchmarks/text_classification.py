@@ -41,8 +41,8 @@ from text_data import PAD, TEXT_SETS, TextData, TextSplit, load_texts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_autoassist.demo_data import DEFAULT_DATA_DIR
-from lightning_autoassist.policies import POLICIES
+from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
+from lightning_autoassist.filtering.policies.rules import POLICIES
 
 TABLE = "text"
 METHODS = (FULL, "uniform", "proportional", PAPER)

@@ -33,7 +33,7 @@ from translation_data import Corpus, Vocabulary, check_packages, learn_vocabular
 from translation_model import SIZES
 from translation_runs import TranslationJob, run_job
 
-from lightning_autoassist.demo_data import DEFAULT_DATA_DIR
+from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
 
 TABLE = "translation"
 METHODS = (FULL, "uniform", "proportional", PAPER)

@@ -9,19 +9,22 @@ import importlib
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from lightning_autoassist._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from typing import Any
 
-    from lightning_autoassist.assistant_registry import ASSISTANTS
-    from lightning_autoassist.assistants import Assistant, LogisticAssistant, MemoryAssistant, Outcome
-    from lightning_autoassist.callback import AutoAssistCallback
-    from lightning_autoassist.datamodule import AutoAssistDataModule
-    from lightning_autoassist.diagnosis import Diagnosis, diagnose
-    from lightning_autoassist.features import Instances
-    from lightning_autoassist.learned_assistants import HybridAssistant, MLPAssistant
-    from lightning_autoassist.loss_capture import InstanceLossCapture, Observation
-    from lightning_autoassist.names import AssistantName, PolicyName, ScoreName, UpdateName, WeightsName
-    from lightning_autoassist.policies import (
+    from lightning_autoassist.capture.loss_capture import InstanceLossCapture, Observation
+    from lightning_autoassist.filtering.assistants.base import Assistant, LogisticAssistant, MemoryAssistant, Outcome
+    from lightning_autoassist.filtering.assistants.learned import HybridAssistant, MLPAssistant
+    from lightning_autoassist.filtering.assistants.registry import ASSISTANTS
+    from lightning_autoassist.filtering.assistants.text import TextAssistant
+    from lightning_autoassist.filtering.callback import AutoAssistCallback
+    from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
+    from lightning_autoassist.filtering.diagnosis import Diagnosis, diagnose
+    from lightning_autoassist.filtering.memory.store import Instances
+    from lightning_autoassist.filtering.names import AssistantName, PolicyName, ScoreName, UpdateName, WeightsName
+    from lightning_autoassist.filtering.policies.rules import (
         POLICIES,
         AutoAssistPolicy,
         ClassQuotaPolicy,
@@ -32,11 +35,9 @@ if TYPE_CHECKING:
         SelectiveBackpropPolicy,
         UniformPolicy,
     )
-    from lightning_autoassist.sampler import ShrinkingBatchSampler
-    from lightning_autoassist.text_assistant import TextAssistant
-    from lightning_autoassist.token_batches import TokenBatchSampler
+    from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
+    from lightning_autoassist.filtering.sampling.token_batches import TokenBatchSampler
 
-__version__ = "0.1.0"
 
 __all__ = [
     "ASSISTANTS",
@@ -73,16 +74,16 @@ __all__ = [
 ]
 
 _PLACES = {
-    "assistant_registry": ("ASSISTANTS",),
-    "assistants": ("Assistant", "LogisticAssistant", "MemoryAssistant", "Outcome"),
-    "callback": ("AutoAssistCallback",),
-    "datamodule": ("AutoAssistDataModule",),
-    "diagnosis": ("Diagnosis", "diagnose"),
-    "features": ("Instances",),
-    "learned_assistants": ("HybridAssistant", "MLPAssistant"),
-    "loss_capture": ("InstanceLossCapture", "Observation"),
-    "names": ("AssistantName", "PolicyName", "ScoreName", "UpdateName", "WeightsName"),
-    "policies": (
+    "filtering.assistants.registry": ("ASSISTANTS",),
+    "filtering.assistants.base": ("Assistant", "LogisticAssistant", "MemoryAssistant", "Outcome"),
+    "filtering.callback": ("AutoAssistCallback",),
+    "filtering.data.data_module": ("AutoAssistDataModule",),
+    "filtering.diagnosis": ("Diagnosis", "diagnose"),
+    "filtering.memory.store": ("Instances",),
+    "filtering.assistants.learned": ("HybridAssistant", "MLPAssistant"),
+    "capture.loss_capture": ("InstanceLossCapture", "Observation"),
+    "filtering.names": ("AssistantName", "PolicyName", "ScoreName", "UpdateName", "WeightsName"),
+    "filtering.policies.rules": (
         "POLICIES",
         "AutoAssistPolicy",
         "ClassQuotaPolicy",
@@ -93,9 +94,9 @@ _PLACES = {
         "SelectiveBackpropPolicy",
         "UniformPolicy",
     ),
-    "sampler": ("ShrinkingBatchSampler",),
-    "text_assistant": ("TextAssistant",),
-    "token_batches": ("TokenBatchSampler",),
+    "filtering.sampling.index_batches": ("ShrinkingBatchSampler",),
+    "filtering.assistants.text": ("TextAssistant",),
+    "filtering.sampling.token_batches": ("TokenBatchSampler",),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lightning_autoassist import __version__
-from lightning_autoassist.demo_data import DEFAULT_DATA_DIR, DEFAULT_OUT, DEMO_DATA
-from lightning_autoassist.named_objects import NamingError, candidates_in, module_and_data, place_of_error
-from lightning_autoassist.terminal import printable, shortened
+from lightning_autoassist._version import __version__
+from lightning_autoassist.compare.terminal import printable, shortened
+from lightning_autoassist.demo.data import DEFAULT_DATA_DIR, DEFAULT_OUT, DEMO_DATA
+from lightning_autoassist.filtering.named_objects import NamingError, candidates_in, module_and_data, place_of_error
 
 EXIT_UNFILTERED = 1
 EXIT_ERROR = 2
@@ -163,8 +163,8 @@ def _check(options: argparse.Namespace) -> None:
 def _diagnosed(module_path: str, data_path: str | None) -> bool:
     """Whether the module at a path is filtered; what was found is printed."""
     module, data = module_and_data(module_path, data_path)
-    from lightning_autoassist.diagnosis import diagnose, has_train_data
-    from lightning_autoassist.flavours import MODULE_TYPES, quiet
+    from lightning_autoassist.filtering.diagnosis import diagnose, has_train_data
+    from lightning_autoassist.trainer_support.variants import MODULE_TYPES, quiet
 
     if data is None and isinstance(module, MODULE_TYPES):
         if not has_train_data(module):
@@ -218,8 +218,8 @@ def _compare(options: argparse.Namespace) -> None:
     keys = [key.strip() for word in options.group_by or ["name"] for key in word.split(",")]
     if not all(keys):
         raise UsageError("--group-by must name settings, parted by commas, such as autoassist.budget")
-    from lightning_autoassist.compare_groups import CompareError
-    from lightning_autoassist.logged_runs import RunError
+    from lightning_autoassist.compare.groups import CompareError
+    from lightning_autoassist.compare.logged_runs import RunError
 
     try:
         _write_comparison(options, keys)
@@ -228,12 +228,12 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _write_comparison(options: argparse.Namespace, keys: Sequence[str]) -> None:
-    from lightning_autoassist.run_places import read_all
+    from lightning_autoassist.compare.run_places import read_all
 
     runs = read_all(options.runs)
-    from lightning_autoassist.compare import compare
-    from lightning_autoassist.compare_page import as_json, draw, write_page
-    from lightning_autoassist.compare_tables import as_text
+    from lightning_autoassist.compare.comparison import compare
+    from lightning_autoassist.compare.page import as_json, draw, write_page
+    from lightning_autoassist.compare.tables import as_text
 
     comparison = compare(
         runs,
@@ -260,7 +260,7 @@ def _write_comparison(options: argparse.Namespace, keys: Sequence[str]) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     try:
-        from lightning_autoassist.demo import run_demo  # needs the packages of the demo extra
+        from lightning_autoassist.demo.run import run_demo  # needs the packages of the demo extra
 
         run_demo(
             options.data,

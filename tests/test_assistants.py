@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from lightning_autoassist.assistant_registry import ASSISTANTS
-from lightning_autoassist.assistants import LogisticAssistant
-from lightning_autoassist.features import Instances
-from lightning_autoassist.tokens import tokens_of
+from lightning_autoassist.filtering.assistants.base import LogisticAssistant
+from lightning_autoassist.filtering.assistants.registry import ASSISTANTS
+from lightning_autoassist.filtering.memory.store import Instances
+from lightning_autoassist.filtering.memory.tokens import tokens_of
 
 
 class ReferenceLogistic:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from lightning_autoassist.cli import main
-from lightning_autoassist.named_objects import candidates_in, named
+from lightning_autoassist.filtering.named_objects import candidates_in, named
 from tests.test_cli import TRAINING, one_line_error
 
 DATA = """
@@ -88,7 +88,8 @@ def test_a_packages_module_does_not_hide_pythons_own(tmp_path):
     (package / "types.py").write_text("")
     (package / "train.py").write_text("import types\nFOUND = types.ModuleType.__name__\n")
     code = (
-        f"from lightning_autoassist.named_objects import named; print(named({str(package / 'train.py')!r} + ':FOUND'))"
+        "from lightning_autoassist.filtering.named_objects import named; "
+        f"print(named({str(package / 'train.py')!r} + ':FOUND'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert "module" in done.stdout

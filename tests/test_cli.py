@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import lightning_autoassist
-from lightning_autoassist import demo_data
 from lightning_autoassist.cli import _parser, main
+from lightning_autoassist.demo import data as demo_data
 
 
 def one_line_error(capsys, *arguments):

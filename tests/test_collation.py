@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
-from lightning_autoassist.collation import WatchedCollate
-from lightning_autoassist.row_matching import columns_of, columns_of_instances, match
+from lightning_autoassist.capture.row_matching import columns_of, columns_of_instances, match
+from lightning_autoassist.filtering.data.collation import WatchedCollate
 from tests.ordinary import trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:this run trains on")

@@ -17,12 +17,12 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.cli import main
-from lightning_autoassist.compare import compare, curve_of, mean_curve
-from lightning_autoassist.compare_groups import CompareError
-from lightning_autoassist.compare_page import as_json, draw, write_page
-from lightning_autoassist.compare_tables import as_text
-from lightning_autoassist.logged_runs import LoggedRun, Row, RunError
-from lightning_autoassist.run_readers import _from_json, read_runs, read_wandb_file
+from lightning_autoassist.compare.comparison import compare, curve_of, mean_curve
+from lightning_autoassist.compare.groups import CompareError
+from lightning_autoassist.compare.logged_runs import LoggedRun, Row, RunError
+from lightning_autoassist.compare.page import as_json, draw, write_page
+from lightning_autoassist.compare.readers import _from_json, read_runs, read_wandb_file
+from lightning_autoassist.compare.tables import as_text
 from tests.ordinary import Classifier, ClustersData, trainer
 from tests.runs import BATCH_SIZE, BUDGET, NUM_EPOCHS, NUM_INSTANCES, train
 from tests.test_cli import one_line_error

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 
 from lightning_autoassist.cli import main
-from lightning_autoassist.demo import PLOT_NAME, as_table, run_demo, small_resnet
-from lightning_autoassist.demo_data import DEBIAN_DIR, DEMO_DATA
+from lightning_autoassist.demo.data import DEBIAN_DIR, DEMO_DATA
+from lightning_autoassist.demo.run import PLOT_NAME, as_table, run_demo, small_resnet
 from tests.test_cli import one_line_error
 
 NUM_TRAIN, BATCH_SIZE, NUM_EPOCHS, BUDGET = 1437, 32, 4, 0.6

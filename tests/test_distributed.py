@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
-from lightning_autoassist.distributed import OwnedCandidates
-from lightning_autoassist.run_readers import read_runs
+from lightning_autoassist.compare.readers import read_runs
+from lightning_autoassist.filtering.sampling.sharding import OwnedCandidates
 from tests.ordinary import Classifier, trainer
 from tests.two_processes import CASES, EPOCHS, Loaders, N
 

@@ -12,8 +12,8 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_autoassist import AutoAssistCallback
-from lightning_autoassist.feature_file import FeatureFile, FeaturePlace
-from lightning_autoassist.features import FEATURE_MEMORY, InstanceStore
+from lightning_autoassist.filtering.memory.feature_file import FeatureFile, FeaturePlace
+from lightning_autoassist.filtering.memory.store import FEATURE_MEMORY, InstanceStore
 from tests.test_resume import assert_equal, fit, pytestmark  # noqa: F401
 
 ROWS = torch.arange(4.0)[:, None] + torch.tensor([0.25, 0.5])  # of instances 0 to 3

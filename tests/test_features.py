@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_autoassist.features import BatchFeatures, Instances, InstanceStore, tensors_in
+from lightning_autoassist.filtering.memory.store import BatchFeatures, Instances, InstanceStore
+from lightning_autoassist.trainer_support.batch_parts import tensors_in
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_autoassist
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
-from lightning_autoassist.flavours import FLAVOUR_NAMES, overrides
+from lightning_autoassist.trainer_support.variants import FLAVOUR_NAMES, overrides
 from tests.ordinary import CountingDataset
 
 FLAVOURS = {name: importlib.import_module(name) for name in FLAVOUR_NAMES}
@@ -86,7 +86,7 @@ def test_importing_the_package_imports_neither_wandb_nor_torchvision():
     subprocess.run([sys.executable, "-c", code], check=True)
     loaded = [
         node.names[0].name if isinstance(node, ast.Import) else node.module
-        for path in Path(lightning_autoassist.__file__).parent.glob("*.py")
+        for path in Path(lightning_autoassist.__file__).parent.rglob("*.py")
         for node in ast.parse(path.read_text()).body
         if isinstance(node, (ast.Import, ast.ImportFrom))
     ]

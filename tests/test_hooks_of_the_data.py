@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
-from lightning_autoassist.flavours import FLAVOUR_NAMES
+from lightning_autoassist.trainer_support.variants import FLAVOUR_NAMES
 from tests.ordinary import CountingDataset
 
 FLAVOURS = {name: importlib.import_module(name) for name in FLAVOUR_NAMES}

@@ -8,8 +8,8 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, LogisticAssistant, ShrinkingBatchSampler
-from lightning_autoassist import learner as learner_module
-from lightning_autoassist.sampler import BATCHES_AHEAD
+from lightning_autoassist.filtering import learner as learner_module
+from lightning_autoassist.filtering.sampling.index_batches import BATCHES_AHEAD
 from tests.ordinary import Classifier, ClustersData, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")

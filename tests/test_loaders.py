@@ -25,11 +25,11 @@ from torch.utils.data import (
 )
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, diagnose
-from lightning_autoassist.distributed import OwnedCandidates
-from lightning_autoassist.indexed_data import CandidatePasses, UnfilterableError, indexed_data
-from lightning_autoassist.order_pieces import OrderInPieces
-from lightning_autoassist.sampler import ShrinkingBatchSampler
-from lightning_autoassist.token_batches import TokenBatchSampler
+from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
+from lightning_autoassist.filtering.sampling.indexed_data import CandidatePasses, UnfilterableError, indexed_data
+from lightning_autoassist.filtering.sampling.order_pieces import OrderInPieces
+from lightning_autoassist.filtering.sampling.sharding import OwnedCandidates
+from lightning_autoassist.filtering.sampling.token_batches import TokenBatchSampler
 from tests.ordinary import Classifier, CountingDataset, index_of, trainer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -356,7 +356,7 @@ def test_a_run_on_a_long_sampler_resumes_exactly(make_sampler, update, tmp_path)
 
 
 def test_too_long_a_replay_is_said(monkeypatch):
-    monkeypatch.setattr("lightning_autoassist.order_pieces.MAX_READ_AGAIN", 10)
+    monkeypatch.setattr("lightning_autoassist.filtering.sampling.order_pieces.MAX_READ_AGAIN", 10)
     order = OrderInPieces(range(100))
     order.read(20)
     resumed = OrderInPieces(range(100))

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_autoassist.loss_capture import InstanceLossCapture
-from lightning_autoassist.loss_graph import knows_shapes
+from lightning_autoassist.capture.autograd_graph import knows_shapes
+from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 from tests.test_loss_capture import _seeded  # noqa: F401, the fixture
 
 WIDTH = 4  # features, classes, proxies, time steps

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.functional import cross_entropy as early_bound
 
-from lightning_autoassist.loss_capture import InstanceLossCapture
+from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 from tests.test_losses import B, C, cases_and_reductions
 
 pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss:UserWarning")

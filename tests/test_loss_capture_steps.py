@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_autoassist.loss_capture import InstanceLossCapture
-from lightning_autoassist.loss_graph import knows_shapes
+from lightning_autoassist.capture.autograd_graph import knows_shapes
+from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 from tests.test_loss_capture import _seeded, by_instance, early_bound, observed  # noqa: F401, the fixture
 from tests.test_losses import B, C, cases_and_reductions
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, diagnose
-from lightning_autoassist.loss_capture import InstanceLossCapture
-from lightning_autoassist.loss_graph import knows_shapes
+from lightning_autoassist.capture.autograd_graph import knows_shapes
+from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 from tests.ordinary import trainer
 from tests.test_loss_capture import _seeded  # noqa: F401, the fixture
 
@@ -253,7 +253,7 @@ def test_check_shows_the_share_and_what_was_missed():
 
 
 def test_the_share_is_measured_in_the_first_steps_and_for_new_parts_again(monkeypatch):
-    from lightning_autoassist import loss_attribution
+    from lightning_autoassist.capture import attribution as loss_attribution
 
     measured, capture = [], InstanceLossCapture()
     original = loss_attribution._gradient_share

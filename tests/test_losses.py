@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_autoassist.loss_capture import InstanceLossCapture
-from lightning_autoassist.losses import LOSSES
+from lightning_autoassist.capture.loss_capture import InstanceLossCapture
+from lightning_autoassist.losses.functional import LOSSES
 
 B, C = 6, 5
 ALL = ("mean", "sum", "none")

@@ -11,9 +11,9 @@ import pytest
 
 import lightning_autoassist
 from lightning_autoassist import ASSISTANTS, POLICIES, AutoAssistCallback, Policy
-from lightning_autoassist.candidates import WEIGHT_MODES
-from lightning_autoassist.loss_capture import SCORES
-from lightning_autoassist.names import AssistantName, PolicyName, ScoreName, WeightsName
+from lightning_autoassist.capture.loss_capture import SCORES
+from lightning_autoassist.filtering.names import AssistantName, PolicyName, ScoreName, WeightsName
+from lightning_autoassist.filtering.sampling.candidates import WEIGHT_MODES
 
 ROOT = Path(lightning_autoassist.__file__).parents[1]
 # The rest of the world is left out: what it would take to check it has nothing to do with these names.

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
-from lightning_autoassist.own_labels import OwnLabels
+from lightning_autoassist.capture.own_labels import OwnLabels
 from tests.ordinary import trainer
 
 N, B, D, C = 80, 8, 6, 4

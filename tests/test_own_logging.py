@@ -6,7 +6,7 @@ from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
-from lightning_autoassist.metric_names import PREFIX
+from lightning_autoassist.filtering.reporting.metric_names import PREFIX
 from tests.ordinary import Classifier, ClustersData, trainer
 
 NUM_EPOCHS = 3

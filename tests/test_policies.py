@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_autoassist.policies import (
+from lightning_autoassist.filtering.policies.rules import (
     POLICIES,
     AutoAssistPolicy,
     ClassQuotaPolicy,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_autoassist.policies import POLICIES, InfoBatchPolicy, ProportionalPolicy
-from lightning_autoassist.recent_scores import MAX_RECENT, RecentScores, proportional_scale
+from lightning_autoassist.filtering.policies.recent_scores import MAX_RECENT, RecentScores, proportional_scale
+from lightning_autoassist.filtering.policies.rules import POLICIES, InfoBatchPolicy, ProportionalPolicy
 
 RELATIVE = ("proportional", "infobatch", "selective_backprop", "class_quota")
 

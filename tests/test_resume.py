@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_autoassist import ASSISTANTS, POLICIES, AutoAssistCallback, AutoAssistDataModule
-from lightning_autoassist.features import FEATURE_MEMORY, REMEMBERED
+from lightning_autoassist.filtering.memory.store import FEATURE_MEMORY, REMEMBERED
 from tests.ordinary import Classifier, ClustersData, trainer
 from tests.texts import BagOfWords, TextsData
 

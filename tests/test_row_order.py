@@ -403,7 +403,7 @@ def test_a_run_on_normalised_targets(unsorts, batch_size):
 
 
 def test_orders_are_numpy_arrays_of_the_batch(net, data):
-    from lightning_autoassist.row_propagation import RowPropagation
+    from lightning_autoassist.capture.row_propagation import RowPropagation
 
     x, _ = data
     tracker = RowPropagation([x], B)

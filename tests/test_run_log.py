@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, LogisticAssistant
-from lightning_autoassist.instance_counts import MAX_COUNTED, InstanceCounts, load_instances, picture_of
-from lightning_autoassist.run_readers import read_runs
+from lightning_autoassist.compare.readers import read_runs
+from lightning_autoassist.filtering.reporting.counts import MAX_COUNTED, InstanceCounts, load_instances, picture_of
 from tests.ordinary import Classifier, ClustersData, trainer
 from tests.test_resume import Saving
 from tests.wandb_files import history_of, summary_of

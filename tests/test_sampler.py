@@ -15,9 +15,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_autoassist.candidates import MIN_RECENT, batches_per_epoch
-from lightning_autoassist.rng import rng_state
-from lightning_autoassist.sampler import ShrinkingBatchSampler, pass_order
+from lightning_autoassist.filtering.sampling.candidates import MIN_RECENT, batches_per_epoch
+from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler, pass_order
+from lightning_autoassist.trainer_support.rng import rng_state
 
 
 def thirds(indices, pass_index):

@@ -13,7 +13,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
-from lightning_autoassist.schedules import Simulation, wrong_ends
+from lightning_autoassist.filtering.checks.schedules import Simulation, wrong_ends
 from tests.ordinary import Classifier, ClustersData, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:this run trains on")

@@ -10,12 +10,12 @@ import pytest
 
 from lightning_autoassist import run_readers
 from lightning_autoassist.cli import main
-from lightning_autoassist.compare import compare
-from lightning_autoassist.compare_page import draw, write_page
-from lightning_autoassist.logged_runs import LoggedRun, Row, RunError
-from lightning_autoassist.run_places import labels_of, read_all
-from lightning_autoassist.run_readers import read_runs
-from lightning_autoassist.shareable import without_paths
+from lightning_autoassist.compare.comparison import compare
+from lightning_autoassist.compare.logged_runs import LoggedRun, Row, RunError
+from lightning_autoassist.compare.page import draw, write_page
+from lightning_autoassist.compare.readers import read_runs
+from lightning_autoassist.compare.run_places import labels_of, read_all
+from lightning_autoassist.compare.shareable import without_paths
 from tests.test_cli import one_line_error
 
 METRICS = "step,val_acc\n9,.5\n19,.6\n"
@@ -119,7 +119,7 @@ def test_a_line_and_a_run_may_be_so_long(logs, monkeypatch, capsys):
     monkeypatch.setattr(run_readers, "MAX_CSV_LINE", 1000)
     (logs / "metrics.csv").write_text("step,a\n" + "1," * 1000)
     assert "a line of more than 1,000 characters" in one_line_error(capsys, "compare", "logs")
-    monkeypatch.setattr("lightning_autoassist.logged_runs.MAX_VALUES", 10)
+    monkeypatch.setattr("lightning_autoassist.compare.logged_runs.MAX_VALUES", 10)
     (logs / "metrics.csv").write_text("step,a\n" + "1,1\n" * 10)
     assert "logs more than 10 values" in one_line_error(capsys, "compare", "logs")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from lightning_autoassist.streaming import RowStream
+from lightning_autoassist.filtering.sampling.row_stream import RowStream
 
 
 class Stored:
@@ -218,7 +218,7 @@ def test_widths_do_not_mix_unless_padding_is_given():
 
 
 def test_rows_of_too_many_kinds_are_passed_on_whole(monkeypatch):
-    monkeypatch.setattr("lightning_autoassist.streaming.MAX_KINDS", 4)
+    monkeypatch.setattr("lightning_autoassist.filtering.sampling.row_stream.MAX_KINDS", 4)
     batches = [{"x": torch.ones(4, 2), "step": step} for step in range(100)]
 
     def half(rows, pass_index):

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, AutoAssistPolicy, LogisticAssistant, Policy
-from lightning_autoassist.indexed_data import UnfilterableError
-from lightning_autoassist.stream_loader import prepare_stream
+from lightning_autoassist.filtering.data.stream_loader import prepare_stream
+from lightning_autoassist.filtering.sampling.indexed_data import UnfilterableError
 from tests.ordinary import Classifier, ClustersData, CountingDataset, index_of, trainer
 
 pytestmark = [

@@ -11,9 +11,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, AutoAssistPolicy, Instances, TextAssistant
-from lightning_autoassist.features import InstanceStore
-from lightning_autoassist.text_features import BatchTokens, found_pad_id
-from lightning_autoassist.tokens import MAX_TOKENS, TokenStore, tokens_of
+from lightning_autoassist.filtering.memory.store import InstanceStore
+from lightning_autoassist.filtering.memory.token_features import BatchTokens, found_pad_id
+from lightning_autoassist.filtering.memory.tokens import MAX_TOKENS, TokenStore, tokens_of
 from tests.ordinary import trainer
 from tests.texts import PAD, BagOfWords, PairSet, TextsData, TextSet, Translator, collate, collate_pairs
 

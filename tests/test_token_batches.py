@@ -22,8 +22,13 @@ from torch.utils.data import (
 )
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, TokenBatchSampler
-from lightning_autoassist.distributed import OwnedCandidates
-from lightning_autoassist.token_batches import TokenBudget, longest_sequence, padded_tokens, tokens_per_pass
+from lightning_autoassist.filtering.sampling.sharding import OwnedCandidates
+from lightning_autoassist.filtering.sampling.token_batches import (
+    TokenBudget,
+    longest_sequence,
+    padded_tokens,
+    tokens_per_pass,
+)
 from tests.ordinary import trainer
 
 

@@ -416,8 +416,8 @@ def test_metrics_are_logged_each_epoch(tmp_path):
 def test_auroc_is_torchmetrics_over_the_epochs_predictions(batch_size):
     from sklearn.metrics import roc_auc_score
 
-    from lightning_autoassist.assistants import Outcome
-    from lightning_autoassist.report import FilterReport
+    from lightning_autoassist.filtering.assistants.base import Outcome
+    from lightning_autoassist.filtering.reporting.metrics import FilterReport
 
     report = FilterReport()
     predictions, targets = torch.rand(2400), torch.rand(2400) > 0.5

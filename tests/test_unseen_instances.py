@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_autoassist.assistants import MemoryAssistant
-from lightning_autoassist.feature_file import FeaturePlace
-from lightning_autoassist.learner import Learner
-from lightning_autoassist.policies import POLICIES
-from lightning_autoassist.report import FilterReport
+from lightning_autoassist.filtering.assistants.base import MemoryAssistant
+from lightning_autoassist.filtering.learner import Learner
+from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
+from lightning_autoassist.filtering.policies.rules import POLICIES
+from lightning_autoassist.filtering.reporting.metrics import FilterReport
 
 
 def learner_that_saw(policy, num_seen, num_instances):

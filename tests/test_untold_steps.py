@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, diagnose
-from lightning_autoassist.learner import FIRST_UNTOLD, MAX_UNTOLD
+from lightning_autoassist.filtering.learner import FIRST_UNTOLD, MAX_UNTOLD
 from tests.ordinary import Classifier, ClustersData, trainer
 
 N, B = 120, 10

@@ -22,9 +22,9 @@ from lightning_autoassist import (
     AutoAssistDataModule,
     LogisticAssistant,
     ShrinkingBatchSampler,
-    losses,
 )
-from lightning_autoassist.jobs import Jobs, UpdateThread
+from lightning_autoassist.losses import functional as losses
+from lightning_autoassist.trainer_support.executors import Jobs, UpdateThread
 from tests.ordinary import Classifier, ClustersData, CountingDataset, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")

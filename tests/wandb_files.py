@@ -6,7 +6,7 @@ from typing import Any
 
 from wandb.proto import wandb_internal_pb2
 
-from lightning_autoassist.run_readers import _wandb_records
+from lightning_autoassist.compare.readers import _wandb_records
 
 
 def records_of(folder: Any) -> Iterator[Any]:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_autoassist.loss_graph import knows_shapes
+from lightning_autoassist.capture.autograd_graph import knows_shapes
 from tests import zoo
 
 NUM_INSTANCES, BATCH_SIZE = 24, 8

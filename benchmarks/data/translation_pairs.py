@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from data.apt import PrivateApt
 
-from lightning_autoassist.demo_data import DEFAULT_DATA_DIR
+from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
 
 PACKAGES = ("libreoffice-l10n-de", "libreoffice-help-de", "libreoffice-help-en-us")
 PAIRS_FILE = "translation-en-de.tsv"

@@ -1,0 +1,3 @@
+"""The version; nothing else holds it."""
+
+__version__ = "0.1.0"

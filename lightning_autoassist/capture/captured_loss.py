@@ -1,0 +1,308 @@
+"""Losses found in a step, and how they add up to one loss and one score for each instance.
+
+Shapes: B batch, R rows of a loss (B, or a multiple of it), d further dimensions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from lightning_autoassist.capture.autograd_graph import GraphLoss
+from lightning_autoassist.capture.instance_layout import Layout, fold
+from lightning_autoassist.losses.functional import (
+    Arguments,
+    Elements,
+    distribution_axis,
+    nll_norms,
+    nll_norms_in_backward,
+)
+
+
+class SoftmaxNorms(NamedTuple):
+    """Norms of a cross-entropy that are not known yet.
+
+    The backward pass computes the gradient that they are the norms of; to compute it in the forward pass takes the
+    exponential of every logit once more (at 2048 x 8000 on one core 14 ms instead of 2).
+
+    Attributes:
+        node: Of the ``log_softmax``.
+        arguments: Of the ``nll_loss``.
+    """
+
+    node: Node
+    arguments: Arguments
+
+    def now(self, losses: Tensor) -> Tensor:
+        """The norms, in the shape of the unreduced losses."""
+        with torch.no_grad():
+            return nll_norms({**self.arguments, "input": self.arguments["input"].detach().float()}, losses)
+
+    def in_backward(self, then: Callable[[Tensor], None]) -> None:
+        """Give the norms to ``then`` during backward."""
+        rest = {name: value for name, value in self.arguments.items() if name != "input"}
+
+        def hook(gradients: tuple[Tensor, ...], upstream: tuple[Tensor, ...]) -> None:
+            with torch.no_grad(), contextlib.suppress(Exception):  # the user's backward must go on
+                then(nll_norms_in_backward(rest, gradients[0], upstream[0]))
+
+        self.node.register_hook(hook)
+
+
+class Found(NamedTuple):
+    """One loss that may be, or be part of, what the step returns.
+
+    Attributes:
+        source: Which call it comes from.
+        reduction: "mean", "sum", "batchmean" or "none".
+        edge: Where it stands in the autograd graph; in compiled code, where that cannot be asked, its value.
+        elements: Of its rows.
+        layout: Whose the rows are.
+        tokens: See ``NamedLoss``.
+        labels: Its target where that is integer and of shape ``(B,)``.
+        weigh: Lets weights, shape ``(B,)``, enter where they did not at the call.
+        is_by_hand: Whether it is a guess from a reduction's shape.
+        softmax: Where its norms are to come from, if they are not in ``elements``.
+    """
+
+    source: str
+    reduction: str
+    edge: GradientEdge | Tensor
+    elements: Elements
+    layout: Layout
+    tokens: bool = True
+    labels: Tensor | None = None
+    weigh: Callable[[Tensor], None] | None = None
+    is_by_hand: bool = False
+    softmax: SoftmaxNorms | None = None
+
+    def with_norms(self, norms: Tensor) -> Found:
+        """The same with norms of its elements."""
+        return self._replace(elements=self.elements._replace(norms=norms), softmax=None)
+
+    @property
+    def node(self) -> Node | None:
+        return self.edge.grad_fn if isinstance(self.edge, Tensor) else self.edge.node
+
+    def is_root(self, root: Tensor) -> bool:
+        """Whether it is ``root`` itself."""
+        if isinstance(self.edge, Tensor):
+            return root is self.edge
+        if root.grad_fn is not None:
+            return root.grad_fn is self.edge.node and root.output_nr == self.edge.output_nr
+        edge = get_gradient_edge(root)
+        return edge.node is self.edge.node and edge.output_nr == self.edge.output_nr
+
+
+def scripted(loss: GraphLoss, layout: Layout, labels: Tensor | None) -> Found:
+    """A loss whose call was not seen, by its node in the graph."""
+    node, named, arguments = loss
+
+    def weigh(weights: Tensor) -> None:
+        factor = layout.spread(weights, arguments["input"])
+        node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
+
+    elements, edge = named.elements(arguments), GradientEdge(node, 0)
+    return Found(loss.source, arguments["reduction"], edge, elements, layout, named.tokens, labels, weigh)
+
+
+def weigh_at(tensor: Tensor, layout: Layout) -> Callable[[Tensor], None]:
+    """What lets weights, shape ``(B,)``, enter at a tensor whose rows are as in ``layout``.
+
+    The hook is of the graph's node, not of the tensor: users write ``loss *= mask`` into what they were given.
+    """
+    edge, like = get_gradient_edge(tensor), torch.empty((), device="meta").expand(tensor.shape)
+
+    def weigh(weights: Tensor) -> None:
+        factor = layout.spread(weights, like)
+        edge.node.register_prehook(
+            lambda gradients: tuple(
+                times(gradient, factor) if number == edge.output_nr else gradient
+                for number, gradient in enumerate(gradients)
+            )
+        )
+
+    return weigh
+
+
+def times(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
+    """The product in the gradient's own type; None where there is no gradient."""
+    return None if gradient is None else gradient * factor.to(gradient.dtype)
+
+
+class Contribution(NamedTuple):
+    """A loss that reaches the returned one.
+
+    Attributes:
+        found: The loss.
+        coefficient: The returned loss's gradient there; None: it is the returned one.
+        unit: Where its rows go through the user's own mean or sum to the returned loss: the gradient at one element
+            of what is reduced, shape ``()``. The coefficients in units of it are the user's own factors on rows.
+        is_sum: Whether that reduction is a sum.
+        reduced: What is reduced, detached, where it is one value an instance, shape ``(B,)``.
+    """
+
+    found: Found
+    coefficient: Tensor | None
+    unit: Tensor | None = None
+    is_sum: bool = False
+    reduced: Tensor | None = None
+
+
+def contributions(root: Tensor, found: Sequence[Found]) -> list[Contribution]:
+    """Those losses that reach ``root``; metrics and losses that are only logged do not."""
+    if not root.requires_grad or not found:
+        return []
+    if len(found) == 1 and found[0].is_root(root):
+        return [Contribution(found[0], None)]
+    # Runs backward from the root to the losses, and not into the network behind them.
+    edges: Sequence[Any] = [each.edge for each in found]
+    coefficients = torch.autograd.grad(root, edges, retain_graph=True, allow_unused=True)
+    return [
+        Contribution(each, coefficient)
+        for each, coefficient in zip(found, coefficients, strict=True)
+        if coefficient is not None
+    ]
+
+
+class Explanation(NamedTuple):
+    """A captured loss, for the user to read.
+
+    Attributes:
+        source: Which call it is, with file and line.
+        reduction: How the call reduces its rows.
+        folding: How many rows an instance has, and in which order.
+        coefficient: Of the loss in the returned one.
+    """
+
+    source: str
+    reduction: str
+    folding: str
+    coefficient: float
+
+
+def explained(part: Contribution) -> Explanation:
+    """Says what a part of the returned loss is. Waits for the device."""
+    found, coefficient = part.found, part.coefficient
+    layout = found.layout
+    num_rows = layout.num_rows // layout.batch_size
+    folding = "one row each"
+    if num_rows > 1:
+        folding = f"{num_rows} rows each, {'time' if layout.axis else 'batch'}-major"
+    num_values = found.elements.losses.numel() // max(layout.num_rows, 1)
+    if num_values > 1:
+        folding += f", {num_values} values a row"
+    total = 1.0 if coefficient is None else float(coefficient.sum())
+    return Explanation(found.source, found.reduction, folding, total)
+
+
+def scored_in_backward(part: Contribution) -> tuple[Tensor, Tensor]:
+    """Losses of the instances now, and scores that are NaN until backward has run."""
+    softmax = part.found.softmax
+    assert softmax is not None
+    # What the hook below holds must know nothing of the graph that holds the hook: such a ring is never collected.
+    bare = part.found._replace(softmax=None, edge=part.found.elements.losses, weigh=None)
+    part = part._replace(found=bare)
+    losses, _ = combine([part])
+    scores = torch.full_like(losses, float("nan"))
+
+    def fill(norms: Tensor) -> None:
+        scores.copy_(combine([part._replace(found=bare.with_norms(norms))])[1])
+
+    softmax.in_backward(fill)
+    return losses, scores
+
+
+def combine(parts: Sequence[Contribution]) -> tuple[Tensor, Tensor]:
+    r"""Losses and scores of the instances, each of shape ``(B,)``.
+
+    Several losses with coefficients :math:`c_k` give :math:`\sum_k c_k l_k` and :math:`\sqrt{\sum_k c_k^2 s_k^2}`. The
+    coefficients are relative to the largest one: so they do not depend on the scale of the whole.
+    """
+    if len(parts) == 1 and _is_direct(parts[0]):
+        losses, norms, _ = parts[0].found.elements
+        return losses, losses if norms is None else norms
+    if len(parts) == 1:
+        losses, scores, share = _fold(parts[0])
+        if parts[0].coefficient is None:
+            return losses, scores
+        losses = losses * share.sign()
+        return losses, losses if parts[0].found.is_by_hand else scores * share.sign().abs()
+    folded = [_fold(part) for part in parts]
+    losses, scores, shares = (torch.stack(column) for column in zip(*folded, strict=True))
+    shares = shares / shares.abs().max().clamp(min=torch.finfo(shares.dtype).tiny)
+    # Not a matrix product, which tensor cores would round.
+    losses, scores = shares.unsqueeze(1) * losses, shares.unsqueeze(1) * scores
+    return losses.sum(0), torch.linalg.vector_norm(scores, dim=0)
+
+
+def _is_direct(part: Contribution) -> bool:
+    """Whether a loss's rows are the instances' own as they stand: one each, all of which count, and nothing beside."""
+    losses, _, mask = part.found.elements
+    is_whole = part.coefficient is None and mask is None and part.found.softmax is None
+    return is_whole and losses.shape == (part.found.layout.batch_size,)
+
+
+def _fold(part: Contribution) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses and scores of the instances, and the loss's share in the whole: the sum of its rows' coefficients."""
+    found, coefficient = part.found, part.coefficient
+    if found.softmax is not None:
+        part = part._replace(found=found.with_norms(found.softmax.now(found.elements.losses)))
+    if coefficient is not None and coefficient.ndim:
+        return _fold_by_rows(part, coefficient)
+    losses, norms, mask = part.found.elements
+    counts = torch.ones_like(losses) if mask is None else mask.to(losses.dtype)
+    share = losses.new_ones(()) if coefficient is None else coefficient.detach().to(losses.dtype)
+    if found.reduction == "sum":
+        share = share * counts.sum()
+    elif found.reduction == "batchmean":
+        share = share * (counts.numel() / found.layout.num_rows)
+    return *fold(losses, norms, counts, found.layout, found.tokens), share
+
+
+def _fold_by_rows(part: Contribution, coefficient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The same where the user reduces the rows: the factors on rows, :math:`f_{ij}`, are the user's own, and count.
+
+    An instance's loss is :math:`\sum_j f_{ij} l_{ij}`, divided by the number of its rows with a factor, unless the user
+    averages within instances. A sum's factors that add up to 1 hold the batch's size, which is taken out.
+    """
+    losses, norms, mask = part.found.elements
+    layout, rows = part.found.layout, _by_rows(coefficient.detach().to(losses.dtype), losses)
+    if mask is not None:
+        rows = rows * mask
+    unit = part.unit
+    if unit is None:
+        unit = rows.abs().sum() / (rows != 0).sum().clamp(min=1)
+    unit = unit.to(losses.dtype)
+    factors = (rows / unit).nan_to_num(0.0, 0.0, 0.0)  # 0 / 0 where the loss counts for nothing
+    is_averaged = part.reduced is not None and losses.numel() > layout.batch_size
+    has_one_row = losses.shape == (layout.batch_size,)
+    count = layout.batch_size if is_averaged or (has_one_row and not part.is_sum) else (factors != 0).sum()
+    if part.is_sum:
+        scale = torch.where((factors.abs().sum() - 1).abs() < 1e-3, count, 1.0)
+        factors, unit = factors * scale, unit / scale
+    if part.reduced is not None and has_one_row:
+        # The user's factors may depend on the loss itself, as in a focal loss.
+        folded = part.reduced.to(losses.dtype) * scale if part.is_sum else part.reduced.to(losses.dtype)
+        scores = folded if norms is None else norms.masked_fill(factors == 0, 0.0) * factors.abs()
+        return folded, scores, unit * layout.batch_size
+    counts = factors.abs()
+    totals = layout.per_instance(counts != 0).sum(1) if losses.ndim else counts
+    totals = torch.ones_like(totals) if is_averaged else totals
+    folded, scores = fold(losses * factors.sign(), norms, counts, layout, part.found.tokens, totals)
+    if part.reduced is not None:
+        folded = part.reduced.to(losses.dtype) * (scale if part.is_sum else 1.0)
+        scores = folded if norms is None else scores
+    return folded, scores, unit * count
+
+
+def _by_rows(coefficient: Tensor, losses: Tensor) -> Tensor:
+    """Coefficients of the losses' rows; only ``kl_div`` has elements that are no rows, and a row is their sum."""
+    if coefficient.numel() == losses.numel():
+        return coefficient.reshape(losses.shape)
+    return coefficient.mean(distribution_axis(coefficient))

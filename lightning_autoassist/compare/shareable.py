@@ -1,0 +1,96 @@
+"""What of a run may stand in a page that is made to be shared: no more than a page can show, and no machine's paths."""
+
+from __future__ import annotations
+
+import getpass
+import itertools
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning_autoassist.compare.terminal import shortened
+
+MAX_DEPTH, MAX_TEXT = 20, 1_000
+_STOP = r"\s\"'`,;:=()\[\]{}<>|"
+_URL = r"(?P<url>\b[A-Za-z][\w+.-]+://[^\s/]\S*)"
+_POSIX = rf"(?:(?<![\w./])|(?<=\s-[A-Za-z]))(?:~[\w.-]*|\.\.)?/+(?:[^{_STOP}/]+/+)+[^{_STOP}/]*"
+_WINDOWS = rf"(?<!\w)(?:[A-Za-z]:[\\/]|\\\\)(?:[^{_STOP}\\/]+[\\/]+)*[^{_STOP}\\/]*"
+_PLACES = re.compile(f"{_URL}|{_POSIX}|{_WINDOWS}")
+_WHOLE = re.compile(r"(?:~[^/\\\s]*|\.\.)?[/\\](?!$)[^\n]*|[A-Za-z]:[/\\][^\n]*")
+_HOMES = {"home", "Users"}
+
+
+def without_paths(text: str) -> str:
+    r"""The same text with a machine's paths cut to their last part; addresses on the web stay.
+
+    Example:
+        >>> without_paths("/home/alice/data/cifar10")
+        '…/cifar10'
+        >>> without_paths("train.py --data=/mnt/disk/cifar10 --from https://host/a/b")
+        'train.py --data=…/cifar10 --from https://host/a/b'
+        >>> without_paths("C:\\Users\\alice")
+        '~'
+    """
+    if _WHOLE.fullmatch(text):
+        text = _last_part(text)
+    else:
+        text = _PLACES.sub(lambda found: found[0] if found["url"] else _last_part(found[0]), text)
+    user = _user()
+    return re.sub(rf"(?<=[/\\]){user}(?=[/\\]|$)|^{user}(?=[/\\])", "user", text)
+
+
+def bounded(value: Any, left: list[int], depth: int = 0, shown: Callable[[str], str] = without_paths) -> Any:
+    """The same without what a page cannot show: settings may refer to themselves, or to one part a thousand times.
+
+    Args:
+        value: Settings.
+        left: How many parts may still be shown; counted down, below 0 once something was left out.
+        depth: Of ``value`` in the settings.
+        shown: What is made of texts and names.
+    """
+    left[0] -= 1
+    if left[0] < 0 or depth > MAX_DEPTH:
+        return "…"
+    if isinstance(value, dict):
+        items = itertools.islice(value.items(), left[0] + 1)
+        return {shortened(shown(_text(name))): bounded(inner, left, depth + 1, shown) for name, inner in items}
+    if isinstance(value, (list, tuple)):
+        return [bounded(inner, left, depth + 1, shown) for inner in value[: left[0] + 1]]
+    if value is None or isinstance(value, (bool, int, float)):
+        return finite(value)
+    return shown(_text(value))
+
+
+def finite(value: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON has not."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return value
+
+
+def _text(value: Any) -> str:
+    return (value if isinstance(value, str) else str(value))[:MAX_TEXT]
+
+
+def _last_part(path: str) -> str:
+    parts = [part for part in re.split(r"[/\\]+", path) if part]
+    if not parts:
+        return path
+    is_home = len(parts) > 1 and parts[-2] in _HOMES
+    if is_home or parts[-1].startswith("~") or path.rstrip("/\\") == str(Path.home()):
+        return "~"
+    return f"…/{parts[-1]}"
+
+
+def _user() -> str:
+    """A pattern of the user's name; one that matches nothing where it is not known."""
+    try:
+        return re.escape(getpass.getuser())
+    except (OSError, KeyError, ImportError):  # no such user, in a container for one
+        return "(?!)"

@@ -1,0 +1,1 @@
+"""The demo: a small network trained by each method."""

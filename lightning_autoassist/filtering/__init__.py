@@ -1,0 +1,1 @@
+"""AutoAssist: the callback, the data module, and everything between them."""

@@ -1,0 +1,1 @@
+"""Assistants: what predicts how much an instance would still teach the model."""

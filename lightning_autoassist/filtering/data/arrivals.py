@@ -1,0 +1,117 @@
+"""Whether a batch's rows are still in the loader's order when the training step gets them.
+
+Hooks stand between the two: ``on_before_batch_transfer``, ``transfer_batch_to_device``, ``on_after_batch_transfer``
+and ``on_train_batch_start``. In a run's first steps the batch is compared with what left the loader.
+
+Shapes: B batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from lightning_autoassist.capture.row_matching import Match, columns_of, match
+from lightning_autoassist.filtering.data.collation import ENOUGH_BITS
+from lightning_autoassist.filtering.sampling.candidates import Draw
+from lightning_autoassist.trainer_support.batch_parts import leaves_of
+from lightning_autoassist.trainer_support.variants import overrides
+
+HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer", "on_train_batch_start")
+# Steps until the order is believed to stay: more, where some hook may change it now and then.
+_FEWEST_STEPS, _FEWEST_WITH_HOOKS, _MOST_STEPS = 3, 8, 16
+# Larger tensors are not copied; one that was changed in place says nothing then.
+_MOST_COPIED = 2**18
+
+
+class Leaf(NamedTuple):
+    """One tensor of a batch, as it was.
+
+    Attributes:
+        tensor: It.
+        version: How often it had been changed in place.
+        values: A copy, or itself where it is large.
+    """
+
+    tensor: Tensor
+    version: int
+    values: Tensor
+
+    @property
+    def is_as_it_was(self) -> bool:
+        return self.tensor._version == self.version
+
+
+class Arrivals:
+    """Takes note of the batches that leave a loader, as long as somebody may ask."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_STEPS
+
+    def noted(self, batch: Any, draw: Draw) -> Draw:
+        """The draw with its batch; without, after a run's first steps."""
+        if not self._left:
+            return draw
+        self._left -= 1
+        arrived = [_leaf(tensor) for tensor in leaves_of(batch) if not tensor.is_inference()]
+        return draw._replace(arrived=arrived, drawn=draw.drawn or draw)
+
+
+def _leaf(tensor: Tensor) -> Leaf:
+    copy = tensor.detach().clone() if tensor.numel() <= _MOST_COPIED else tensor
+    return Leaf(tensor, tensor._version, copy)
+
+
+class TransferOrder:
+    """Compares batches before and after the hooks, until enough was seen.
+
+    Args:
+        hooks: Names of the hooks that the user wrote, for the message.
+    """
+
+    def __init__(self, hooks: list[str]) -> None:
+        self.hooks = hooks
+        self._steps = self._told = 0
+        self._bits = 0.0
+        self._is_settled = False
+
+    def refusal(self, draw: Draw, batch: Any) -> str | None:
+        """Why rows cannot be told apart; None where nothing speaks against their order.
+
+        Args:
+            draw: Of the batch.
+            batch: As the training step gets it.
+        """
+        if self._is_settled or draw.arrived is None:
+            return None
+        found = _compare(draw.arrived, batch, len(draw.indices))
+        self._steps += 1
+        self._told += found is not None
+        self._bits += 0.0 if found is None else found.bits
+        fewest = _FEWEST_WITH_HOOKS if self.hooks else _FEWEST_STEPS
+        self._is_settled = (self._steps >= fewest and self._bits >= ENOUGH_BITS) or self._steps >= _MOST_STEPS
+        # A few labels may have been drawn anew, and agree now and then.
+        is_certain = found is not None and (found.is_certain or self._told == self._steps >= _FEWEST_STEPS)
+        if found is None or found.is_identity or not is_certain:
+            return None
+        self._is_settled = True
+        hooks = f" ({', '.join(self.hooks)})" if self.hooks else ""
+        return (
+            f"The rows of the batch that training_step gets are in another order than those that the loader gave: a "
+            f"hook between the two{hooks} reorders them, so that a loss cannot be assigned to its instance. Reorder "
+            "instances in the loader's collate_fn, which is followed, or leave the rows of the batch in their order."
+        )
+
+
+def _compare(arrived: list[Leaf], batch: Any, num_rows: int) -> Match | None:
+    unchanged = {id(leaf.tensor) for leaf in arrived if leaf.is_as_it_was}
+    if all(id(tensor) in unchanged for tensor in leaves_of(batch)):
+        return Match(None, True, ENOUGH_BITS, True)
+    told = [leaf.values for leaf in arrived if leaf.is_as_it_was or leaf.values is not leaf.tensor]
+    return match(columns_of(batch, num_rows), columns_of(told, num_rows))
+
+
+def hooks_of(*owners: Any) -> list[str]:
+    """Names of the hooks that a module or data module overrides."""
+    return [hook for hook in HOOKS if any(hasattr(owner, hook) and overrides(owner, hook) for owner in owners)]

@@ -1,0 +1,79 @@
+"""Checks of the data that AutoAssistDataModule is given: each error says in one line what to write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_autoassist.filtering.data.stream_loader import is_stream
+from lightning_autoassist.trainer_support.arguments import check_function, received
+from lightning_autoassist.trainer_support.variants import DATA_MODULE_TYPES, MODULE_TYPES
+
+WANTED = "data must be a LightningDataModule, a train DataLoader or a LightningModule with a train_dataloader"
+
+
+def check_data(data: Any) -> None:
+    """Raise TypeError unless ``data`` can be trained on."""
+    if isinstance(data, (*DATA_MODULE_TYPES, *MODULE_TYPES, DataLoader)):
+        return
+    if isinstance(data, type):
+        raise TypeError(f"{WANTED}, got {received(data)}; write AutoAssistDataModule({data.__name__}(...))")
+    if isinstance(data, Dataset):
+        raise TypeError(
+            f"{WANTED}, got {received(data)}, which is a data set; write "
+            "AutoAssistDataModule(DataLoader(dataset, batch_size=32, shuffle=True))"
+        )
+    if isinstance(data, (Tensor, np.ndarray)):
+        raise TypeError(
+            f"{WANTED}, got {received(data)}; write "
+            "AutoAssistDataModule(DataLoader(TensorDataset(inputs, targets), batch_size=32, shuffle=True))"
+        )
+    if isinstance(data, (list, tuple, Mapping)):
+        raise TypeError(f"{WANTED}, got {received(data)}; several train loaders cannot be filtered, pass one")
+    if not is_stream(data):
+        raise TypeError(f"{WANTED}, got {received(data)}; write AutoAssistDataModule(MyDataModule(), budget=0.6)")
+
+
+def check_is_no_wrapper(data: Any, wrapper: type) -> None:
+    """Raise TypeError where the data are wrapped already."""
+    if isinstance(data, wrapper):
+        raise TypeError(
+            f"data is an {wrapper.__name__} already; give it to the Trainer as it is: "
+            "trainer.fit(model, datamodule=data)"
+        )
+
+
+def check_loaders(stage: str, loaders: Any) -> None:
+    """Raise TypeError where the loaders of a stage are none."""
+    name = f"{stage}_dataloaders"
+    if isinstance(loaders, DATA_MODULE_TYPES):
+        raise TypeError(f"{name} must be loaders, got {received(loaders)}; write {name}=data.{stage}_dataloader()")
+    if isinstance(loaders, (str, type, bool, int, float)):
+        raise TypeError(
+            f"{name} must be loaders, got {received(loaders)}; write {name}=DataLoader(dataset, batch_size=32)"
+        )
+
+
+def check_lengths(lengths: Any) -> None:
+    """Raise TypeError unless ``lengths`` are numbers, or a function that gives them."""
+    if isinstance(lengths, (str, bool, int, float, Mapping)):
+        raise TypeError(
+            f"lengths must be those of all instances, or a function that gets one, got {received(lengths)}; write "
+            "lengths=lambda instance: len(instance[0])"
+        )
+    if isinstance(lengths, type):
+        check_function("lengths", lengths, "lambda instance: len(instance[0])")
+
+
+def check_pad_values(values: Any) -> None:
+    """Raise TypeError unless ``values`` are a number, or numbers by the names of columns."""
+    for value in values.values() if isinstance(values, Mapping) else (values,):
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number, type(None))):
+            raise TypeError(
+                f"pad_values must be a number, or numbers by the names of columns, got {received(value)}; write "
+                'pad_values=0, or pad_values={"ids": 0}'
+            )

@@ -1,0 +1,409 @@
+"""The train loader that carries each batch's indices and weights to the Trainer.
+
+Lightning re-builds what it knows as a DataLoader and refuses batch samplers that it does not know under DDP; a plain
+iterable it leaves alone. So :class:`CarryingLoader` is one, around a copy of the user's DataLoader.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric.utilities.seed import pl_worker_init_function
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch.utils.data import BatchSampler, DataLoader
+
+from lightning_autoassist.filtering.data.arrivals import Arrivals
+from lightning_autoassist.filtering.data.collation import Collated, WatchedCollate, in_order_of
+from lightning_autoassist.filtering.sampling.candidates import Draw
+from lightning_autoassist.filtering.sampling.order_pieces import announce_epoch, index_array
+from lightning_autoassist.trainer_support.batch_parts import tensors_in
+from lightning_autoassist.trainer_support.rng import RunRng
+
+
+class Carried:
+    """A batch of the user's, with the indices and weights that it was drawn with.
+
+    Only the Trainer's own fetching sees this type; the data module strips it before any hook of the user's runs. It is
+    no collection, so that nothing that maps a function over a batch's tensors gets at the draw.
+
+    Attributes:
+        batch: The user's.
+        draw: What it was drawn with; None where the user's loader gave a batch that nobody had asked for.
+    """
+
+    __slots__ = ("batch", "draw")
+
+    def __init__(self, batch: Any, draw: Draw | None) -> None:
+        self.batch = batch
+        self.draw = draw
+
+
+def convert_carried(plugin: Any) -> Callable[[], None]:
+    """Let a precision plug-in convert the batch that is carried, as the user's loader gave it, and nothing else.
+
+    Args:
+        plugin: The Trainer's.
+
+    Returns:
+        A function that leaves the plug-in as it was.
+    """
+    convert, others = plugin.convert_input, plugin.__dict__.get("convert_input")
+
+    def convert_input(data: Any) -> Any:
+        return Carried(convert(data.batch), data.draw) if isinstance(data, Carried) else convert(data)
+
+    def undo() -> None:
+        if plugin.__dict__.get("convert_input") is convert_input:
+            del plugin.convert_input
+            if others is not None:
+                plugin.convert_input = others
+
+    plugin.convert_input = convert_input
+    return undo
+
+
+def batch_rows(batch: Any) -> int:
+    """How many instances a batch holds that was not drawn here, by its first tensor; 0 where it has none.
+
+    Example:
+        >>> import torch
+        >>> batch_rows({"text": ["a", "b"], "label": torch.zeros(2)})
+        2
+    """
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.ndim), 0)
+
+
+class DrawSource(Protocol):
+    """What a train loader is fed from, epoch after epoch."""
+
+    def draws(self, limit: int | None = None) -> Iterator[Draw]:
+        """The batches of one epoch, ``limit`` of them where it is given."""
+
+    def confirm(self, draw: Draw) -> None:
+        """The Boss was trained on ``draw``."""
+
+
+class Fetching(Protocol):
+    """The Trainer's side of an iteration."""
+
+    def is_fetching(self, iterator: object) -> bool:
+        """Whether ``iterator`` is the one that the Trainer takes its batches from."""
+
+    def begin(self, loader: FetchedLoader) -> Iterator[Draw]:
+        """The Trainer's iteration over ``loader`` begins: its draws."""
+
+    @property
+    def needs_order(self) -> bool:
+        """Whether anybody asks which instance a batch's rows are."""
+
+    def has_begun(self) -> None:
+        """The user's loader is being iterated, and asks for the indices of its first batch."""
+
+
+class PlainBatches:
+    """The user's own batches, unfiltered, a short last one included; every epoch starts anew.
+
+    A resumed run goes through the epoch's order again, up to where it was: the generators' states at the epoch's start
+    are part of the state.
+
+    Args:
+        batch_sampler: The user's batch sampler.
+        rng: The generators that it may draw from; None: the global ones.
+        epoch: Gives the number of the epoch that begins.
+    """
+
+    def __init__(
+        self, batch_sampler: BatchSampler, rng: RunRng | None = None, epoch: Callable[[], int] | None = None
+    ) -> None:
+        self.batch_sampler = batch_sampler
+        self.num_epochs = 0
+        self._rng = RunRng() if rng is None else rng
+        self._epoch = epoch
+        self._at_start: dict[str, Any] | None = None  # of the epoch
+        self._limit: int | None = None
+        self._num_confirmed = 0
+        self._in_flight: deque[Draw] = deque()
+        self._restored: dict[str, Any] | None = None
+
+    def draws(self, limit: int | None = None) -> Iterator[Draw]:
+        # Lightning would have called set_epoch on the user's loader; it does not see that one.
+        announce_epoch(
+            getattr(self.batch_sampler, "sampler", None), self.num_epochs if self._epoch is None else self._epoch()
+        )
+        self.num_epochs += 1
+        restored, self._restored = self._restored, None
+        again: list[Draw] = []
+        if restored is not None and _is_rest(restored, limit):
+            batches, again = self._continued(restored)
+        else:
+            self._at_start, self._limit, self._num_confirmed = self._rng.state_dict(), limit, 0
+            batches = iter(self.batch_sampler)
+        self._in_flight = deque(again)
+        yield from again
+        for batch in islice(batches, None if limit is None else max(0, limit - len(again))):
+            draw = Draw(index_array(batch), None, lacks_features=True)
+            self._in_flight.append(draw)
+            yield draw
+
+    def confirm(self, draw: Draw) -> None:
+        self._in_flight.popleft()
+        self._num_confirmed += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Place in the epoch, and its start; tensors and builtins."""
+        return {
+            "at_start": self._at_start,
+            "limit": self._limit,
+            "num_confirmed": self._num_confirmed,
+            "in_flight": [torch.from_numpy(draw.indices) for draw in self._in_flight],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`: the next epoch is the rest of the interrupted one, if that has a rest."""
+        self._restored = state
+
+    def _continued(self, state: dict[str, Any]) -> tuple[Iterator[Any], list[Draw]]:
+        """The rest of an interrupted epoch: its batches, and before them those that had been asked for."""
+        self._at_start, self._limit = state["at_start"], state["limit"]
+        self._num_confirmed = state["num_confirmed"]
+        again = [Draw(indices.numpy(), None, lacks_features=True) for indices in state["in_flight"]]
+        now = self._rng.state_dict()
+        self._rng.load_state_dict(state["at_start"])
+        batches = iter(self.batch_sampler)
+        for _ in islice(batches, self._num_confirmed + len(again)):
+            pass
+        self._rng.load_state_dict(now)
+        return batches, again
+
+
+def _is_rest(state: dict[str, Any], limit: int | None) -> bool:
+    """Whether an epoch of ``limit`` batches is the rest of the one that the state of plain batches is of."""
+    if state["at_start"] is None or state["limit"] is None or limit is None:
+        return False
+    return bool(0 < limit == state["limit"] - state["num_confirmed"])
+
+
+# Whatever has these is asked for a state by Lightning; the state of what was drawn is the data module's.
+_NOT_ANSWERED = ("state_dict", "load_state_dict")
+
+
+class FetchedLoader:
+    """Iterable over ``Carried`` batches for the Trainer's fetching, over the user's plain batches for anyone else.
+
+    Every other attribute is that of the user's loader, to read and to set.
+
+    Args:
+        loader: The user's train loader; stays untouched.
+        num_batches: K.
+        source: What the Trainer's batches are drawn from; asked for at the start of each of its epochs.
+        fetching: The Trainer's side.
+
+    Attributes:
+        keeps_iterator: Whether one iterator, with its workers, serves all epochs.
+    """
+
+    keeps_iterator: bool
+
+    def __init__(
+        self, loader: Iterable[Any], num_batches: int, source: Callable[[], DrawSource], fetching: Fetching
+    ) -> None:
+        self._plain = loader
+        # Attributes that are not what the user's loader says, because something else is in force.
+        self._answers: dict[str, Any] = {}
+        self.draw_source = source
+        self._num_batches = num_batches
+        self._fetching = fetching
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return BatchIterator(self)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in _NOT_ANSWERED:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return self._answers[name] if name in self._answers else getattr(self._plain, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_own = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
+        if is_own or not hasattr(self._plain, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._plain, name, value)
+            self._plain_has_changed()
+
+    def answer(self, **attributes: Any) -> None:
+        """Say something else of these attributes than the user's loader does."""
+        self._answers.update(attributes)
+
+    @property
+    def plain(self) -> Any:
+        """The user's loader."""
+        return self._plain
+
+    def _carried_batches(self) -> Iterator[Carried]:
+        raise NotImplementedError
+
+    def _plain_has_changed(self) -> None:
+        """An attribute of the user's loader was set."""
+
+    def _plain_batches(self) -> Iterator[Any]:
+        return islice(self._plain, self._num_batches)
+
+
+class CarryingLoader(FetchedLoader):
+    """Batches of a map-style data set, loaded by a copy of the user's DataLoader.
+
+    Args:
+        loader: The user's train loader; stays untouched.
+        num_batches: K.
+        source: What the Trainer's batches are drawn from; asked for at the start of each of its epochs.
+        fetching: The Trainer's side.
+        num_instances: N, of the data set when the loader was made.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        num_batches: int,
+        source: Callable[[], DrawSource],
+        fetching: Fetching,
+        num_instances: int,
+    ) -> None:
+        super().__init__(loader, num_batches, source, fetching)
+        self.num_instances = num_instances
+        self._feed = _Feed()
+        self._loader = _fed_by(loader, self._feed)
+        self._collate = WatchedCollate(self._loader.collate_fn)
+        self._arrivals = Arrivals()
+
+    @property
+    def keeps_iterator(self) -> bool:  # type: ignore[override]
+        return self._loader.persistent_workers
+
+    def _plain_has_changed(self) -> None:
+        iterator = self._loader._iterator
+        self._loader = _fed_by(self.plain, self._feed)
+        self._loader._iterator = iterator
+        if self._loader.collate_fn is not self._collate.collate:
+            self._collate = WatchedCollate(self._loader.collate_fn)
+
+    # Lightning shuts workers down through this attribute of a DataLoader.
+    @property
+    def _iterator(self) -> Any:
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self._loader._iterator = iterator
+
+    def _carried_batches(self) -> Iterator[Carried]:
+        draws = self._fetching.begin(self)
+        self._feed.open(draws, self._fetching.has_begun)
+        self._watch_order(self._fetching.needs_order)
+        # Not in the generator below: workers must start now, as plain Lightning's do.
+        batches = iter(self._loader)
+        return (self._carried(batch, self._feed.next_fed()) for batch in batches)
+
+    def _watch_order(self, is_needed: bool) -> None:
+        """Before workers start: each has its own copy of the collate function."""
+        # What iterates otherwise than torch does may look into the batches on their way.
+        iterate = type(self._loader).__iter__
+        is_torchs = iterate is DataLoader.__iter__ or iterate.__module__.startswith("torchdata.")
+        self._loader.collate_fn = self._collate if is_needed and is_torchs else self._collate.collate
+
+    def _carried(self, batch: Any, draw: Draw | None) -> Carried:
+        if isinstance(batch, Collated):
+            self._collate.learn(batch)
+            if draw is not None:
+                draw = self._arrivals.noted(batch.batch, in_order_of(batch.rows, draw))
+            batch = batch.batch
+        return Carried(batch, draw)
+
+
+class BatchIterator:
+    """Does nothing before the first batch is asked for, since Lightning iterates to check that it can."""
+
+    def __init__(self, loader: FetchedLoader) -> None:
+        self._loader = loader
+        self._batches: Iterator[Any] | None = None
+
+    def __iter__(self) -> BatchIterator:
+        return self
+
+    def __next__(self) -> Any:
+        self.start()
+        assert self._batches is not None
+        return next(self._batches)
+
+    def start(self) -> None:
+        """Begin the iteration, if it has not begun."""
+        if self._batches is None:
+            fetching = self._loader._fetching.is_fetching(self)
+            self._batches = self._loader._carried_batches() if fetching else self._loader._plain_batches()
+
+
+class _Feed:
+    """The batch sampler of the copied DataLoader: hands out indices and remembers which, in order.
+
+    A DataLoader asks ahead for its workers and returns batches in the order that it asked, so that first fed is first
+    out.
+    """
+
+    def __init__(self) -> None:
+        self._draws: Iterator[Draw] = iter(())
+        self._fed: deque[Draw] = deque()
+        self._has_begun: Callable[[], None] = _nothing
+        self._has_warned = False
+
+    def open(self, draws: Iterator[Draw], has_begun: Callable[[], None]) -> None:
+        """Start an epoch; what an abandoned iteration had asked ahead is forgotten here, not by its source."""
+        self._draws, self._fed, self._has_begun = draws, deque(), has_begun
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self._has_begun()
+        fed = self._fed
+        for draw in self._draws:
+            fed.append(draw)
+            yield draw.indices.tolist()
+
+    def next_fed(self) -> Draw | None:
+        """The draw of the batch that came out just now; None where nobody asked for that batch."""
+        if self._fed:
+            return self._fed.popleft()
+        if not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(
+                "the train loader's own __iter__ gives batches that it was not asked for: no index tells which "
+                "instances they hold, so they are trained on unfiltered"
+            )
+        return None
+
+
+def _nothing() -> None:
+    pass
+
+
+def _fed_by(loader: DataLoader[Any], feed: _Feed) -> DataLoader[Any]:
+    """A copy of ``loader`` that takes its indices from ``feed``, all else being the user's."""
+    fed = copy.copy(loader)
+    # DataLoader forbids to set these after construction, and constructing anew would lose a subclass's own arguments.
+    fed.__dict__.update(batch_sampler=feed, sampler=None, batch_size=None, drop_last=False, _iterator=None)
+    if not getattr(fed, "in_order", True):
+        rank_zero_warn("in_order=False was set back to True: batches must arrive in the order they were drawn")
+        fed.in_order = True
+    seed_workers(fed)
+    return fed
+
+
+def seed_workers(loader: DataLoader[Any]) -> None:
+    """What Lightning does for DataLoaders after ``seed_everything(..., workers=True)``."""
+    if loader.worker_init_fn is None and int(os.environ.get("PL_SEED_WORKERS", 0)):
+        loader.worker_init_fn = pl_worker_init_function

@@ -1,0 +1,171 @@
+"""Train loaders without indices: which ones are, how long their epochs are, and their way to the Trainer.
+
+Shapes: N data set, B batch, K batches an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lightning_autoassist.filtering.data.loader import Carried, FetchedLoader, Fetching
+from lightning_autoassist.filtering.sampling.candidates import batches_per_epoch
+from lightning_autoassist.filtering.sampling.indexed_data import UnfilterableError, length_of
+from lightning_autoassist.filtering.sampling.row_stream import RowStream
+from lightning_autoassist.filtering.sampling.rows import PadValues
+from lightning_autoassist.filtering.selection import Selection
+
+
+class StreamSizes(NamedTuple):
+    """Sizes of a stream.
+
+    Attributes:
+        num_batches: K.
+        batch_size: B; None where the first batch will tell.
+        num_instances: N; None where nothing tells.
+    """
+
+    num_batches: int
+    batch_size: int | None
+    num_instances: int | None
+
+
+def is_stream(loader: object) -> bool:
+    """Whether a train loader yields batches but no indices: over an IterableDataset, or no DataLoader at all."""
+    if isinstance(loader, DataLoader):
+        return isinstance(loader.dataset, IterableDataset)
+    # Several loaders in a collection, and Lightning's collection of them, are no stream; nor are data without a loader.
+    is_other = isinstance(loader, (str, list, tuple, Mapping, Dataset, Tensor)) or hasattr(loader, "flattened")
+    return isinstance(loader, Iterable) and not is_other
+
+
+def stream_sizes(loader: Any, steps_per_epoch: int | None, budget: float) -> StreamSizes:
+    """K, B and N of a stream: ``steps_per_epoch``, or ceil(budget·N / B) where the stream has a length.
+
+    Raises:
+        UnfilterableError: If nothing tells K, or the stream can be read once only.
+
+    Example:
+        >>> stream_sizes([[1, 2], [3, 4], [5, 6]], None, budget=0.6)
+        StreamSizes(num_batches=2, batch_size=None, num_instances=None)
+    """
+    if isinstance(loader, Iterator):
+        raise UnfilterableError(
+            f"a {type(loader).__name__} can be read once only; give an object whose __iter__ begins a new pass"
+        )
+    batch_size = getattr(loader, "batch_size", None)
+    batch_size = batch_size if isinstance(batch_size, int) else None
+    num_instances = None if batch_size is None else length_of(getattr(loader, "dataset", None))
+    if steps_per_epoch is not None:
+        return StreamSizes(steps_per_epoch, batch_size, num_instances)
+    if batch_size is not None and num_instances:
+        drop_last = bool(getattr(loader, "drop_last", False))
+        return StreamSizes(batches_per_epoch(num_instances, batch_size, budget, drop_last), batch_size, num_instances)
+    num_batches = length_of(loader)
+    if not num_batches:
+        raise UnfilterableError(
+            f"a {type(loader).__name__} without a length does not tell how many batches an epoch has; write "
+            "AutoAssistDataModule(data, steps_per_epoch=...)"
+        )
+    num_instances = None if batch_size is None else num_batches * batch_size
+    return StreamSizes(batches_per_epoch(num_batches, 1, budget), batch_size, num_instances)
+
+
+def prepare_stream(selection: Selection | None, world_size: int) -> None:
+    """Let what selects be ready for a stream, and refuse what streams cannot be filtered by.
+
+    Raises:
+        UnfilterableError: On several devices.
+        MisconfigurationException: If the Assistant that was asked for cannot judge a stream; says what to write.
+    """
+    if world_size > 1:
+        raise UnfilterableError(
+            f"streams are filtered on one device only so far, this Trainer has {world_size}; use devices=1"
+        )
+    if selection is not None:
+        selection.on_stream()
+
+
+def continued_stream(
+    loader: Iterable[Any],
+    sizes: StreamSizes,
+    earlier: object,
+    restored: dict[str, Any] | None,
+    pad_values: PadValues,
+    seed: int,
+) -> RowStream:
+    """The stream of ``loader``'s rows, going on where an earlier one, or the one of a checkpoint, was.
+
+    Args:
+        loader: What is iterated.
+        sizes: See :func:`stream_sizes`.
+        earlier: The candidate stream so far, if there was one.
+        restored: The state of one, from a checkpoint.
+        pad_values: See ``RowSplitter``.
+        seed: Of a new stream.
+    """
+    if isinstance(earlier, RowStream) and sizes.batch_size in (None, earlier.batch_size):
+        earlier.read_from(loader)
+        earlier.num_batches = sizes.num_batches
+        return earlier
+    stream = RowStream(
+        loader,
+        sizes.num_batches,
+        batch_size=sizes.batch_size,
+        num_instances=sizes.num_instances,
+        pad_values=pad_values,
+        seed=seed,
+    )
+    if restored is not None and stream.can_continue(restored):
+        stream.load_state_dict(restored)
+    elif earlier is not None or restored is not None:
+        rank_zero_warn(
+            f"the train loader has changed, to a stream in batches of {sizes.batch_size or 'a size of its own'}: "
+            "filtering begins anew with a first pass that keeps everything"
+        )
+    return stream
+
+
+class StreamedLoader(FetchedLoader):
+    """Batches of kept rows for the Trainer's fetching, the user's plain batches for anyone else.
+
+    Not a DataLoader, and without a ``dataset`` before training begins, so that Lightning leaves it alone.
+
+    Args:
+        loader: The user's train loader; stays untouched.
+        num_batches: K.
+        source: The stream that the Trainer's batches are drawn from; asked for at the start of each of its epochs.
+        fetching: The Trainer's side.
+    """
+
+    keeps_iterator = True  # the stream runs on across epochs
+
+    def __init__(
+        self, loader: Iterable[Any], num_batches: int, source: Callable[[], RowStream], fetching: Fetching
+    ) -> None:
+        super().__init__(loader, num_batches, self._opened, fetching)
+        self._is_open = False
+        self._make = source
+        self._stream: RowStream | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset" and not self._is_open:
+            raise AttributeError("a stream's data set is known once training has begun")
+        return super().__getattr__(name)
+
+    def _opened(self) -> RowStream:
+        self._stream = self._make()
+        return self._stream
+
+    def _carried_batches(self) -> Iterator[Carried]:
+        self._is_open = True
+        draws = self._fetching.begin(self)
+        assert self._stream is not None
+        # Not in the generator below: workers must start now, as plain Lightning's do.
+        self._stream.start()
+        self._fetching.has_begun()
+        return (Carried(cast("Any", draw.rows).batch, draw) for draw in draws)

@@ -1,0 +1,390 @@
+"""What is remembered of each instance: reduced features or tokens, label, last score.
+
+Shapes: N data set, B batch, n candidates, F features, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_autoassist.filtering.memory.feature_file import FeatureFile, FeaturePlace
+from lightning_autoassist.filtering.memory.index_rows import GrowingRows, padded
+from lightning_autoassist.filtering.memory.tokens import Tokens, TokenStore, tokens_of
+from lightning_autoassist.trainer_support.batch_parts import tensors_in
+
+MAX_FEATURES = 256
+FEATURE_MEMORY = 256 * 2**20
+# Half precision ends at 65,504. Features beyond this bound would swamp the rest anyhow.
+FEATURE_BOUND = 1e4
+
+COPIED_AT_ONCE = 2**14  # rows
+
+# Columns of the store beside the features.
+REMEMBERED = ("has_features", "labels", "scores", "seen", "observed_at")
+
+# What is taken from batches: an Assistant reads one or the other.
+FROM_BATCHES = ("features", "tokens")
+
+# Gets a batch; returns features, shape (B, F), or sequences of token ids, shape (B, T).
+FeatureFunction = Callable[[Any], Any]
+
+
+class Instances(NamedTuple):
+    """Rows of the instance store. Columns that were not asked for, or that do not exist, are None.
+
+    Attributes:
+        features: Shape ``(n, F)``, half precision from the store.
+        labels: Class labels, shape ``(n,)``, integer; -1 where none is known yet, other negative ones are no class.
+        scores: The last score observed, shape ``(n,)``, float32.
+        ages: Batches learnt from since that score was observed, shape ``(n,)``, int32; -1 where none ever was.
+        tokens: Their bags of tokens.
+        indices: Positions in the data set, shape ``(n,)``, int64: for Assistants that know the data by themselves.
+    """
+
+    features: Tensor | None = None
+    labels: Tensor | None = None
+    scores: Tensor | None = None
+    ages: Tensor | None = None
+    tokens: Tokens | None = None
+    indices: Tensor | None = None
+
+
+class InstanceStore(GrowingRows):
+    """One row for each of the N instances, on the CPU.
+
+    Label, score, its time and flags take 14 bytes an instance, features F·2 bytes. Features are allocated when the
+    first ones arrive: in memory, and then in every checkpoint, or in a file (see :class:`FeatureFile`) where they would
+    take more than ``feature_memory``. Tokens (see ``TokenStore``) grow with the
+    instances that are seen; once they take as much, those of further instances are not remembered, with one warning.
+
+    Args:
+        num_instances: N.
+        feature_memory: Most bytes that features, or tokens, may take in memory.
+        place: Where a feature file lies.
+    """
+
+    def __init__(
+        self, num_instances: int, feature_memory: int = FEATURE_MEMORY, place: FeaturePlace | None = None
+    ) -> None:
+        self.num_instances = num_instances
+        self.features: Tensor | None = None
+        self.tokens: TokenStore | None = None
+        self.has_features = torch.zeros(num_instances, dtype=torch.bool)
+        self.labels: Tensor | None = None
+        self.scores = torch.zeros(num_instances)
+        self.seen = torch.zeros(num_instances, dtype=torch.bool)
+        self._feature_memory = feature_memory
+        self._place = FeaturePlace() if place is None else place
+        self._file: FeatureFile | None = None
+        self._is_full = False
+        self.observed_at = torch.full((num_instances,), -1, dtype=torch.int32)
+        self.num_batches = 0
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+    def _grow(self, num_rows: int) -> None:
+        if self._file is not None:
+            raise ValueError("the data set has grown, and the file of its features cannot; raise feature_memory=")
+        for name in REMEMBERED:
+            column = getattr(self, name)
+            if column is not None:
+                setattr(self, name, padded(column, num_rows, -1 if name == "observed_at" else 0))
+        if self.features is not None:
+            self.features = padded(self.features, num_rows)
+        if self.tokens is not None:
+            self.tokens.grow(num_rows)
+
+    def rows(self, indices: Tensor, columns: Sequence[str] = Instances._fields) -> Instances:
+        """Gather the named columns of some instances.
+
+        Args:
+            indices: Shape ``(n,)``, int64.
+            columns: A subset of ``{"features", "labels", "scores", "ages", "tokens", "indices"}``.
+        """
+        gathered: dict[str, Any] = {}
+        for name in ("features", "labels", "scores"):
+            values: Tensor | None = getattr(self, name) if name in columns else None
+            if values is not None:
+                # index_select, not values[indices]: several times faster for rows of half precision.
+                gathered[name] = values.index_select(0, indices)
+        if "ages" in columns:
+            observed_at = self.observed_at.index_select(0, indices)
+            gathered["ages"] = (self.num_batches - 1 - observed_at).where(observed_at >= 0, -1)
+        if self.tokens is not None and "tokens" in columns:
+            gathered["tokens"] = self.tokens.rows(indices)
+        if "indices" in columns:
+            gathered["indices"] = indices
+        return Instances(**gathered)
+
+    def holds(self, indices: Tensor, columns: Sequence[str]) -> Tensor:
+        """Whether features or tokens are remembered of each instance, where ``columns`` name them; ``(n,)``, bool."""
+        if any(name in columns for name in FROM_BATCHES):
+            return self.has_features.index_select(0, indices)
+        return torch.ones(len(indices), dtype=torch.bool)
+
+    def knows(self, indices: Tensor, columns: Sequence[str]) -> Tensor:
+        """Whether each instance was seen and :meth:`holds` what ``columns`` name; shape ``(n,)``, bool."""
+        seen = self.seen.index_select(0, indices)
+        return seen & self.holds(indices, columns) if any(name in columns for name in FROM_BATCHES) else seen
+
+    def put_features(self, indices: Tensor, features: Tensor) -> None:
+        """Remember features, shape ``(n, F)``, any floating dtype; values that half precision cannot hold are bounded.
+
+        An instance keeps the first features it was given.
+
+        Raises:
+            ValueError: If F differs from that of earlier features.
+        """
+        if self.features is None:
+            self.features = self._room_for(features.shape[1])
+        if features.shape[1] != self.features.shape[1]:
+            raise ValueError(
+                f"an instance has {features.shape[1]} features where earlier ones had {self.features.shape[1]}; "
+                "pass features= to give every batch the same number"
+            )
+        new = ~self.has_features[indices]
+        indices, features = indices[new], features[new]
+        self.features[indices] = bounded(features)
+        self.has_features[indices] = True
+        if self._file is not None:
+            self._file.mark(indices)
+
+    def put_tokens(self, indices: Tensor, rows: Tensor) -> None:
+        """Remember tokens; an instance keeps those it was given first.
+
+        Args:
+            indices: Shape ``(n,)``, int64.
+            rows: Of columns, shape ``(n, W)``, integer; see ``tokens``.
+
+        Raises:
+            ValueError: If there is no token in any row.
+        """
+        if not (rows >= 0).any():
+            raise ValueError("the batch holds no token ids but padding and masks; pass features= to return them")
+        if self.tokens is None:
+            self.tokens = TokenStore(len(self))
+        _, first = np.unique(indices.numpy(), return_index=True)  # a batch may hold an instance twice
+        new = torch.from_numpy(np.sort(first))
+        new = new[~self.has_features[indices[new]]]
+        tokens = tokens_of(rows[new])
+        if self.tokens.num_bytes + 6 * len(tokens.columns) > self._feature_memory:
+            self._warn_that_memory_is_full()
+            return
+        self.tokens.put(indices[new], tokens)
+        self.has_features[indices[new]] = True
+
+    def put_labels(self, indices: Tensor, labels: Tensor) -> None:
+        """Remember integer labels, shape ``(n,)``."""
+        if self.labels is None:
+            self.labels = torch.full((len(self),), -1, dtype=torch.int32)
+        self.labels.numpy()[indices.numpy()] = labels.numpy()  # ten times as fast as torch on a batch
+
+    def put_scores(self, indices: Tensor, scores: Tensor) -> None:
+        """Remember one batch's scores, shape ``(n,)``, and mark the instances as seen."""
+        places = indices.numpy()
+        self.scores.numpy()[places] = scores.numpy()
+        self.seen.numpy()[places] = True
+        self.observed_at.numpy()[places] = self.num_batches
+        self.num_batches += 1
+
+    def forget(self, indices: Tensor) -> None:
+        """Mark instances as unseen, so that they are kept when they come up again."""
+        self.seen[indices] = False
+
+    def forget_everything(self) -> None:
+        """Remember nothing of any instance."""
+        self.seen.zero_()
+        self.forget_features()
+        self.labels = None
+
+    def forget_features(self) -> None:
+        """Remember neither features nor tokens of any instance."""
+        self.has_features.zero_()
+        self.features = self.tokens = self._file = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All columns, as tensors or None, and the number of batches; of features in a file, which file it is."""
+        return {
+            "features": self.features if self._file is None else None,
+            "feature_file": None if self._file is None else self._file.state_dict(),
+            "tokens": None if self.tokens is None else self.tokens.state_dict(),
+            "num_instances": self.num_instances,
+            "num_batches": self.num_batches,
+            **{name: getattr(self, name) for name in REMEMBERED},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`. Where a feature file is gone, features have to be gathered again.
+
+        Raises:
+            ValueError: If the state is of another number of instances.
+        """
+        if state["num_instances"] != self.num_instances:
+            raise ValueError(
+                f"the state remembers {state['num_instances']} instances, the data set has {self.num_instances}; "
+                "resume with the data set of the interrupted run"
+            )
+        self.num_batches = state["num_batches"]
+        for name in REMEMBERED:
+            setattr(self, name, None if state[name] is None else state[name].clone())
+        self.features, self._file, self.tokens = None, None, None
+        if state["tokens"] is not None:
+            self.tokens = TokenStore(len(self))
+            self.tokens.load_state_dict(state["tokens"])
+        if state["feature_file"] is not None:
+            self._load_features_of(state["feature_file"])
+        elif state["features"] is not None:
+            self._copy_features(state["features"])
+
+    def _load_features_of(self, file_state: dict[str, Any]) -> None:
+        try:
+            file = FeatureFile.find(file_state, self._place)
+            if not file.holds(self.has_features):
+                raise OSError(f"{file.path} lacks features that the checkpoint counts on")
+        except OSError as error:
+            self.has_features.zero_()
+            # Not on rank zero alone: every process has a file of its own.
+            warnings.warn(
+                f"the checkpoint's features are not to be had: {error}. They are gathered again as instances come up, "
+                "each of which is kept until then; put the file beside the checkpoint to resume exactly",
+                stacklevel=2,
+            )
+            return
+        if file.is_ours and self._is_large(file.values.shape[1]) and not file.is_shared(self.has_features):
+            file.keep(self.has_features)  # what was written after the checkpoint was never seen by this run
+            self.features, self._file = file.values, file
+        else:
+            self._copy_features(file.values)
+
+    def _copy_features(self, features: Tensor) -> None:
+        self.features = self._room_for(features.shape[1])
+        for rows in self.has_features.nonzero()[:, 0].split(COPIED_AT_ONCE):
+            self.features[rows] = features[rows]
+            if self._file is not None:
+                self._file.mark(rows)
+
+    def _warn_that_memory_is_full(self) -> None:
+        if not self._is_full:
+            self._is_full = True
+            warnings.warn(
+                f"the tokens of {int(self.has_features.sum()):,} of {len(self):,} instances take all of "
+                f"{self._feature_memory:,} bytes: those of the others are not remembered, and they are always kept; "
+                "raise feature_memory=",
+                stacklevel=2,
+            )
+
+    def _is_large(self, num_features: int) -> bool:
+        return 2 * len(self) * num_features > self._feature_memory
+
+    def _room_for(self, num_features: int) -> Tensor:
+        """Zeros, shape ``(N, F)``, half precision, in memory or in a file."""
+        shape = len(self), num_features
+        if self._is_large(num_features):
+            try:
+                self._file = FeatureFile.create(self._place, shape)
+            except OSError as error:
+                warnings.warn(
+                    f"no file for {2 * shape[0] * shape[1]:,} bytes of features ({error}): they stay in memory, and go "
+                    "into every checkpoint",
+                    stacklevel=2,
+                )
+            else:
+                return self._file.values
+        return torch.zeros(shape, dtype=torch.half)
+
+
+class BatchFeatures:
+    """At most 256 numbers for each instance of a batch, by a fixed reduction on the batch's own device.
+
+    Takes the batch's largest floating tensor (or bytes, as raw images are) with leading size B; without one, counts
+    hashed tokens of its largest integer tensor of two or more dimensions.
+
+    - ``(B, F)`` and anything of at most 256 numbers an instance: as it is;
+    - ``(B, C, ...)`` with positions after the channels: adaptive average pooling over the positions;
+    - everything else: a fixed random projection (signs, scaled to keep lengths; Achlioptas, JCSS 2003).
+
+    Args:
+        function: Replaces the choice and the reduction of the batch's tensor: gets the batch, returns ``(B, F)``.
+        max_features: Most numbers an instance may take.
+
+    Example:
+        >>> images, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 1, 0])
+        >>> BatchFeatures()((images, labels), 4).shape
+        torch.Size([4, 243])
+    """
+
+    def __init__(self, function: FeatureFunction | None = None, max_features: int = MAX_FEATURES) -> None:
+        if max_features < 1:
+            raise ValueError(f"max_features must be at least 1, got {max_features}; 256 is the default")
+        self.function = function
+        self.max_features = max_features
+        self._projection: Tensor | None = None
+
+    def __call__(self, batch: Any, batch_size: int) -> Tensor | None:
+        """Reduced features, shape ``(B, F)``, or None where the batch holds nothing to take them from.
+
+        Raises:
+            ValueError: If ``function`` returned another shape.
+        """
+        with torch.no_grad():
+            if self.function is not None:
+                features: Tensor = self.function(batch)
+                if features.ndim != 2 or len(features) != batch_size:
+                    raise ValueError(f"features= must return shape ({batch_size}, F), got {tuple(features.shape)}")
+                return features.detach()
+            rows = [tensor for tensor in tensors_in(batch) if tensor.ndim and tensor.shape[0] == batch_size]
+            dense = [
+                tensor
+                for tensor in rows
+                if (tensor.is_floating_point() or tensor.dtype == torch.uint8) and tensor.numel()
+            ]
+            if dense:
+                return self._reduce(max(dense, key=torch.Tensor.numel).detach().float())
+            tokens = [
+                tensor for tensor in rows if tensor.ndim >= 2 and not tensor.is_floating_point() and tensor.numel()
+            ]
+            if tokens:
+                return self._hashed_counts(max(tokens, key=torch.Tensor.numel).detach().flatten(1))
+            return None
+
+    def _reduce(self, values: Tensor) -> Tensor:
+        values = values[:, None] if values.ndim == 1 else values
+        if values[0].numel() <= self.max_features:
+            return values.flatten(1)
+        channels, positions = values.shape[1], values.ndim - 2
+        if not 1 <= positions <= 3 or channels > self.max_features:
+            return self._project(values.flatten(1))
+        side = math.floor((self.max_features / channels) ** (1 / positions) + 1e-9)
+        pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[positions - 1]
+        pooled: Tensor = pool(values, [min(side, size) for size in values.shape[2:]])
+        return pooled.flatten(1)
+
+    def _project(self, values: Tensor) -> Tensor:
+        width = values.shape[1]
+        if self._projection is None or self._projection.shape[0] != width:
+            # A generator of our own: the same signs in every run, and the global RNG stays untouched.
+            generator = torch.Generator().manual_seed(width)
+            signs = torch.randint(0, 2, (width, self.max_features), generator=generator) * 2 - 1
+            self._projection = signs.float() / math.sqrt(self.max_features)
+        self._projection = self._projection.to(values.device)
+        return values @ self._projection
+
+    def _hashed_counts(self, tokens: Tensor) -> Tensor:
+        # Multiplicative hashing (Knuth): neighbouring ids land far apart.
+        buckets = ((tokens.long() * 2654435761) >> 16) % self.max_features
+        counts = torch.zeros(len(tokens), self.max_features, device=tokens.device)
+        return counts.scatter_add_(1, buckets, torch.ones_like(buckets, dtype=counts.dtype))
+
+
+def bounded(features: Tensor) -> Tensor:
+    """Features in half precision; NaN becomes 0, and what half precision cannot hold is bounded."""
+    return torch.nan_to_num(features, nan=0.0).clamp(-FEATURE_BOUND, FEATURE_BOUND).half()

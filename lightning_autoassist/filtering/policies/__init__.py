@@ -1,0 +1,1 @@
+"""Policies: from predicted scores to keep probabilities."""

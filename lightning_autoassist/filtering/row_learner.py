@@ -1,0 +1,147 @@
+"""An Assistant on the rows of a stream: it judges what was never seen, and nothing of an instance is remembered.
+
+Shapes: B batch, n rows of a fetched batch, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader, Outcome
+from lightning_autoassist.filtering.memory.store import Instances, bounded
+from lightning_autoassist.filtering.memory.tokens import tokens_of
+from lightning_autoassist.filtering.policies.rules import Policy
+from lightning_autoassist.filtering.sampling.candidates import Rows
+
+
+class LabelColumn:
+    """The integer column of a stream's batches that the captured loss has as its target.
+
+    It is asked for before the Boss sees a batch, and told by the loss only after: so it is the place in the batch at
+    which the target of earlier steps stood. A column that once differs from the target is not it; where none is left
+    (the step computes its target), labels are used neither to predict nor to learn.
+
+    Example:
+        >>> column = LabelColumn()
+        >>> batch = {"id": torch.tensor([7, 8]), "label": torch.tensor([0, 1])}
+        >>> column.observe(batch, torch.tensor([0, 1]))
+        >>> column.of({"id": torch.tensor([9]), "label": torch.tensor([2])})
+        tensor([2])
+    """
+
+    def __init__(self) -> None:
+        self.paths: list[str] | None = None  # what may be it; None: not asked yet
+
+    def observe(self, integers: Mapping[str, Tensor], target: Tensor | None) -> None:
+        """Compare a batch's columns with the target of its loss.
+
+        Args:
+            integers: Columns of shape ``(B,)``, by their place in the batch.
+            target: Shape ``(B,)``, int64; None where the loss has no such target.
+        """
+        paths = [path for path in (integers if self.paths is None else self.paths) if path in integers]
+        self.paths = [] if target is None else [path for path in paths if torch.equal(integers[path].long(), target)]
+
+    def of(self, integers: Mapping[str, Tensor]) -> Tensor | None:
+        """The labels among a batch's columns; None where none is known."""
+        return integers.get(self.paths[0]) if self.paths else None
+
+
+class RowLearner:
+    """Turns rows of a stream into keep probabilities, and the Boss's answers into a better Assistant.
+
+    Args:
+        assistant: Predicts scores.
+        policy: Turns them into keep probabilities.
+        features: Reduces a batch to features.
+
+    Attributes:
+        label_column: Where a batch's labels stand.
+    """
+
+    def __init__(self, assistant: Assistant, policy: Policy, features: BatchReader) -> None:
+        self.assistant = assistant
+        self.policy = policy
+        self.label_column = LabelColumn()
+        self._features = features
+        self._width: int | None = None  # F
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether rows are judged by their features or tokens."""
+        return self.policy.needs_scores and self.assistant.reads_batches
+
+    @property
+    def refusal(self) -> str | None:
+        """Why streams cannot be filtered by this Assistant, and what to write; None where they can."""
+        names = {"scores": "last score", "indices": "position in the data set"}
+        read = [name for column, name in names.items() if column in self.assistant.reads]
+        if not self.policy.needs_scores or not read:
+            return None
+        return (
+            f"{type(self.assistant).__name__} reads an instance's {read[0]}, and a stream does not tell which "
+            'instance came before; write AutoAssistCallback(policy=..., assistant="logistic")'
+        )
+
+    def features(self, batch: Any, num_rows: int) -> Tensor:
+        """Features of a batch as the loader gave it, shape ``(n, F)``, in half precision on the CPU, or its tokens.
+
+        Raises:
+            ValueError: If the batch has none, or another number than earlier ones.
+        """
+        features = self._features(batch, num_rows)
+        if features is None:
+            raise ValueError("the batch holds no tensor with one row an instance; pass features=")
+        if "tokens" in self.assistant.reads:
+            return features.cpu()
+        self._width = self._width or features.shape[1]
+        if features.shape[1] != self._width:
+            raise ValueError(
+                f"an instance has {features.shape[1]} features where earlier ones had {self._width}; pass features= "
+                "to give every batch the same number"
+            )
+        return bounded(features).cpu()
+
+    def keep_probability(self, rows: Rows) -> npt.NDArray[np.floating[Any]]:
+        """Chances of rows, shape ``(n,)``."""
+        if not self.policy.needs_scores:
+            return self.policy.keep_probability(torch.ones(rows.size)).numpy()
+        instances = self._instances(rows.features, self.label_column.of(rows.integers))
+        probs = self.policy.keep_probability(self.assistant.predict(instances))
+        # A prediction that is not a number says nothing against the instance.
+        return probs.where(~probs.isnan(), 1.0).numpy()
+
+    def learn(
+        self, features: Tensor | None, integers: Mapping[str, Tensor], target: Tensor | None, scores: Tensor
+    ) -> Outcome | None:
+        """Learn from a batch of the Boss.
+
+        Args:
+            features: What :meth:`features` gave for its rows, shape ``(B, F)``.
+            integers: See ``Rows``.
+            target: Of the captured loss, see :class:`LabelColumn`.
+            scores: Shape ``(B,)``; rows with one that is no finite number are not learnt from.
+
+        Returns:
+            The Assistant's outcome; None where there was nothing to learn.
+        """
+        self.label_column.observe(integers, target)
+        finite = scores.isfinite()
+        if not finite.any() or (self.reads_features and features is None):
+            return None
+        labels = self.label_column.of(integers)
+        columns = (None if column is None else column[finite] for column in (features, labels))
+        outcome = self.assistant.update(self._instances(*columns), scores[finite])
+        self.policy.observe(outcome.predictions, outcome.targets)
+        return outcome
+
+    def _instances(self, features: Tensor | None, labels: Tensor | None) -> Instances:
+        if features is not None and "tokens" in self.assistant.reads:
+            return Instances(labels=labels, tokens=tokens_of(features))
+        return Instances(features, labels)

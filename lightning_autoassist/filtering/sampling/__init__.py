@@ -1,0 +1,1 @@
+"""From the user's order of candidates to batches of kept instances."""

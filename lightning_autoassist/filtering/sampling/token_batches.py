@@ -1,0 +1,363 @@
+"""Batches by tokens: kept instances of similar length share a batch, and no batch exceeds a budget of tokens.
+
+Shapes: N data set, C lengths of an instance (such as source and target), n candidates, B batch (of any size here), K
+batches an epoch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import SubsetRandomSampler
+
+from lightning_autoassist.filtering.names import WeightsName
+from lightning_autoassist.filtering.sampling.candidates import Draw, batches_per_epoch
+from lightning_autoassist.filtering.sampling.index_batches import (
+    KeepProbability,
+    ShrinkingBatchSampler,
+    check_candidates,
+    num_candidates,
+)
+from lightning_autoassist.filtering.sampling.indexed_data import length_of
+from lightning_autoassist.filtering.sampling.order_pieces import index_array
+from lightning_autoassist.filtering.sampling.token_lengths import (
+    length_array,
+    longest_sequence,
+    read_lengths,
+    stored_lengths,
+)
+from lightning_autoassist.trainer_support.arguments import check_number, check_whole
+from lightning_autoassist.trainer_support.arrays import IndexArray
+
+Lengths = Callable[[Any], Any] | Sequence[Any] | npt.NDArray[Any] | Tensor
+# Kept instances are sorted by length among as many others as fill this many batches.
+POOL_BATCHES = 32
+
+
+class TokenBatchSampler(ShrinkingBatchSampler):
+    r"""Batches of kept instances of similar length, each of at most ``max_tokens`` tokens, K batches an epoch.
+
+    Kept instances gather in a pool until they would fill ``pool_batches`` batches. The pool is sorted by length (by the
+    longest of C, then by their sum, ties in random order) and cut into batches, each as far as the next instance still
+    fits; the batches are drawn in random order. What is left at the last cut goes back to the pool, so that no kept
+    instance is lost.
+
+    The size of a batch counts the padding: B times the longest instance's length; with C lengths an instance, such as
+    those of source and target, B times the sum of the longest of each. K follows from the lengths alone,
+    :math:`K = \lceil budget \cdot T / max\_tokens \rceil` with T the lengths of a pass added up, whatever is kept and
+    however it packs; it is rounded down where ``drop_last``. As padding takes some of each batch, an epoch at budget 1
+    with everything kept is a little less than a pass: by 4 to 10 % on sentences. The stream runs on across epochs, so
+    that nothing is left out.
+
+    Weights are those of :class:`ShrinkingBatchSampler`, their expectations over kept instances too.
+
+    Used alone, it is a batch sampler: ``DataLoader(dataset, batch_sampler=TokenBatchSampler(...))``.
+
+    Source: the token batches of the translation experiments of Zhang, Yu & Dhillon, AutoAssist, NeurIPS 2019,
+    arXiv:1905.03381.
+
+    Args:
+        sampler: The candidates of one pass, as indices; of known length.
+        max_tokens: Most tokens in a batch, padding included.
+        lengths: Lengths of all instances of the data set, in tokens, shape ``(N,)`` or ``(N, C)``. An empty instance
+            counts as one token.
+        budget: See :class:`ShrinkingBatchSampler`, as all that follows.
+        keep_probability: Likewise.
+        weights: Likewise.
+        drop_last: Likewise.
+        seed: Likewise; ties and the order of batches are drawn from the same generator.
+        chunk_size: Likewise; None: as many as the pool is likely to need.
+        pool_batches: Batches that a pool fills, at least 2 (at most half a pass in any case). Fewer are fresher, their
+            candidates having been chosen so many steps before the Boss sees the last of them; more pad less.
+        total_tokens: T, where it is not that of ``sampler``: for a process's share of it, which must be the same in all
+            processes.
+        pass_size: See :class:`ShrinkingBatchSampler`.
+
+    Attributes:
+        batch_size: Instances in a batch of average ones, for reports.
+        total_tokens: T.
+
+    Raises:
+        ValueError: If an argument lies outside its range, an instance is longer than ``max_tokens``, or a pass is less
+            than a batch.
+
+    Example:
+        >>> lengths = [2, 5] * 30
+        >>> sampler = TokenBatchSampler(range(60), max_tokens=20, lengths=lengths)
+        >>> len(sampler), max(len(batch) * max(lengths[index] for index in batch) for batch in sampler)
+        (7, 20)
+    """
+
+    def __init__(
+        self,
+        sampler: Iterable[int],
+        max_tokens: int,
+        lengths: Any,
+        *,
+        budget: float = 0.6,
+        keep_probability: KeepProbability | None = None,
+        weights: WeightsName = "none",
+        drop_last: bool = False,
+        seed: int = 0,
+        chunk_size: int | None = None,
+        pool_batches: int = POOL_BATCHES,
+        total_tokens: float | None = None,
+        pass_size: int | None = None,
+    ) -> None:
+        pool_batches = check_whole("pool_batches", pool_batches, "[2, inf)", f"{POOL_BATCHES} is the default")
+        self.max_tokens = max_tokens = check_max_tokens(max_tokens)
+        check_candidates(sampler)
+        if total_tokens is not None:
+            total_tokens = check_number("total_tokens", total_tokens, "(0, inf)", "None counts them")
+        self.lengths = length_array(lengths)
+        _check_longest(self.lengths, _indices_in(sampler), max_tokens)
+        self.total_tokens = tokens_per_pass(sampler, self.lengths) if total_tokens is None else total_tokens
+        if num_candidates(sampler) and self.total_tokens <= max_tokens:
+            raise ValueError(
+                f"a pass has {self.total_tokens:.0f} tokens, no more than one batch of max_tokens={max_tokens}; "
+                f"use max_tokens={max(1, int(self.total_tokens) // 2)} or less"
+            )
+        super().__init__(
+            sampler,
+            max(1, int(max_tokens * num_candidates(sampler) / max(1.0, self.total_tokens))),
+            budget=budget,
+            keep_probability=keep_probability,
+            weights=weights,
+            drop_last=drop_last,
+            seed=seed,
+            chunk_size=chunk_size,
+            pass_size=pass_size,
+        )
+        self._has_warned = False
+        self._pool_tokens = max(float(max_tokens), min(float(pool_batches * max_tokens), self.total_tokens / 2))
+        self._num_ahead = math.ceil(self._pool_tokens / max_tokens * self.batch_size)
+        # Batches that were cut and wait for their turn; what is not cut yet are the base's kept instances.
+        self._ready: deque[tuple[IndexArray, npt.NDArray[np.float64]]] = deque()
+
+    def batches_at(self, budget: float) -> int:
+        return batches_per_epoch(self.total_tokens, self.max_tokens, budget, self.drop_last)
+
+    @property
+    def sizes(self) -> tuple[float, ...]:
+        """N, ``max_tokens`` and T."""
+        return self.num_instances, self.max_tokens, self.total_tokens
+
+    def state_dict(self) -> dict[str, Any]:
+        ready = [[torch.from_numpy(part) for part in batch] for batch in self._ready]
+        return {**super().state_dict(), "tokens": [self.max_tokens, self.total_tokens], "ready": ready}
+
+    def can_continue(self, state: dict[str, Any]) -> bool:
+        return super().can_continue(state) and state["tokens"] == [self.max_tokens, self.total_tokens]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._ready = deque((indices.numpy().copy(), probs.numpy().copy()) for indices, probs in state["ready"])
+
+    def _read_on(self) -> None:
+        super()._read_on()
+        has_length = (self._order < len(self.lengths)) & (self._order >= -len(self.lengths))
+        if not has_length.all():
+            without = self._order[~has_length]
+            self._order = self._order[has_length]
+            if not len(self._order):
+                raise ValueError(f"no instance that the sampler gave has a length, such as the index {without[0]}")
+            self._warn_of_unknown_lengths(int(without[0]))
+
+    def _warn_of_unknown_lengths(self, index: int) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(
+                f"the sampler gave the index {index}, and lengths are known of {len(self.lengths)} instances only: "
+                "instances without a length are left out, as nothing tells how many share a batch of "
+                f"max_tokens={self.max_tokens}"
+            )
+
+    def _draw(self) -> Draw | None:
+        if not self._ready:
+            if not self._gather():
+                return None
+            self._considered_before = self.num_considered
+            self._cut()
+        return self._draw_of(*self._ready.popleft())
+
+    def _gather(self) -> bool:
+        """Consider candidates until the pool is full: more than a batch is in it then. False where the pass ends."""
+        num_counted, num_tokens = 0, 0
+        while True:
+            num_tokens += int(self.lengths[self._kept_indices[num_counted:]].sum())
+            num_counted = len(self._kept_indices)
+            if num_tokens > self._pool_tokens:
+                return True
+            if not self._consider_next():
+                return False
+
+    def _cut(self) -> None:
+        """Cut the pool into batches, and leave in it what fills none."""
+        indices, probs = self._kept_indices, self._kept_probs
+        lengths = self.lengths[indices]
+        # From the short or from the long end, by chance: an instance at an end would else be left over for ever.
+        sign = -1 if self._rng.random() < 0.5 else 1
+        # By the longer of source and target first: on pairs this pads less than by their sum, or by either.
+        order = np.lexsort((self._rng.random(len(indices)), sign * lengths.sum(1), sign * lengths.max(1)))
+        indices, probs = indices[order], probs[order]
+        cuts = _cuts(lengths[order], self.max_tokens)
+        batches = [(indices[start:end].copy(), probs[start:end].copy()) for start, end in pairwise(cuts)]
+        self._ready.extend(batches[place] for place in self._rng.permutation(len(batches)))
+        self._kept_indices, self._kept_probs = indices[cuts[-1] :].copy(), probs[cuts[-1] :].copy()
+
+
+def padded_tokens(lengths: npt.NDArray[np.int64]) -> int:
+    """Tokens of a batch with its padding: B times the sum of the longest of each of the C lengths.
+
+    Args:
+        lengths: Shape ``(B, C)``.
+
+    Example:
+        >>> padded_tokens(np.array([[3, 5], [4, 2]]))
+        18
+    """
+    return len(lengths) * int(lengths.max(0).sum())
+
+
+def _cuts(lengths: npt.NDArray[np.int64], max_tokens: int) -> list[int]:
+    """Where batches begin and end, from 0 on: each as far as the next instance still fits, the last that is full."""
+    cuts, start = [0], 0
+    while True:
+        # No batch can be longer than one of its shortest instance's like; the window need not reach further.
+        window = lengths[start : start + max_tokens // int(lengths[start:].sum(1).min(initial=max_tokens)) + 1]
+        padded = np.maximum.accumulate(window, axis=0).sum(1) * np.arange(1, len(window) + 1)
+        fitting = int(np.searchsorted(padded, max_tokens, side="right"))
+        if start + fitting >= len(lengths):
+            return cuts
+        start += fitting
+        cuts.append(start)
+
+
+def check_max_tokens(max_tokens: int) -> int:
+    """``max_tokens``; raises ValueError unless it is positive."""
+    return check_whole("max_tokens", max_tokens, "[1, inf)", "4096 is usual for a small Transformer")
+
+
+def tokens_per_pass(sampler: Iterable[int], lengths: npt.NDArray[np.int64]) -> float:
+    """T, the tokens of one pass: of the instances that the sampler names, else as many as are average.
+
+    Args:
+        sampler: The candidates of one pass.
+        lengths: Of all instances, shape ``(N, C)``.
+    """
+    named = _indices_in(sampler)
+    per_instance = lengths.sum(1) if named is None else lengths[named].sum(1)
+    return float(per_instance.sum()) * num_candidates(sampler) / len(per_instance)
+
+
+def _indices_in(sampler: Iterable[int]) -> IndexArray | None:
+    """The instances that a sampler names; None where it may give all of the data set."""
+    if type(sampler) is not SubsetRandomSampler:
+        return None
+    indices: Any = sampler.indices
+    return index_array(indices.numpy(force=True) if isinstance(indices, Tensor) else indices)
+
+
+def _check_longest(lengths: npt.NDArray[np.int64], named: IndexArray | None, max_tokens: int) -> None:
+    places = np.arange(len(lengths)) if named is None else named
+    sizes = lengths[places].sum(1)
+    too_long = places[sizes > max_tokens]
+    if len(too_long):
+        raise ValueError(
+            f"{len(too_long)} of the instances are longer than max_tokens={max_tokens}, the first of them at index "
+            f"{too_long[0]} with {lengths[too_long[0]].sum()} tokens; shorten them, drop them "
+            f"(torch.utils.data.Subset), or use max_tokens={sizes.max()}"
+        )
+
+
+class TokenBudget:
+    """A budget of tokens for the batches of whatever data set comes, and where its lengths come from.
+
+    Args:
+        max_tokens: Most tokens in a batch, padding included.
+        lengths: Of the instances, or a function that gets one and returns its length or lengths. None: the data set's
+            attribute ``lengths``, else one reading of the whole data set.
+
+    Raises:
+        ValueError: If ``max_tokens`` is not positive.
+    """
+
+    def __init__(self, max_tokens: int, lengths: Lengths | None = None) -> None:
+        self.max_tokens = check_max_tokens(max_tokens)
+        self.lengths = lengths
+        self._measured: tuple[Any, npt.NDArray[np.int64]] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What loggers get: an array of lengths is not among it."""
+        given = "given for each instance" if self.lengths is not None else None
+        return {"max_tokens": self.max_tokens, "lengths": self.lengths if callable(self.lengths) else given}
+
+    def sampler_maker(
+        self, dataset: Any, candidates: Any, owned: Any, **options: Any
+    ) -> Callable[[], TokenBatchSampler]:
+        """What makes the batches of a data set's candidates, of the lengths that its instances have now.
+
+        Args:
+            dataset: The user's.
+            candidates: Of one pass of all processes.
+            owned: Those of this process; of the same number in all of them.
+            options: Of :class:`TokenBatchSampler`.
+
+        Raises:
+            ValueError: See :class:`TokenBatchSampler`; also if there is not one length for each instance.
+        """
+        lengths = self.lengths_of(dataset)
+        _check_longest(lengths, _indices_in(candidates), self.max_tokens)
+        # Equal shares, so that every process has as many batches, whoever owns the long ones.
+        total = tokens_per_pass(candidates, lengths) * num_candidates(owned) / max(1, num_candidates(candidates))
+        if owned is not candidates:  # which does not tell that it leaves out what the candidates leave out
+            lengths = np.minimum(lengths, self.max_tokens)
+        return functools.partial(TokenBatchSampler, owned, self.max_tokens, lengths, total_tokens=total, **options)
+
+    def lengths_of(self, dataset: Any) -> npt.NDArray[np.int64]:
+        """Lengths of all instances, shape ``(N, C)``; a data set that has to be read is read once only."""
+        given = self.lengths if self.lengths is not None else stored_lengths(dataset)
+        num_instances = length_of(dataset)
+        if num_instances is None:
+            if given is None or callable(given):
+                raise ValueError(
+                    f"the data set ({type(dataset).__name__}) has no length, so that it cannot be read for the lengths "
+                    "of its instances; define its __len__, or give lengths=, a number for each instance"
+                )
+            return length_array(given)
+        if not num_instances:
+            raise ValueError("the data set is empty; filtering needs at least one batch of instances")
+        if self._measured is None or self._measured[0] is not dataset or len(self._measured[1]) != num_instances:
+            if given is None or callable(given):
+                given = read_lengths(dataset, longest_sequence if given is None else given)
+            lengths = length_array(given)
+            if len(lengths) != num_instances:
+                raise ValueError(
+                    f"lengths are of {len(lengths)} instances, the data set has {num_instances}; give one an instance"
+                )
+            self._measured = dataset, lengths
+        return self._measured[1]
+
+
+def token_budget(max_tokens: int | None, lengths: Lengths | None) -> TokenBudget | None:
+    """The budget of tokens that is asked for, if any.
+
+    Raises:
+        ValueError: If ``max_tokens`` is not positive, or ``lengths`` are given without it.
+    """
+    if max_tokens is not None:
+        return TokenBudget(max_tokens, lengths)
+    if lengths is not None:
+        raise ValueError("lengths= are for batches by tokens; give max_tokens= as well")
+    return None

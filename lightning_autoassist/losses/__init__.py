@@ -1,0 +1,1 @@
+"""The mathematics of torch's losses, without any Trainer."""

@@ -1,0 +1,1 @@
+"""What is needed of Lightning's and torch's insides."""
