@@ -28,7 +28,7 @@ from rows import RESULTS
 from runs import FULL, TUNED_BUDGET, Plan, Row, Runner, add_arguments, be_quiet, check_quickly, planned
 
 from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
-from lightning_autoassist.filtering.policies.rules import POLICIES
+from lightning_autoassist.filtering.policies.registry import POLICIES
 
 TABLE = "images"
 METHODS = (FULL, "uniform", "proportional", "infobatch", "autoassist")

@@ -34,7 +34,8 @@ from lightning_autoassist import (
     InstanceLossCapture,
     LogisticAssistant,
 )
-from lightning_autoassist.filtering.memory.store import Instances, InstanceStore
+from lightning_autoassist.filtering.memory.instances import Instances
+from lightning_autoassist.filtering.memory.store import InstanceStore
 from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
 
 BATCH_SIZE = 128

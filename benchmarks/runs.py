@@ -26,7 +26,7 @@ from rows import append_row, rows_of
 from torch.utils.data import get_worker_info
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
-from lightning_autoassist.filtering.policies.rules import POLICIES
+from lightning_autoassist.filtering.policies.registry import POLICIES
 
 FULL = "full"
 # The paper's rule and Assistant for translation.

@@ -24,8 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_autoassist import Assistant, AutoAssistCallback, AutoAssistDataModule, MemoryAssistant
 from lightning_autoassist.filtering.assistants.base import Outcome
-from lightning_autoassist.filtering.memory.store import Instances
-from lightning_autoassist.filtering.policies.rules import AutoAssistPolicy, Policy, ProportionalPolicy
+from lightning_autoassist.filtering.memory.instances import Instances
+from lightning_autoassist.filtering.policies.autoassist import AutoAssistPolicy
+from lightning_autoassist.filtering.policies.base import Policy
+from lightning_autoassist.filtering.policies.proportional import ProportionalPolicy
 
 BATCH_SIZE = 32
 # Of importance sampling: mean chance of the candidates, less the floor. So little that chances follow the scores, and

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
-from lightning_autoassist.filtering.policies.rules import POLICIES
+from lightning_autoassist.filtering.policies.registry import POLICIES
 
 TABLE = "text"
 METHODS = (FULL, "uniform", "proportional", PAPER)

@@ -15,26 +15,27 @@ if TYPE_CHECKING:
     from typing import Any
 
     from lightning_autoassist.capture.loss_capture import InstanceLossCapture, Observation
-    from lightning_autoassist.filtering.assistants.base import Assistant, LogisticAssistant, MemoryAssistant, Outcome
-    from lightning_autoassist.filtering.assistants.learned import HybridAssistant, MLPAssistant
+    from lightning_autoassist.filtering.assistants.base import Assistant, Outcome
+    from lightning_autoassist.filtering.assistants.hybrid import HybridAssistant
+    from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
+    from lightning_autoassist.filtering.assistants.memory import MemoryAssistant
+    from lightning_autoassist.filtering.assistants.mlp import MLPAssistant
     from lightning_autoassist.filtering.assistants.registry import ASSISTANTS
     from lightning_autoassist.filtering.assistants.text import TextAssistant
     from lightning_autoassist.filtering.callback import AutoAssistCallback
     from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
     from lightning_autoassist.filtering.diagnosis import Diagnosis, diagnose
-    from lightning_autoassist.filtering.memory.store import Instances
+    from lightning_autoassist.filtering.memory.instances import Instances
     from lightning_autoassist.filtering.names import AssistantName, PolicyName, ScoreName, UpdateName, WeightsName
-    from lightning_autoassist.filtering.policies.rules import (
-        POLICIES,
-        AutoAssistPolicy,
-        ClassQuotaPolicy,
-        InfoBatchPolicy,
-        Policy,
-        ProportionalPolicy,
-        RandomPolicy,
-        SelectiveBackpropPolicy,
-        UniformPolicy,
-    )
+    from lightning_autoassist.filtering.policies.autoassist import AutoAssistPolicy
+    from lightning_autoassist.filtering.policies.base import Policy
+    from lightning_autoassist.filtering.policies.class_quota import ClassQuotaPolicy
+    from lightning_autoassist.filtering.policies.infobatch import InfoBatchPolicy
+    from lightning_autoassist.filtering.policies.proportional import ProportionalPolicy
+    from lightning_autoassist.filtering.policies.random_drop import RandomPolicy
+    from lightning_autoassist.filtering.policies.registry import POLICIES
+    from lightning_autoassist.filtering.policies.selective_backprop import SelectiveBackpropPolicy
+    from lightning_autoassist.filtering.policies.uniform import UniformPolicy
     from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
     from lightning_autoassist.filtering.sampling.token_batches import TokenBatchSampler
 
@@ -74,28 +75,44 @@ __all__ = [
 ]
 
 _PLACES = {
+    "capture.loss_capture": (
+        "InstanceLossCapture",
+        "Observation",
+    ),
+    "filtering.assistants.base": (
+        "Assistant",
+        "Outcome",
+    ),
+    "filtering.assistants.hybrid": ("HybridAssistant",),
+    "filtering.assistants.logistic": ("LogisticAssistant",),
+    "filtering.assistants.memory": ("MemoryAssistant",),
+    "filtering.assistants.mlp": ("MLPAssistant",),
     "filtering.assistants.registry": ("ASSISTANTS",),
-    "filtering.assistants.base": ("Assistant", "LogisticAssistant", "MemoryAssistant", "Outcome"),
+    "filtering.assistants.text": ("TextAssistant",),
     "filtering.callback": ("AutoAssistCallback",),
     "filtering.data.data_module": ("AutoAssistDataModule",),
-    "filtering.diagnosis": ("Diagnosis", "diagnose"),
-    "filtering.memory.store": ("Instances",),
-    "filtering.assistants.learned": ("HybridAssistant", "MLPAssistant"),
-    "capture.loss_capture": ("InstanceLossCapture", "Observation"),
-    "filtering.names": ("AssistantName", "PolicyName", "ScoreName", "UpdateName", "WeightsName"),
-    "filtering.policies.rules": (
-        "POLICIES",
-        "AutoAssistPolicy",
-        "ClassQuotaPolicy",
-        "InfoBatchPolicy",
-        "Policy",
-        "ProportionalPolicy",
-        "RandomPolicy",
-        "SelectiveBackpropPolicy",
-        "UniformPolicy",
+    "filtering.diagnosis": (
+        "Diagnosis",
+        "diagnose",
     ),
+    "filtering.memory.instances": ("Instances",),
+    "filtering.names": (
+        "AssistantName",
+        "PolicyName",
+        "ScoreName",
+        "UpdateName",
+        "WeightsName",
+    ),
+    "filtering.policies.autoassist": ("AutoAssistPolicy",),
+    "filtering.policies.base": ("Policy",),
+    "filtering.policies.class_quota": ("ClassQuotaPolicy",),
+    "filtering.policies.infobatch": ("InfoBatchPolicy",),
+    "filtering.policies.proportional": ("ProportionalPolicy",),
+    "filtering.policies.random_drop": ("RandomPolicy",),
+    "filtering.policies.registry": ("POLICIES",),
+    "filtering.policies.selective_backprop": ("SelectiveBackpropPolicy",),
+    "filtering.policies.uniform": ("UniformPolicy",),
     "filtering.sampling.index_batches": ("ShrinkingBatchSampler",),
-    "filtering.assistants.text": ("TextAssistant",),
     "filtering.sampling.token_batches": ("TokenBatchSampler",),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}

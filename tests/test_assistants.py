@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from lightning_autoassist.filtering.assistants.base import LogisticAssistant
+from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
 from lightning_autoassist.filtering.assistants.registry import ASSISTANTS
-from lightning_autoassist.filtering.memory.store import Instances
+from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.memory.tokens import tokens_of
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_autoassist.filtering.memory.store import BatchFeatures, Instances, InstanceStore
+from lightning_autoassist.filtering.memory.features import BatchFeatures
+from lightning_autoassist.filtering.memory.instances import Instances
+from lightning_autoassist.filtering.memory.store import InstanceStore
 from lightning_autoassist.trainer_support.batch_parts import tensors_in
 
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_autoassist import HybridAssistant, MLPAssistant
-from lightning_autoassist.filtering.assistants.learned import ClassMeans
-from lightning_autoassist.filtering.memory.store import Instances
+from lightning_autoassist.filtering.assistants.hybrid import ClassMeans
+from lightning_autoassist.filtering.memory.instances import Instances
 
 
 def batches(num_batches, num_features=6, batch_size=16):

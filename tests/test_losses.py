@@ -52,7 +52,7 @@ def _log_probs(*shape):
     return lambda: {"input": torch.randn(*shape).log_softmax(1).detach()}
 
 
-def _classes(*shape, ignored=None):
+def class_indices(*shape, ignored=None):
     def make():
         target = torch.randint(0, C, shape)
         if ignored is not None:
@@ -94,19 +94,19 @@ def _cross_entropy_cases():
         {"label_smoothing": 0.1},
         {"weight": CLASS_WEIGHT, "label_smoothing": 0.1},
     ):
-        yield _case("cross_entropy", _randn(B, C), _classes(B), **options)
+        yield _case("cross_entropy", _randn(B, C), class_indices(B), **options)
         for ignored in (-100, 0, 255):
-            fixed = _classes(B, ignored=ignored)
+            fixed = class_indices(B, ignored=ignored)
             yield _case("cross_entropy", _randn(B, C), fixed, ignore_index=ignored, **options)
-        yield _case("cross_entropy", _randn(B, C, 3, 4), _classes(B, 3, 4, ignored=1), ignore_index=1, **options)
+        yield _case("cross_entropy", _randn(B, C, 3, 4), class_indices(B, 3, 4, ignored=1), ignore_index=1, **options)
 
 
 CASES = [
     *_cross_entropy_cases(),
-    _case("nll_loss", _log_probs(B, C), _classes(B)),
-    _case("nll_loss", _log_probs(B, C), _classes(B, ignored=2), ignore_index=2),
-    _case("nll_loss", _log_probs(B, C), _classes(B), weight=CLASS_WEIGHT),
-    _case("nll_loss", _log_probs(B, C, 3), _classes(B, 3, ignored=-100), ignore_index=-100),
+    _case("nll_loss", _log_probs(B, C), class_indices(B)),
+    _case("nll_loss", _log_probs(B, C), class_indices(B, ignored=2), ignore_index=2),
+    _case("nll_loss", _log_probs(B, C), class_indices(B), weight=CLASS_WEIGHT),
+    _case("nll_loss", _log_probs(B, C, 3), class_indices(B, 3, ignored=-100), ignore_index=-100),
     _case("binary_cross_entropy", lambda: {"input": torch.rand(B)}, _binary(B)),
     _case("binary_cross_entropy", lambda: {"input": torch.rand(B, C)}, _binary(B, C), weight=CLASS_WEIGHT),
     _case("binary_cross_entropy_with_logits", _randn(B), _binary(B)),
@@ -155,8 +155,8 @@ CASES = [
     ),
     _case("hinge_embedding_loss", lambda: {"input": torch.rand(B)}, _signs(B)),
     _case("margin_ranking_loss", _named("input1", "input2", shape=(B,)), _signs(B), margin=0.5),
-    _case("multi_margin_loss", _randn(B, C), _classes(B)),
-    _case("multi_margin_loss", _randn(B, C), _classes(B), p=2, weight=CLASS_WEIGHT),
+    _case("multi_margin_loss", _randn(B, C), class_indices(B)),
+    _case("multi_margin_loss", _randn(B, C), class_indices(B), p=2, weight=CLASS_WEIGHT),
     _case("multilabel_margin_loss", _randn(B, C), lambda: {"target": torch.tensor([[1, 3, -1, 0, 0]] * B)}),
     _case("multilabel_soft_margin_loss", _randn(B, C), _binary(B, C)),
     _case("multilabel_soft_margin_loss", _randn(B, C), _binary(B, C), weight=CLASS_WEIGHT),

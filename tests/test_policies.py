@@ -3,15 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_autoassist.filtering.policies.rules import (
-    POLICIES,
-    AutoAssistPolicy,
-    ClassQuotaPolicy,
-    InfoBatchPolicy,
-    ProportionalPolicy,
-    RandomPolicy,
-    SelectiveBackpropPolicy,
-)
+from lightning_autoassist.filtering.policies.autoassist import AutoAssistPolicy
+from lightning_autoassist.filtering.policies.class_quota import ClassQuotaPolicy
+from lightning_autoassist.filtering.policies.infobatch import InfoBatchPolicy
+from lightning_autoassist.filtering.policies.proportional import ProportionalPolicy
+from lightning_autoassist.filtering.policies.random_drop import RandomPolicy
+from lightning_autoassist.filtering.policies.registry import POLICIES
+from lightning_autoassist.filtering.policies.selective_backprop import SelectiveBackpropPolicy
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_autoassist.filtering.policies.infobatch import InfoBatchPolicy
+from lightning_autoassist.filtering.policies.proportional import ProportionalPolicy
 from lightning_autoassist.filtering.policies.recent_scores import MAX_RECENT, RecentScores, proportional_scale
-from lightning_autoassist.filtering.policies.rules import POLICIES, InfoBatchPolicy, ProportionalPolicy
+from lightning_autoassist.filtering.policies.registry import POLICIES
 
 RELATIVE = ("proportional", "infobatch", "selective_backprop", "class_quota")
 

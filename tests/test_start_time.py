@@ -75,7 +75,7 @@ import lightning_autoassist
 for name in lightning_autoassist.__all__:
     assert eval(name) is getattr(lightning_autoassist, name), name
     assert name in dir(lightning_autoassist)
-from lightning_autoassist.filtering.policies.rules import POLICIES
+from lightning_autoassist.filtering.policies.registry import POLICIES
 print(len(lightning_autoassist.__all__), POLICIES is lightning_autoassist.POLICIES)
 """
     assert python(code).split() == [str(len(lightning_autoassist.__all__)), "True"]

@@ -8,7 +8,7 @@ import torch
 
 from lightning_autoassist import ASSISTANTS, AutoAssistCallback, AutoAssistDataModule, Instances, LogisticAssistant
 from lightning_autoassist.filtering.memory.store import InstanceStore
-from lightning_autoassist.filtering.policies.rules import ClassQuotaPolicy
+from lightning_autoassist.filtering.policies.class_quota import ClassQuotaPolicy
 from tests.ordinary import Classifier, ClustersData, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_autoassist.filtering.assistants.base import MemoryAssistant
+from lightning_autoassist.filtering.assistants.memory import MemoryAssistant
 from lightning_autoassist.filtering.learner import Learner
 from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
-from lightning_autoassist.filtering.policies.rules import POLICIES
+from lightning_autoassist.filtering.policies.registry import POLICIES
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 
 

@@ -19,7 +19,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_autoassist.capture.loss_capture import CapturedStep, InstanceLossCapture, Observation
-from lightning_autoassist.filtering.assistants.base import Assistant, LogisticAssistant
+from lightning_autoassist.filtering.assistants.base import Assistant
+from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
 from lightning_autoassist.filtering.assistants.registry import ASSISTANTS
 from lightning_autoassist.filtering.checkpoint import (
     LAYOUT,
@@ -35,22 +36,18 @@ from lightning_autoassist.filtering.checkpoint import (
 from lightning_autoassist.filtering.checks.run_length import Limits
 from lightning_autoassist.filtering.checks.schedules import ScheduleCheck
 from lightning_autoassist.filtering.data.arrivals import TransferOrder, hooks_of
+from lightning_autoassist.filtering.data.carried import batch_rows
 from lightning_autoassist.filtering.data.data_module import HOW_TO_USE, AutoAssistDataModule
-from lightning_autoassist.filtering.data.loader import batch_rows
 from lightning_autoassist.filtering.learner import Learner, Observed, to_host
 from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
-from lightning_autoassist.filtering.memory.store import (
-    FEATURE_MEMORY,
-    MAX_FEATURES,
-    FeatureFunction,
-    InstanceStore,
-)
+from lightning_autoassist.filtering.memory.features import MAX_FEATURES, FeatureFunction
+from lightning_autoassist.filtering.memory.store import FEATURE_MEMORY, InstanceStore
 from lightning_autoassist.filtering.names import GivenAssistantName, GivenPolicyName, ScoreName, UpdateName, WeightsName
-from lightning_autoassist.filtering.policies.rules import POLICIES, Policy
+from lightning_autoassist.filtering.policies.base import Policy
+from lightning_autoassist.filtering.policies.registry import POLICIES
 from lightning_autoassist.filtering.reporting.loggers import Decode, RunLog, summed
 from lightning_autoassist.filtering.reporting.metrics import FilterReport, over_ranks, warn_about_limits
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream, Draw
-from lightning_autoassist.filtering.sampling.sharding import Ranks
 from lightning_autoassist.filtering.selection import Selection
 from lightning_autoassist.trainer_support.arguments import (
     check_choice,
@@ -60,6 +57,7 @@ from lightning_autoassist.trainer_support.arguments import (
     check_whole,
 )
 from lightning_autoassist.trainer_support.executors import Jobs, UpdateThread
+from lightning_autoassist.trainer_support.process_group import Ranks
 from lightning_autoassist.trainer_support.variants import CallbackBase, overrides
 
 SCORE_NAMES: tuple[ScoreName | Literal["auto"], ...] = ("auto", *get_args(ScoreName))

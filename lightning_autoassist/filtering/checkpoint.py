@@ -9,8 +9,8 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_autoassist.filtering.policies.rules import Policy
-from lightning_autoassist.filtering.sampling.sharding import Ranks
+from lightning_autoassist.filtering.policies.base import Policy
+from lightning_autoassist.trainer_support.process_group import Ranks
 
 # To be counted up by whoever changes what a state_dict of the callback or of the data module holds.
 LAYOUT = 4
@@ -45,7 +45,7 @@ def kind_of(value: Any) -> str:
     """Name of a policy's, an Assistant's or a function's kind, with the kinds of the policies inside a policy.
 
     Example:
-        >>> from lightning_autoassist.filtering.policies.rules import ClassQuotaPolicy
+        >>> from lightning_autoassist.filtering.policies.class_quota import ClassQuotaPolicy
         >>> kind_of(ClassQuotaPolicy("infobatch"))
         'ClassQuotaPolicy(InfoBatchPolicy)'
     """

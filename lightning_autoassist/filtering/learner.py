@@ -24,13 +24,13 @@ from lightning_autoassist.filtering.assistants.base import Assistant, BatchReade
 from lightning_autoassist.filtering.guard import Guard
 from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
 from lightning_autoassist.filtering.memory.store import InstanceStore
-from lightning_autoassist.filtering.policies.rules import Policy
+from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.row_learner import RowLearner
 from lightning_autoassist.filtering.sampling.candidates import Draw, Rows
-from lightning_autoassist.filtering.sampling.sharding import Ranks
 from lightning_autoassist.trainer_support.arrays import IndexArray
 from lightning_autoassist.trainer_support.executors import Jobs
+from lightning_autoassist.trainer_support.process_group import Ranks
 
 # Labels that tell whether a checkpoint is of this data set.
 MIN_COMPARED = 64

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader, Outcome
-from lightning_autoassist.filtering.memory.store import Instances, bounded
+from lightning_autoassist.filtering.memory.features import bounded
+from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.memory.tokens import tokens_of
-from lightning_autoassist.filtering.policies.rules import Policy
+from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.sampling.candidates import Rows
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from lightning_autoassist.filtering.assistants.base import Assistant, LogisticAssistant, MemoryAssistant
-from lightning_autoassist.filtering.assistants.learned import HybridAssistant, MLPAssistant
+from lightning_autoassist.filtering.assistants.base import Assistant
+from lightning_autoassist.filtering.assistants.hybrid import HybridAssistant
+from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
+from lightning_autoassist.filtering.assistants.memory import MemoryAssistant
+from lightning_autoassist.filtering.assistants.mlp import MLPAssistant
 from lightning_autoassist.filtering.assistants.text import TextAssistant
 
 ASSISTANTS: dict[str, type[Assistant]] = {

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader, Outcome, RunningMean
-from lightning_autoassist.filtering.memory.store import FeatureFunction, Instances
+from lightning_autoassist.filtering.memory.features import FeatureFunction
+from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.memory.token_features import BatchTokens, PadId, pad_ids
 from lightning_autoassist.filtering.memory.tokens import NUM_SEQUENCES, Tokens
 from lightning_autoassist.trainer_support.arguments import check_number

@@ -16,6 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler
 
 from lightning_autoassist.filtering.checkpoint import LAYOUT, is_readable
+from lightning_autoassist.filtering.data.carried import Carried, convert_carried
 from lightning_autoassist.filtering.data.command_line import TrainData, made
 from lightning_autoassist.filtering.data.data_checks import (
     check_data,
@@ -24,15 +25,9 @@ from lightning_autoassist.filtering.data.data_checks import (
     check_loaders,
     check_pad_values,
 )
-from lightning_autoassist.filtering.data.loader import (
-    BatchIterator,
-    Carried,
-    CarryingLoader,
-    DrawSource,
-    FetchedLoader,
-    PlainBatches,
-    convert_carried,
-)
+from lightning_autoassist.filtering.data.fetching import DrawSource
+from lightning_autoassist.filtering.data.loader import BatchIterator, CarryingLoader, FetchedLoader
+from lightning_autoassist.filtering.data.plain_batches import PlainBatches
 from lightning_autoassist.filtering.data.stream_loader import (
     StreamedLoader,
     continued_stream,
@@ -51,10 +46,11 @@ from lightning_autoassist.filtering.sampling.indexed_data import (
 )
 from lightning_autoassist.filtering.sampling.row_stream import RowStream
 from lightning_autoassist.filtering.sampling.rows import PadValues
-from lightning_autoassist.filtering.sampling.sharding import Ranks, owned
+from lightning_autoassist.filtering.sampling.sharding import owned
 from lightning_autoassist.filtering.sampling.token_batches import Lengths, token_budget
 from lightning_autoassist.filtering.selection import Selection
 from lightning_autoassist.trainer_support.arguments import check_flag, check_whole
+from lightning_autoassist.trainer_support.process_group import Ranks
 from lightning_autoassist.trainer_support.rng import RunRng
 from lightning_autoassist.trainer_support.variants import (
     DATA_MODULE_TYPES,

@@ -12,7 +12,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lightning_autoassist.filtering.data.loader import Carried, FetchedLoader, Fetching
+from lightning_autoassist.filtering.data.carried import Carried
+from lightning_autoassist.filtering.data.fetching import Fetching
+from lightning_autoassist.filtering.data.loader import FetchedLoader
 from lightning_autoassist.filtering.sampling.candidates import batches_per_epoch
 from lightning_autoassist.filtering.sampling.indexed_data import UnfilterableError, length_of
 from lightning_autoassist.filtering.sampling.row_stream import RowStream

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_autoassist.filtering.memory.store import MAX_FEATURES, FeatureFunction
+from lightning_autoassist.filtering.memory.features import MAX_FEATURES, FeatureFunction
 from lightning_autoassist.filtering.memory.tokens import MAX_TOKENS, NO_TOKEN, NUM_SEQUENCES
 from lightning_autoassist.trainer_support.batch_parts import tensors_in
 

@@ -19,7 +19,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_autoassist.filtering.memory.store import InstanceStore
 from lightning_autoassist.filtering.names import ScoreName
-from lightning_autoassist.filtering.policies.rules import Policy
+from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.counts import (
     InstanceCounts,
     Picture,

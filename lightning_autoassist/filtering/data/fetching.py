@@ -1,0 +1,38 @@
+"""What a loader asks of the two sides that it stands between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from lightning_autoassist.filtering.sampling.candidates import Draw
+
+if TYPE_CHECKING:
+    from lightning_autoassist.filtering.data.loader import FetchedLoader
+
+
+class DrawSource(Protocol):
+    """What a train loader is fed from, epoch after epoch."""
+
+    def draws(self, limit: int | None = None) -> Iterator[Draw]:
+        """The batches of one epoch, ``limit`` of them where it is given."""
+
+    def confirm(self, draw: Draw) -> None:
+        """The Boss was trained on ``draw``."""
+
+
+class Fetching(Protocol):
+    """The Trainer's side of an iteration."""
+
+    def is_fetching(self, iterator: object) -> bool:
+        """Whether ``iterator`` is the one that the Trainer takes its batches from."""
+
+    def begin(self, loader: FetchedLoader) -> Iterator[Draw]:
+        """The Trainer's iteration over ``loader`` begins: its draws."""
+
+    @property
+    def needs_order(self) -> bool:
+        """Whether anybody asks which instance a batch's rows are."""
+
+    def has_begun(self) -> None:
+        """The user's loader is being iterated, and asks for the indices of its first batch."""

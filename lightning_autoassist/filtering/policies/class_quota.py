@@ -1,0 +1,87 @@
+"""Another policy's rule, with a least keep rate for every class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_autoassist.filtering.names import GivenPolicyName
+from lightning_autoassist.filtering.policies.base import MAX_CLASSES, Policy
+from lightning_autoassist.trainer_support.arguments import check_named, check_number
+
+
+class ClassQuotaPolicy(Policy):
+    r"""Another policy's rule, with a least mean keep rate for every class.
+
+    Where the mean m of a class's chances over recent candidates lies below the quota q, each of them is raised to
+    :math:`p + (1 - p)(q - m) / (1 - m)`: then their mean is q, their order is the rule's, and none falls. Weights 1/p
+    stay right, because they are of the raised chances. Without class labels nothing changes.
+
+    Source: none; a guard for data where a rule would starve a class.
+
+    Args:
+        policy: The rule: a name in ``POLICIES`` or a policy.
+        min_rate: q, in (0, 1).
+        decay: What a call's chances count less than the next call's, in [0, 1).
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Example:
+        >>> policy = ClassQuotaPolicy(min_rate=0.5)
+        >>> policy.balance(torch.tensor([0.2, 0.4, 0.9]), labels=torch.tensor([0, 0, 1]))
+        tensor([0.4286, 0.5714, 0.9000])
+    """
+
+    reads_labels = True
+
+    def __init__(
+        self, policy: GivenPolicyName | Policy = "proportional", min_rate: float = 0.4, decay: float = 0.99
+    ) -> None:
+        self.min_rate = check_number("min_rate", min_rate, "(0, 1)", "below the policy's keep rate, try 0.4")
+        self.decay = check_number("decay", decay, "[0, 1)", "try 0.99")
+        from lightning_autoassist.filtering.policies.registry import POLICIES  # which names this class, too
+
+        self.policy = check_named("policy", policy, Policy, POLICIES, {})
+        self._sums = torch.zeros(0)  # decayed, of the chances of each class, (C,)
+        self._counts = torch.zeros(0)
+        self.keeps_everything = self.policy.keeps_everything
+        self.needs_scores = not self.keeps_everything  # the labels come with the losses
+        for name in ("default_assistant", "default_score", "default_weights", "default_tail"):
+            setattr(self, name, getattr(self.policy, name))
+
+    def keep_probability(self, scores: Tensor) -> Tensor:
+        return self.policy.keep_probability(scores)
+
+    def prepare(self, num_candidates: int) -> None:
+        self.policy.prepare(num_candidates)
+
+    def balance(self, probs: Tensor, labels: Tensor) -> Tensor:
+        probs = self.policy.balance(probs, labels) if self.policy.reads_labels else probs
+        has_class = labels >= 0
+        own, classes = probs[has_class], labels[has_class].long() % MAX_CLASSES
+        if not len(classes):
+            return probs
+        missing = int(classes.max()) + 1 - len(self._counts)
+        if missing > 0:
+            self._sums, self._counts = F.pad(self._sums, (0, missing)), F.pad(self._counts, (0, missing))
+        self._sums = (self._sums * self.decay).index_add_(0, classes, own)
+        self._counts = (self._counts * self.decay).index_add_(0, classes, torch.ones_like(own))
+        means = self._sums[classes] / self._counts[classes]
+        raised = ((self.min_rate - means) / (1 - means).clamp(min=1e-6)).clamp(0, 1)
+        balanced = probs.clone()
+        balanced[has_class] = own + (1 - own) * raised
+        return balanced
+
+    def observe(self, predictions: Tensor, targets: Tensor) -> None:
+        self.policy.observe(predictions, targets)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"policy": self.policy.state_dict(), "sums": self._sums.clone(), "counts": self._counts.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self._sums, self._counts = state["sums"].clone(), state["counts"].clone()

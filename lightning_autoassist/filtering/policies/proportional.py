@@ -1,0 +1,65 @@
+"""Keep in proportion to the score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_autoassist.filtering.policies.base import NO_FLOOR
+from lightning_autoassist.filtering.policies.recent_scores import proportional_scale
+from lightning_autoassist.filtering.policies.relative import RelativePolicy
+from lightning_autoassist.trainer_support.arguments import check_number
+
+
+class ProportionalPolicy(RelativePolicy):
+    r"""Keep in proportion to the score, :math:`p_i = \mathrm{clip}(s_i / \lambda, \gamma, 1)`.
+
+    :math:`\lambda` is solved for a mean keep rate over the recent candidates. With the norm of the gradient for score
+    and weights 1/p this is importance sampling with little variance (Katharopoulos & Fleuret, ICML 2018,
+    arXiv:1803.00942). Scores that may be negative, as those of some losses by hand, count from the lowest of them.
+
+    Args:
+        keep_rate: Mean of p, in [floor, 1).
+        floor: :math:`\gamma`, in (0, 1].
+        cap_quantile: Scores above this quantile count as the quantile, in (0, 1]: wrong labels have the highest scores.
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Example:
+        >>> ProportionalPolicy(keep_rate=0.5, floor=0.2).keep_probability(torch.tensor([0.0, 1.0, 2.0, 6.0]))
+        tensor([0.2000, 0.2667, 0.5333, 1.0000])
+    """
+
+    default_weights = "sum"
+    default_tail = 0.125
+
+    def __init__(self, keep_rate: float = 0.5, floor: float = 0.2, cap_quantile: float = 1.0) -> None:
+        super().__init__()
+        self.floor = check_number("floor", floor, "(0, 1]", f"{NO_FLOOR}, try 0.2")
+        self.keep_rate = check_number("keep_rate", keep_rate, "(0, 1)", "try 0.5")
+        if self.keep_rate < self.floor:
+            raise ValueError(f"keep_rate must be in [floor, 1) = [{floor}, 1), got {keep_rate}; try 0.5")
+        self.cap_quantile = check_number("cap_quantile", cap_quantile, "(0, 1]", "0.95 caps the highest twentieth")
+        self.scale = 1.0  # lambda
+        self.cap = float("inf")
+        self.origin = 0.0  # what scores are counted from
+
+    def compare(self, recent: Tensor) -> None:
+        if self.cap_quantile < 1:
+            self.cap = float(torch.quantile(recent, self.cap_quantile))
+        self.origin = min(0.0, float(recent.min()))
+        above = (recent.clamp(max=self.cap) - self.origin).numpy()
+        self.scale = proportional_scale(above, self.keep_rate, self.floor)
+
+    def chances(self, scores: Tensor) -> Tensor:
+        return ((scores.clamp(max=self.cap) - self.origin) / self.scale).clamp(self.floor, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "scale": self.scale, "cap": self.cap, "origin": self.origin}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.scale, self.cap, self.origin = (float(state[name]) for name in ("scale", "cap", "origin"))
