@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from lightning_autoassist import AutoAssistDataModule, diagnose
+from tests.end_to_end.test_streaming_runs import Stream
+from tests.helpers.ordinary import Classifier, ClustersData
+
+
+class TwoLosses(Classifier):
+    def training_step(self, batch, batch_idx):
+        features, labels = batch
+        logits = self.net(features)
+        return F.cross_entropy(logits, labels) + 0.3 * F.mse_loss(logits, torch.zeros_like(logits), reduction="sum")
+
+
+class Opaque(Classifier):
+    def training_step(self, batch, batch_idx):
+        return sum(parameter.square().sum() for parameter in self.parameters())
+
+
+def test_the_table_names_call_folding_coefficient_and_cost(capsys):
+    diagnosis = diagnose(TwoLosses(), ClustersData(100, 10))
+    assert diagnosis.is_filtered
+    assert [loss.reduction for loss in diagnosis.losses] == ["mean", "sum"]
+    assert [loss.coefficient for loss in diagnosis.losses] == pytest.approx([1.0, 0.3])
+    assert all("test_diagnosis.py:" in loss.source for loss in diagnosis.losses)
+    assert 0 < diagnosis.plain_ms < 1000
+    assert 0 < diagnosis.captured_ms < 1000
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0] == "TwoLosses: filtering is ON."
+    assert "cross_entropy at test_diagnosis.py" in printed
+    assert "one row each" in printed
+    assert "ms with capture and Assistant" in printed
+
+
+def test_a_loss_that_cannot_be_read_is_explained(capsys):
+    diagnosis = diagnose(Opaque(), ClustersData(100, 10))
+    assert not diagnosis.is_filtered
+    assert diagnosis.losses == []
+    printed = capsys.readouterr().out
+    assert "Opaque: filtering is OFF" in printed
+    assert "Opaque.training_step" in printed
+    assert "instance_loss" in printed
+
+
+def test_the_module_stays_as_it_is_and_quiet_is_quiet(capsys):
+    module = Classifier()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    diagnose(module, ClustersData(100, 10), quiet=True)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert module._trainer is None
+    assert capsys.readouterr().out == ""
+
+
+def test_something_else_than_a_module_is_refused():
+    with pytest.raises(TypeError, match="module must be a LightningModule, got a Linear"):
+        diagnose(torch.nn.Linear(1, 1), ClustersData())
+
+
+def test_a_stream_without_a_length_is_told_its_steps():
+    stream = DataLoader(Stream(100), batch_size=10)
+    assert diagnose(Classifier(), AutoAssistDataModule(stream, steps_per_epoch=5), quiet=True).is_filtered
+    unfiltered = diagnose(Classifier(), stream, quiet=True)
+    assert not unfiltered.is_filtered
+    assert "steps_per_epoch=" in unfiltered.reason

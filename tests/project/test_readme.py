@@ -1,0 +1,168 @@
+"""What the README shows works as it stands there."""
+
+import ast
+import functools
+import re
+import sys
+import textwrap
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.nn import functional as F
+
+import lightning_autoassist
+from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
+from lightning_autoassist.cli import main
+from tests.helpers import ordinary
+from tests.helpers.paths import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+class Numbers(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(range(100))
+
+
+class OfTexts(pl.LightningModule):
+    """Counts tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(1, 3)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net((batch[0] > 0).sum(1, keepdim=True).float()), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def padded(texts):
+    tokens, labels = zip(*texts, strict=True)
+    return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True), torch.tensor(labels)
+
+
+TEXTS = [(torch.ones(1 + number % 50, dtype=torch.long), number % 3) for number in range(300)]
+
+
+def blocks(language):
+    return [textwrap.dedent(block) for block in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)]
+
+
+def test_python_blocks(monkeypatch):
+    """One after another, with the names that a user has from his own project."""
+    names = {
+        "F": F,
+        "torch": torch,
+        "MyLightningModule": ordinary.Classifier,
+        "MyDataModule": ordinary.ClustersData,
+        "text_loader": torch.utils.data.DataLoader(TEXTS, batch_size=10, collate_fn=padded),
+        "stream_loader": torch.utils.data.DataLoader(Numbers(), batch_size=10),
+    }
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    monkeypatch.setattr(pl, "Trainer", functools.partial(pl.Trainer, **quiet))
+    found = blocks("python")
+    assert len(found) == 6
+    for block in found:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["trainer"].global_step == 12 * 6
+    run = ordinary.trainer(max_epochs=1, callbacks=[AutoAssistCallback(policy="uniform")])
+    with pytest.warns(UserWarning, match="all 300 instances of the data set are read once for their lengths"):
+        run.fit(OfTexts(), datamodule=names["text"])
+    assert run.num_training_batches == -(-6 * sum(len(text) for text, _ in TEXTS) // 40_960)
+    for name in ("Scheduled", "ReturnsItsLosses", "HasAMethodForThem"):
+        callback = AutoAssistCallback()
+        data = AutoAssistDataModule(ordinary.ClustersData(), budget=0.6)
+        ordinary.trainer(max_epochs=4, callbacks=[callback]).fit(names[name](), datamodule=data)
+        assert callback.summary()["keep_rate"] < 1
+    assert names["callback"].decode(ordinary.CountingDataset(10)[4]) == "class 1"
+
+
+# What Lightning's use of jsonargparse, whose new versions deprecate some of it, has to say is not ours.
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("names_the_module", [True, False])
+def test_yaml_block_switches_filtering_on(tmp_path, monkeypatch, names_the_module):
+    pytest.importorskip("jsonargparse")
+    import yaml
+    from pytorch_lightning.cli import LightningCLI
+
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    (block,) = blocks("yaml")
+    block = block.replace("my_project.MyLightningModule", "tests.helpers.ordinary.Classifier")
+    block = block.replace("my_project.MyDataModule", "tests.helpers.ordinary.ClustersData")
+    settings = yaml.safe_load(block)
+    quiet = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
+    settings["seed_everything"] = False  # it would stay in the environment
+    settings["trainer"] |= {**quiet, "enable_progress_bar": False, "enable_model_summary": False}
+    if names_the_module:
+        settings["model"] = {"lr": 0.1}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    cli = LightningCLI(
+        *[ordinary.Classifier] * names_the_module, save_config_callback=None, args=["fit", "--config", str(path)]
+    )
+    assert isinstance(cli.datamodule, AutoAssistDataModule)
+    assert cli.datamodule.wrapped.loader_options["batch_size"] == 10
+    assert cli.trainer.global_step == 12 * 6
+    (callback,) = (one for one in cli.trainer.callbacks if isinstance(one, AutoAssistCallback))
+    assert type(callback.policy).__name__ == "InfoBatchPolicy"
+    assert callback.summary()["keep_rate"] < 0.9
+
+
+COMMANDS = sorted({line for block in blocks("bash") for line in block.splitlines() if line.startswith("autoassist ")})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_understood(command, monkeypatch, tmp_path, capsys):
+    """Parsed, with arguments that lead nowhere: an error about them, none about the words."""
+    import shlex
+
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command, comments=True)[1:]
+    # Not to be taken for a project, which would be asked for.
+    words = [word.replace("logs/", "./logs/").replace("me/", "./me/") for word in words]
+    assert main(words) == 2
+    assert "is not there" in capsys.readouterr().err
+
+
+def test_files_that_the_readme_names_are_there():
+    root = ROOT
+    for link in re.findall(r"\]\(((?!https?:|#)[^)]+)\)", README):
+        assert (root / link).exists(), link
+
+
+def test_every_promise_is_kept_by_a_test_that_exists():
+    root = ROOT
+    (section,) = re.findall(r"## What is guaranteed\n(.*?)\n## ", README, re.DOTALL)
+    promises = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(promises) > 15
+    for promise in promises:
+        kept_by = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", promise.split("|")[2])
+        assert kept_by, promise
+        for file, test in kept_by:
+            defined = {
+                node.name for node in ast.parse((root / file).read_text()).body if isinstance(node, ast.FunctionDef)
+            }
+            assert test in defined if test else any(name.startswith("test_") for name in defined), promise
+
+
+def test_citation_file_cites_what_the_readme_cites():
+    import yaml
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= citation.keys()
+    paper = citation["preferred-citation"]
+    assert paper["title"] in README
+    (entry,) = blocks("bibtex")
+    authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
+    assert authors in entry
+    assert f"{{{paper['year']}}}" in entry
+
+
+def test_the_version_is_written_once():
+    root = ROOT
+    for name in ("setup.cfg", "pyproject.toml", "CITATION.cff"):
+        assert lightning_autoassist.__version__ not in (root / name).read_text()
