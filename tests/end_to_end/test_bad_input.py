@@ -252,3 +252,14 @@ def test_a_loss_with_other_terms_falls_to_mean_weights_with_a_warning():
     assert sum("terms beside" in str(warning.message) for warning in caught) == 1
     assert data.candidate_stream.weights == "mean"
     assert data.candidate_stream.num_kept < data.candidate_stream.num_considered
+
+
+def test_a_refusal_leaves_nothing_behind_in_torchs_loader():
+    """Lightning patches the class while it asks for a loader, and forgets that where asking raises."""
+    before = dict(vars(torch.utils.data.DataLoader))
+    data = AutoAssistDataModule(ClustersData(), budget=0.5)
+    with pytest.raises(MisconfigurationException, match="val_check_interval=8"):
+        trainer(max_epochs=1, callbacks=[AutoAssistCallback()], val_check_interval=8).fit(Classifier(), datamodule=data)
+    with pytest.raises(MisconfigurationException, match="needs an AutoAssistCallback"):
+        trainer(max_epochs=1).fit(Classifier(), datamodule=data)
+    assert dict(vars(torch.utils.data.DataLoader)) == before

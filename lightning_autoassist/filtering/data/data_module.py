@@ -28,6 +28,7 @@ from lightning_autoassist.filtering.data.data_checks import (
 from lightning_autoassist.filtering.data.fetching import DrawSource
 from lightning_autoassist.filtering.data.loader import BatchIterator, CarryingLoader, FetchedLoader
 from lightning_autoassist.filtering.data.plain_batches import PlainBatches
+from lightning_autoassist.filtering.data.refusal import Refusal
 from lightning_autoassist.filtering.data.stream_loader import (
     StreamedLoader,
     continued_stream,
@@ -330,9 +331,15 @@ class AutoAssistDataModule(DataModuleBase):
     def train_dataloader(self) -> Any:
         """The loader of K batches an epoch; the user's own outside of a fit, and where it cannot be filtered.
 
-        Raises:
-            MisconfigurationException: If a setting of ours does not fit the user's train data; says what to do.
+        Where a setting of ours does not fit the user's train data, the loader raises MisconfigurationException when it
+        is looked at, and says what to do.
         """
+        try:
+            return self._train_loader()
+        except MisconfigurationException as error:
+            return Refusal(error)
+
+    def _train_loader(self) -> Any:
         if self._selection is None and self._is_fitting():
             raise MisconfigurationException(
                 f"AutoAssistDataModule needs an AutoAssistCallback in the Trainer. Write:{HOW_TO_USE}"
