@@ -168,6 +168,7 @@ def _with_units(
     gradients = torch.autograd.grad(root, edges, retain_graph=True, allow_unused=True)
     at_ends = dict(zip(numbers, gradients[len(parts) :], strict=True))
     contributing, is_taken = [], set[int]()
+    sharing = {number: [node for node, each in factors.items() if number in each] for number in numbers}
     for found, coefficient in zip(parts, gradients[: len(parts)], strict=True):
         if coefficient is None:
             continue
@@ -182,6 +183,8 @@ def _with_units(
                 reduced = end.values.detach()
                 part = part._replace(reduced=torch.zeros_like(reduced) if own[0] in is_taken else reduced)
                 is_taken.add(own[0])
+            elif len(sharing[own[0]]) == 1 and end.values.shape == found.elements.losses.shape:
+                part = part._replace(by_element=end.values.detach())
         contributing.append(part)
     return contributing
 

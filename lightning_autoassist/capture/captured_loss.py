@@ -145,6 +145,7 @@ class Contribution(NamedTuple):
             of what is reduced, shape ``()``. The coefficients in units of it are the user's own factors on rows.
         is_sum: Whether that reduction is a sum.
         reduced: What is reduced, detached, where it is one value an instance, shape ``(B,)``.
+        by_element: What is reduced, detached, where it has an element for each of the loss's.
     """
 
     found: Found
@@ -152,6 +153,7 @@ class Contribution(NamedTuple):
     unit: Tensor | None = None
     is_sum: bool = False
     reduced: Tensor | None = None
+    by_element: Tensor | None = None
 
 
 def contributions(root: Tensor, found: Sequence[Found]) -> list[Contribution]:
@@ -295,8 +297,14 @@ def _fold_by_rows(part: Contribution, coefficient: Tensor) -> tuple[Tensor, Tens
     totals = layout.per_instance(counts != 0).sum(1) if losses.ndim else counts
     totals = torch.ones_like(totals) if is_averaged else totals
     folded, scores = fold(losses * factors.sign(), norms, counts, layout, part.found.tokens, totals)
+    values = None
     if part.reduced is not None:
-        folded = part.reduced.to(losses.dtype) * (scale if part.is_sum else 1.0)
+        values = part.reduced.to(losses.dtype)
+    elif part.by_element is not None:
+        values = layout.per_instance(part.by_element.to(losses.dtype)).sum(1) / totals.clamp(min=1)
+    if values is not None:
+        # The user's factors may depend on the loss itself: what he reduces is what counts, not what it grows by.
+        folded = values * (scale if part.is_sum else 1.0)
         scores = folded if norms is None else scores
     return folded, scores, unit * count
 
