@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_autoassist.capture.captured_loss import Explanation
-from lightning_autoassist.capture.loss_capture import CapturedStep
+from lightning_autoassist.capture.captured_step import CapturedStep
 from lightning_autoassist.filtering.callback import AutoAssistCallback
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
 from lightning_autoassist.trainer_support.arguments import check_flag, check_whole, received
