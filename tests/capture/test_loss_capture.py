@@ -68,6 +68,8 @@ def test_losses_are_those_of_the_unreduced_call(case, reduction):
         expected = (rows.reshape(B, -1) * counts).sum(1) / counts.sum(1).clamp(min=1)
     else:
         expected = by_instance(rows, case.function)
+    if case.name == "ctc_loss" and reduction == "mean":  # torch's mean is of losses by lengths
+        expected = expected / fixed["target_lengths"].clamp(min=1)
 
     def step():
         loss = case.function(**values, **fixed, reduction=reduction)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_autoassist.compare import readers
 from lightning_autoassist.cli import main
+from lightning_autoassist.compare import readers
 from lightning_autoassist.compare.comparison import compare
 from lightning_autoassist.compare.logged_runs import LoggedRun, Row, RunError
 from lightning_autoassist.compare.page import draw, write_page
