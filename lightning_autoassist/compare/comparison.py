@@ -21,7 +21,6 @@ from lightning_autoassist.filtering.reporting.metric_names import AXES, PREFIX
 
 FloatArray = npt.NDArray[np.float64]
 
-MODES = ("max", "min")
 # The metric where none is named: the first of these that all runs logged.
 _PREFERRED = ("(val|test).*acc", "acc", "(val|test).*(f1|auc|auroc|iou|bleu|map)", "(val|test).*loss", "loss")
 _NO_METRICS = re.compile(r"epoch|hp_metric|step|lr-.*|autoassist/.*")
