@@ -9,8 +9,8 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 help:
 	@echo "make demo       train a small ResNet three times on 8x8 digits: full, uniform, AutoAssist"
-	@echo "make test       lint, types, tests and doctests, quick benchmarks, notebooks"
-	@echo "make lint       the first two of these"
+	@echo "make test       lint, tests and doctests, quick benchmarks, notebooks"
+	@echo "make lint       style, types, floors (an import only goes down), spelling"
 	@echo "make outside    other people's modules and losses, in .venv-outside; rows and docs/compatibility.md"
 	@echo "make package    wheel and sdist in dist/, each tried in a fresh environment"
 	@echo "make clean      remove what make has made, .venv included"
@@ -24,6 +24,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 # One thread a process: the models are tiny, and threads that wait for each other cost most on a busy machine.
 pytest: $(INSTALLED)

@@ -16,7 +16,7 @@ from runs import Job, fit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_autoassist.demo.run import small_resnet
+from lightning_autoassist.demo.project import small_resnet
 
 
 @dataclass(frozen=True, kw_only=True)

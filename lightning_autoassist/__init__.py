@@ -14,7 +14,8 @@ from lightning_autoassist._version import __version__ as __version__
 if TYPE_CHECKING:
     from typing import Any
 
-    from lightning_autoassist.capture.loss_capture import InstanceLossCapture, Observation
+    from lightning_autoassist.capture.loss_capture import InstanceLossCapture
+    from lightning_autoassist.capture.observation import Observation
     from lightning_autoassist.filtering.assistants.base import Assistant, Outcome
     from lightning_autoassist.filtering.assistants.hybrid import HybridAssistant
     from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
@@ -75,10 +76,8 @@ __all__ = [
 ]
 
 _PLACES = {
-    "capture.loss_capture": (
-        "InstanceLossCapture",
-        "Observation",
-    ),
+    "capture.loss_capture": ("InstanceLossCapture",),
+    "capture.observation": ("Observation",),
     "filtering.assistants.base": (
         "Assistant",
         "Outcome",

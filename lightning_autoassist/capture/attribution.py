@@ -5,7 +5,7 @@ Shapes: B batch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -85,6 +85,17 @@ class Attribution:
         ends = _ends(root, reductions)
         if not ends:
             return contributions(root, named), []
+        return self._through(ends, root, named, by_rows, batch_size)
+
+    def _through(
+        self,
+        ends: Sequence[Reduction],
+        root: Tensor,
+        named: Sequence[Found],
+        by_rows: Mapping[Node, Found],
+        batch_size: int,
+    ) -> tuple[list[Contribution], list[Reduction]]:
+        """See :meth:`parts`, where losses reach ``root`` through reductions."""
         behind = [loss_part(end.values, by_rows) for end in ends]
         is_shown = [self._shown.is_shown(end, batch_size) for end in ends]
         replaced = _replaced(behind, is_shown)

@@ -167,7 +167,7 @@ def read(numbers: Tensor, axis: int | None) -> Rows | None:
 
 
 def caller() -> str:
-    """Where the call under way stands: file and line outside of torch and this package."""
+    """Where the call under way stands: file and line outside of torch and of the capture."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
         frame = frame.f_back

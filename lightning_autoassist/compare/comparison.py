@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +21,6 @@ from lightning_autoassist.filtering.reporting.metric_names import AXES, PREFIX
 
 FloatArray = npt.NDArray[np.float64]
 
-MODES = ("max", "min")
 # The metric where none is named: the first of these that all runs logged.
 _PREFERRED = ("(val|test).*acc", "acc", "(val|test).*(f1|auc|auroc|iou|bleu|map)", "(val|test).*loss", "loss")
 _NO_METRICS = re.compile(r"epoch|hp_metric|step|lr-.*|autoassist/.*")
@@ -163,45 +162,77 @@ def compare(
         CompareError: If there is no such metric, group or setting.
     """
     metric = _metric_of(runs, metric)
-    mode = mode or ("min" if _LOWER_IS_BETTER.search(metric) else "max")
     keys = (group_by,) if isinstance(group_by, str) else tuple(group_by)
     groups = grouped(runs, keys)
     if baseline is not None and baseline not in groups:
         raise CompareError(f"no run is named {baseline}; the baseline may be {listed(groups, quoted=True)}")
-    is_wall = clock_is_wall(runs)
-    curves = {id(run): curve_of(run, metric, batch_size=batch_size, is_wall=is_wall) for run in runs}
+    curves = _Curves(runs, metric, mode or ("min" if _LOWER_IS_BETTER.search(metric) else "max"), batch_size)
     if target is None and baseline is not None:
-        end = statistics.fmean(float(curves[id(run)].values[-1]) for run in groups[baseline])
-        target = end if math.isfinite(end) else None
+        target = curves.mean_end(groups[baseline])
+    return curves.comparison(groups, keys, baseline, target)
 
-    def figures(run: LoggedRun) -> RunFigures:
-        curve = curves[id(run)]
+
+class _Curves:
+    """One metric of runs, and what is read off its curves.
+
+    Args:
+        runs: All that are compared.
+        metric: Which all of them logged.
+        mode: ``"max"`` or ``"min"``.
+        batch_size: Instances an update, for runs that did not log how many they saw.
+    """
+
+    def __init__(self, runs: Sequence[LoggedRun], metric: str, mode: str, batch_size: int | None) -> None:
+        self.runs = runs
+        self.metric = metric
+        self.mode = mode
+        self.batch_size = batch_size
+        self.is_wall = clock_is_wall(runs)
+        self._curves = {id(run): curve_of(run, metric, batch_size=batch_size, is_wall=self.is_wall) for run in runs}
+
+    def mean_end(self, runs: Sequence[LoggedRun]) -> float | None:
+        """The mean of what the runs have at their end; None if it is not finite."""
+        end = statistics.fmean(float(self._curves[id(run)].values[-1]) for run in runs)
+        return end if math.isfinite(end) else None
+
+    def comparison(
+        self,
+        groups: Mapping[str, Sequence[LoggedRun]],
+        keys: tuple[str, ...],
+        baseline: str | None,
+        target: float | None,
+    ) -> Comparison:
+        """The groups side by side, see :func:`compare`."""
+        return Comparison(
+            metric=self.metric,
+            mode=self.mode,
+            groups=tuple(
+                Group(name, tuple(self._figures(run, target) for run in members)) for name, members in groups.items()
+            ),
+            baseline=baseline,
+            target=target,
+            group_by=keys,
+            batch_size=self.batch_size,
+            seconds_are_wall=self.is_wall,
+            notes=(*_notes(self.runs, self.is_wall, self.batch_size), *settings_apart(self.runs, keys)),
+        )
+
+    def _figures(self, run: LoggedRun, target: float | None) -> RunFigures:
+        curve = self._curves[id(run)]
         finite = curve.values[np.isfinite(curve.values)]
-        ends = [_last(axis) for axis in _axes_at(run, np.arange(len(run.rows)), batch_size, is_wall)]
-        updates, seconds = _reaching(curve, target, mode)
+        ends = [_last(axis) for axis in _axes_at(run, np.arange(len(run.rows)), self.batch_size, self.is_wall)]
+        updates, seconds = _reaching(curve, target, self.mode)
         return RunFigures(
             name=run.name,
             source=run.source,
             final=float(curve.values[-1]),
-            best=float(finite.max() if mode == "max" else finite.min()) if len(finite) else None,
+            best=float(finite.max() if self.mode == "max" else finite.min()) if len(finite) else None,
             updates=ends[0],
             instances=ends[1],
             seconds=ends[2],
             updates_to_target=updates,
             seconds_to_target=seconds,
         )
-
-    return Comparison(
-        metric=metric,
-        mode=mode,
-        groups=tuple(Group(name, tuple(map(figures, members))) for name, members in groups.items()),
-        baseline=baseline,
-        target=target,
-        group_by=keys,
-        batch_size=batch_size,
-        seconds_are_wall=is_wall,
-        notes=(*_notes(runs, is_wall, batch_size), *settings_apart(runs, keys)),
-    )
 
 
 def comparable_metrics(runs: Sequence[LoggedRun]) -> list[str]:

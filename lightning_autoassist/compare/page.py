@@ -45,8 +45,8 @@ def write_page(
         comparison: Of ``runs``.
         runs: The same runs.
     """
-    template = files("lightning_autoassist").joinpath("compare_page.html").read_text(encoding="utf-8")
-    script = files("lightning_autoassist").joinpath("compare_page.js").read_text(encoding="utf-8")
+    template = files("lightning_autoassist.compare").joinpath("compare_page.html").read_text(encoding="utf-8")
+    script = files("lightning_autoassist.compare").joinpath("compare_page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     data = as_json(_page_data(comparison, runs))
     # Data last: what looks like a placeholder in them stays.

@@ -1,1 +1,7 @@
-"""AutoAssist: the callback, the data module, and everything between them."""
+"""AutoAssist: the callback, the data module, and everything between them.
+
+``callback.py`` is what the Trainer calls. ``data`` is the data module and its loaders; ``sampling`` makes batches of
+the candidates that are kept; ``memory`` holds what is known of each instance; ``assistants`` predict scores from it,
+and ``policies`` turn these into keep probabilities. ``checks`` look at the run's settings, ``reporting`` says what was
+done, ``checkpoint.py`` what a checkpoint holds, ``diagnosis.py`` why filtering is on or off.
+"""

@@ -18,7 +18,9 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_autoassist.capture.loss_capture import CapturedStep, InstanceLossCapture, Observation
+from lightning_autoassist.capture.captured_step import CapturedStep
+from lightning_autoassist.capture.loss_capture import InstanceLossCapture
+from lightning_autoassist.capture.observation import Observation
 from lightning_autoassist.filtering.assistants.base import Assistant
 from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
 from lightning_autoassist.filtering.assistants.registry import ASSISTANTS

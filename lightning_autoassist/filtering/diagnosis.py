@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_autoassist.capture.captured_loss import Explanation
-from lightning_autoassist.capture.loss_capture import CapturedStep
+from lightning_autoassist.capture.captured_step import CapturedStep
 from lightning_autoassist.filtering.callback import AutoAssistCallback
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
 from lightning_autoassist.trainer_support.arguments import check_flag, check_whole, received
@@ -98,27 +98,35 @@ def diagnose(
         the captured losses give 100% of the loss's gradient
         a step takes 21.40 ms, 21.72 ms with capture and Assistant
     """
+    flavour = _flavour_of(module)
+    num_steps = check_whole("num_steps", num_steps, "[1, inf)", "12 is the default")
+    quiet = check_flag("quiet", quiet)
+    diagnosis = _watched(flavour, module, data, num_steps + WARM_UP, trainer_options).diagnosis(type(module).__name__)
+    if not quiet:
+        print(diagnosis)
+    return diagnosis
+
+
+def _flavour_of(module: Any) -> Any:
     flavour = next((each for each in FLAVOURS if isinstance(module, each.LightningModule)), None)
     if flavour is None:
         remedy = (
             f"diagnose({module.__name__}(...))" if isinstance(module, type) else "diagnose(MyModule(), MyDataModule())"
         )
         raise TypeError(f"module must be a LightningModule, got {received(module)}; write {remedy}")
-    num_steps = check_whole("num_steps", num_steps, "[1, inf)", "12 is the default")
-    quiet = check_flag("quiet", quiet)
-    name = type(module).__name__
+    return flavour
+
+
+def _watched(flavour: Any, module: Any, data: Any, num_steps: int, trainer_options: dict[str, Any]) -> _Watching:
+    """Train without validation, and with it where training fails without it."""
     try:
-        watching = _train(flavour, module, data, num_steps + WARM_UP, dict(trainer_options))
+        return _train(flavour, module, data, num_steps, dict(trainer_options))
     except Exception as error:
         options = {"num_sanity_val_steps": 2, "limit_val_batches": 1, **trainer_options}
         try:
-            watching = _train(flavour, module, data, num_steps + WARM_UP, options)
+            return _train(flavour, module, data, num_steps, options)
         except Exception:  # what training itself says is what the user has to know
             raise error from None
-    diagnosis = watching.diagnosis(name)
-    if not quiet:
-        print(diagnosis)
-    return diagnosis
 
 
 def has_train_data(module: Any) -> bool:

@@ -19,7 +19,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_autoassist.capture.loss_capture import Observation
+from lightning_autoassist.capture.observation import Observation
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
 from lightning_autoassist.filtering.guard import Guard
 from lightning_autoassist.filtering.memory.feature_file import FeaturePlace

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_autoassist.capture import reductions
 from lightning_autoassist.capture.autograd_graph import knows_shapes
 from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 from tests.capture.test_loss_capture import _seeded  # noqa: F401, the fixture
@@ -276,12 +277,10 @@ def test_a_network_of_one_layer_is_no_exception(linear):
 
 
 def test_what_was_shown_is_remembered_and_asked_again_at_another_size(monkeypatch):
-    from lightning_autoassist import loss_reductions
-
     asked, net, capture = [], plain(), InstanceLossCapture()
-    original = loss_reductions.has_one_value_an_instance
+    original = reductions.has_one_value_an_instance
     monkeypatch.setattr(
-        loss_reductions, "has_one_value_an_instance", lambda values, part: asked.append(1) or original(values, part)
+        reductions, "has_one_value_an_instance", lambda values, part: asked.append(1) or original(values, part)
     )
     for size, expected in ((6, 1), (6, 1), (5, 2), (6, 2), (5, 2), (7, 3), (8, 3), (9, 3)):
         assert captured(cross_entropy, net, size, capture)[1] is not None

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_autoassist import run_readers
 from lightning_autoassist.cli import main
+from lightning_autoassist.compare import readers
 from lightning_autoassist.compare.comparison import compare
 from lightning_autoassist.compare.logged_runs import LoggedRun, Row, RunError
 from lightning_autoassist.compare.page import draw, write_page
@@ -116,7 +116,7 @@ def test_a_link_within_the_folder_counts_once(logs):
 
 
 def test_a_line_and_a_run_may_be_so_long(logs, monkeypatch, capsys):
-    monkeypatch.setattr(run_readers, "MAX_CSV_LINE", 1000)
+    monkeypatch.setattr(readers, "MAX_CSV_LINE", 1000)
     (logs / "metrics.csv").write_text("step,a\n" + "1," * 1000)
     assert "a line of more than 1,000 characters" in one_line_error(capsys, "compare", "logs")
     monkeypatch.setattr("lightning_autoassist.compare.logged_runs.MAX_VALUES", 10)
@@ -247,7 +247,7 @@ def test_a_wandb_record_may_be_so_long(logs, monkeypatch):
     wandb.teardown()
     (file,) = logs.rglob("*.wandb")
     assert read_runs(str(file))[0].columns["loss"].values.tolist() == [0.5]
-    monkeypatch.setattr(run_readers, "MAX_RECORD_BYTES", 100_000)
+    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 100_000)
     with pytest.raises(RunError, match="a record of more than 100,000 bytes"):
         read_runs(str(file))
 

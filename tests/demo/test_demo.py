@@ -12,7 +12,9 @@ from rich.console import Console
 
 from lightning_autoassist.cli import main
 from lightning_autoassist.demo.data import DEBIAN_DIR, DEMO_DATA
-from lightning_autoassist.demo.run import PLOT_NAME, as_table, run_demo, small_resnet
+from lightning_autoassist.demo.project import small_resnet
+from lightning_autoassist.demo.results import as_table
+from lightning_autoassist.demo.run import PLOT_NAME, run_demo
 from tests.command_line.test_cli import one_line_error
 
 NUM_TRAIN, BATCH_SIZE, NUM_EPOCHS, BUDGET = 1437, 32, 4, 0.6

@@ -17,7 +17,7 @@ from tests.helpers.paths import ROOT
 
 pytest.importorskip("build")
 
-NEEDED = {"py.typed", "compare_page.html", "compare_page.js", "callback.py"}
+NEEDED = {"py.typed", "compare/compare_page.html", "compare/compare_page.js", "filtering/checks/schedules.py"}
 
 
 def run(*command, **options):
@@ -46,7 +46,7 @@ def test_both_hold_the_package_and_its_data(dist):
     with tarfile.open(only(dist, "*.tar.gz")) as archive:
         sdist = archive.getnames()
     for names in (wheel, sdist):
-        assert {Path(name).name for name in names if Path(name).parent.name == "lightning_autoassist"} >= NEEDED
+        assert {name.partition("lightning_autoassist/")[2] for name in names} >= NEEDED
         assert any(Path(name).name == "LICENSE" for name in names)
     assert {Path(name).parts[0] for name in wheel} == {
         "lightning_autoassist",

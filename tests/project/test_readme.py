@@ -139,7 +139,7 @@ def test_every_promise_is_kept_by_a_test_that_exists():
     promises = [line for line in section.splitlines() if line.startswith("| ")][1:]
     assert len(promises) > 15
     for promise in promises:
-        kept_by = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", promise.split("|")[2])
+        kept_by = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", promise.split("|")[2])
         assert kept_by, promise
         for file, test in kept_by:
             defined = {

@@ -36,7 +36,7 @@ from lightning_autoassist.filtering.data.stream_loader import (
     prepare_stream,
     stream_sizes,
 )
-from lightning_autoassist.filtering.reporting.loggers import group_runs
+from lightning_autoassist.filtering.reporting.wandb_log import group_runs
 from lightning_autoassist.filtering.sampling.candidates import Draw
 from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler, check_budget
 from lightning_autoassist.filtering.sampling.indexed_data import (

@@ -7,9 +7,7 @@ the run: what fails is left out, with one warning.
 from __future__ import annotations
 
 import functools
-import importlib.util
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, Protocol, TypeVar, cast
 
@@ -20,25 +18,22 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from lightning_autoassist.filtering.memory.store import InstanceStore
 from lightning_autoassist.filtering.names import ScoreName
 from lightning_autoassist.filtering.policies.base import Policy
-from lightning_autoassist.filtering.reporting.counts import (
-    InstanceCounts,
-    Picture,
-    Reliability,
-    grid,
-    load_instances,
-    picture_of,
-    reliability,
-)
+from lightning_autoassist.filtering.reporting.counts import InstanceCounts
+from lightning_autoassist.filtering.reporting.epoch_figures import ClassCounts, EpochFigures, Gallery
 from lightning_autoassist.filtering.reporting.logger_guard import guard, unguard
+from lightning_autoassist.filtering.reporting.logger_types import is_a
 from lightning_autoassist.filtering.reporting.metric_names import AXES, PREFIX
 from lightning_autoassist.filtering.reporting.metrics import FilterReport, ShownCount
+from lightning_autoassist.filtering.reporting.pictures import Picture, load_instances, picture_of
+from lightning_autoassist.filtering.reporting.reliability import Reliability, reliability
+from lightning_autoassist.filtering.reporting.settings_card import card, in_words
+from lightning_autoassist.filtering.reporting.tensorboard_log import log_to_tensorboard
+from lightning_autoassist.filtering.reporting.wandb_log import log_to_wandb, wandb_runs
 from lightning_autoassist.trainer_support.arrays import FloatArray, IndexArray
 
 GALLERY_SIZE = 12  # instances at either end
 MAX_CLASS_METRICS = 20  # of more classes there is a table only
-NUM_BINS = 64
 
-ClassCounts = dict[int, tuple[int, int]]
 Decode = Callable[[Any], Any]
 _Method = TypeVar("_Method", bound=Callable[..., None])
 
@@ -105,7 +100,7 @@ class RunLog:
         """A fit begins: the callback has its data module, and no logger has saved the run's settings yet."""
         self.is_on = True
         self._is_wanted = bool(trainer.loggers)
-        self._has_wandb = any(_is_a(logger, "WandbLogger") for logger in trainer.loggers)
+        self._has_wandb = any(is_a(logger, "WandbLogger") for logger in trainer.loggers)
         self._is_first = trainer.is_global_zero
         self._num_ranks = trainer.world_size
         self._logs_metrics = True
@@ -146,7 +141,7 @@ class RunLog:
     def _prepare_tensorboard(self, trainer: Any) -> None:
         # It saves its settings once, before training starts, and log_hyperparams would add a metric hp_metric of -1.
         for logger in trainer.loggers:
-            if _is_a(logger, "TensorBoardLogger"):
+            if is_a(logger, "TensorBoardLogger"):
                 logger.hparams["autoassist"] = self._settings()
 
     @_costs_no_run
@@ -173,9 +168,9 @@ class RunLog:
         """Training starts: leave the settings."""
         settings = {"autoassist": self._settings()}
         for logger in trainer.loggers:
-            if not _is_a(logger, "WandbLogger") and not _is_a(logger, "TensorBoardLogger"):
+            if not is_a(logger, "WandbLogger") and not is_a(logger, "TensorBoardLogger"):
                 _log_settings(logger, settings)
-        for run in _wandb_runs(trainer):
+        for run in wandb_runs(trainer):
             run.config.update(settings, allow_val_change=True)
             for axis in AXES:
                 run.define_metric(PREFIX + axis, summary="max")
@@ -185,7 +180,7 @@ class RunLog:
         """A batch was trained on: axes for what is logged next, and the progress bar."""
         if self._has_wandb and trainer._logger_connector.should_update_logs:
             # W&B draws a metric against what is in the same row; these go into the row that Lightning logs next.
-            for run in _wandb_runs(trainer):
+            for run in wandb_runs(trainer):
                 run.log(self.filtering.report.axes(), commit=False)
         stream = self.filtering._data.candidate_stream
         if stream is None or trainer.progress_bar_callback is None:
@@ -221,8 +216,7 @@ class RunLog:
             pl_module: The Boss.
             classes: The :meth:`class_counts` of all processes.
         """
-        counts = self.counts
-        if counts is None:
+        if self.counts is None:
             return
         ranked = self.filtering.report.ranked()
         shown = None if ranked is None else reliability(*ranked)
@@ -233,25 +227,29 @@ class RunLog:
             metrics["assistant_calibration_error"] = shown.calibration_error
         # Alike in all processes, and so without an exchange.
         self.log_metrics(pl_module, {PREFIX + name: value for name, value in metrics.items()})
+        self._log_figures(trainer, self.counts, shown, classes)
+        self.counts.start_epoch()
 
+    def _log_figures(
+        self, trainer: Any, counts: InstanceCounts, shown: Reliability | None, classes: ClassCounts
+    ) -> None:
         loggers = trainer.loggers if self._is_first else []
-        boards = [logger.experiment for logger in loggers if _is_a(logger, "TensorBoardLogger")]
-        runs = list(_wandb_runs(trainer))
-        if boards or runs:
-            histograms = self._histograms(counts)
-            gallery = self._gallery(trainer, counts)
-            for run in runs:
-                _log_to_wandb(run, histograms, gallery, shown, classes)
-            for board in boards:
-                _log_to_tensorboard(board, histograms, gallery, shown, trainer.global_step)
-        counts.start_epoch()
+        boards = [logger.experiment for logger in loggers if is_a(logger, "TensorBoardLogger")]
+        runs = list(wandb_runs(trainer))
+        if not boards and not runs:
+            return
+        figures = EpochFigures(self._histograms(counts), self._gallery(trainer, counts), shown, classes)
+        for run in runs:
+            log_to_wandb(run, figures)
+        for board in boards:
+            log_to_tensorboard(board, figures, trainer.global_step)
 
     @_costs_no_run
     def finish(self, trainer: Any) -> None:
         """Training ends: leave the totals."""
         report = self.filtering.report
         summary = report.summary(self.filtering._data.candidate_stream)
-        for run in _wandb_runs(trainer):
+        for run in wandb_runs(trainer):
             run.summary.update({PREFIX + name: summary[name] for name in (*AXES, "saved_ratio", "keep_rate")})
 
     # ---- state
@@ -274,7 +272,7 @@ class RunLog:
         given = {**filtering._data.filter_settings, **filtering.filter_settings}
         return {
             "version": __version__,
-            **{name: _in_words(value) for name, value in given.items()},
+            **{name: in_words(value) for name, value in given.items()},
             "policy": card(filtering.policy),
             "assistant": card(filtering.assistant) if filtering.policy.needs_scores else None,
             "num_instances": None if stream is None else stream.num_instances,
@@ -298,29 +296,28 @@ class RunLog:
             values["scores"] = store.scores[rows][store.seen[rows]].numpy()
         return {PREFIX + name: some for name, some in values.items() if len(some)}
 
-    def _gallery(self, trainer: Any, counts: InstanceCounts) -> dict[str, list[dict[str, Any]]]:
+    def _gallery(self, trainer: Any, counts: InstanceCounts) -> Gallery:
         """Rows of the instances kept least and most; nothing before anything was dropped."""
         if not counts.dropped.any():
             return {}
-        ends = dict(zip(("least_kept", "most_kept"), counts.extremes(GALLERY_SIZE), strict=True))
+        ends = zip(("least_kept", "most_kept"), counts.extremes(GALLERY_SIZE), strict=True)
+        return {PREFIX + name: self._rows(trainer, counts, places) for name, places in ends}
+
+    def _rows(self, trainer: Any, counts: InstanceCounts, places: IndexArray) -> list[dict[str, Any]]:
         store, labels = self.filtering.instances, self._labels(counts)
-        gallery = {}
-        for name, places in ends.items():
-            indices = counts.indices[places].tolist()
-            rows = []
-            for place, index, instance in zip(
-                places, indices, load_instances(trainer.train_dataloader.plain, indices), strict=True
-            ):
-                row = {"index": index, "shown": self._shown(instance)}
-                if labels is not None:
-                    row["label"] = int(labels[place])
-                if store is not None:
-                    row[self.filtering.score] = float(store.scores[index])
-                row["kept"], row["dropped"] = int(counts.kept[place]), int(counts.dropped[place])
-                row["keep_prob"] = float(counts.probs[place])
-                rows.append(row)
-            gallery[PREFIX + name] = rows
-        return gallery
+        indices = counts.indices[places].tolist()
+        instances = load_instances(trainer.train_dataloader.plain, indices)
+        rows = []
+        for place, index, instance in zip(places, indices, instances, strict=True):
+            row = {"index": index, "shown": self._shown(instance)}
+            if labels is not None:
+                row["label"] = int(labels[place])
+            if store is not None:
+                row[self.filtering.score] = float(store.scores[index])
+            row["kept"], row["dropped"] = int(counts.kept[place]), int(counts.dropped[place])
+            row["keep_prob"] = float(counts.probs[place])
+            rows.append(row)
+        return rows
 
     def _shown(self, instance: Any) -> str | Picture | None:
         if self.filtering.decode is not None:
@@ -343,126 +340,6 @@ def summed(counts: Iterable[ClassCounts]) -> ClassCounts:
     return dict(sorted(totals.items()))
 
 
-def _in_words(setting: Any) -> Any:
-    """A setting as loggers take it: functions by their names."""
-    if callable(setting):
-        return getattr(setting, "__qualname__", type(setting).__qualname__)
-    return dict(setting) if isinstance(setting, Mapping) else setting
-
-
-def card(rule: Any) -> dict[str, Any]:
-    """A policy or an Assistant in a few words: its class, its settings, and where it comes from.
-
-    Args:
-        rule: An object whose class keeps its arguments as attributes.
-
-    Example:
-        >>> from lightning_autoassist import RandomPolicy
-        >>> card(RandomPolicy(keep_rate=0.4))
-        {'name': 'RandomPolicy', 'keep_rate': 0.4}
-    """
-    words: dict[str, Any] = {"name": type(rule).__name__}
-    for name in inspect.signature(type(rule).__init__).parameters:
-        value = getattr(rule, name, None)
-        if name != "self" and isinstance(value, (bool, int, float, str)):
-            words[name] = value
-    sources = [part for part in inspect.cleandoc(type(rule).__doc__ or "").split("\n\n") if part.startswith("Source: ")]
-    if sources:
-        words["source"] = " ".join(sources[0].removeprefix("Source: ").split())
-    return words
-
-
-def group_runs(trainer: Any, budget: float, data: Any) -> None:
-    """Give W&B runs that have not begun a group, what is trained on what, and the policy as their job type.
-
-    Whatever the user gave the logger stays.
-
-    Args:
-        trainer: The Trainer, before setup: a run's group cannot be changed once it has begun.
-        budget: Of the data module.
-        data: The user's data.
-    """
-    rules = (getattr(callback, "policy", None) for callback in getattr(trainer, "callbacks", ()))
-    policies = [rule for rule in rules if isinstance(rule, Policy)]
-    if not policies:
-        return
-    module = trainer.strategy._lightning_module
-    for logger in trainer.loggers:
-        settings = getattr(logger, "_wandb_init", None)
-        if isinstance(settings, dict):
-            if settings.get("group") is None:
-                settings["group"] = f"{type(module).__name__} on {type(data).__name__}"
-            if settings.get("job_type") is None:
-                settings["job_type"] = f"{type(policies[0]).__name__.removesuffix('Policy')} {budget:.0%}"
-
-
-def _log_to_wandb(
-    run: Any,
-    histograms: dict[str, Any],
-    gallery: dict[str, list[dict[str, Any]]],
-    shown: Reliability | None,
-    classes: ClassCounts,
-) -> None:
-    import wandb
-
-    logged: dict[str, Any] = {
-        name: wandb.Histogram(np_histogram=np.histogram(values, NUM_BINS)) for name, values in histograms.items()
-    }
-    for name, rows in gallery.items():
-        cells = [[wandb.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row.values()] for row in rows]
-        # A table's pictures lie in W&B's store of artifacts until they are synced; these, in the run's own folder.
-        pictures = [
-            wandb.Image(row["shown"], caption=_caption(row)) for row in rows if isinstance(row["shown"], np.ndarray)
-        ]
-        if pictures:
-            logged[name + "_pictures"] = pictures
-        logged[name] = wandb.Table(columns=list(rows[0]), data=cells)
-    if shown is not None:
-        points = [[float(cell) for cell in row] for row in zip(*shown[:3], strict=True)]
-        table = wandb.Table(columns=["predicted", "realised", "instances"], data=points)
-        logged[PREFIX + "reliability"] = wandb.plot.line(
-            table, "predicted", "realised", title="The Assistant's reliability"
-        )
-    if classes:
-        rows_by_class = [[label, kept, dropped, kept / (kept + dropped)] for label, (kept, dropped) in classes.items()]
-        columns: list[str | int] = ["class", "kept", "dropped", "keep_rate"]
-        logged[PREFIX + "classes"] = wandb.Table(columns=columns, data=rows_by_class)
-    run.log(logged, commit=False)  # goes into the row of the epoch's metrics
-
-
-def _log_to_tensorboard(
-    board: Any,
-    histograms: dict[str, Any],
-    gallery: dict[str, list[dict[str, Any]]],
-    shown: Reliability | None,
-    step: int,
-) -> None:
-    for name, values in histograms.items():
-        board.add_histogram(name, values, step)
-    for name, rows in gallery.items():
-        pictures = [row["shown"] for row in rows if isinstance(row["shown"], np.ndarray)]
-        if pictures:
-            board.add_image(name, grid(pictures), step, dataformats="HWC")
-        text = [{key: cell for key, cell in row.items() if not isinstance(cell, np.ndarray)} for row in rows]
-        lines = [list(text[0]), ["---"] * len(text[0]), *(list(map(_as_cell, row.values())) for row in text)]
-        board.add_text(name, "\n".join("|".join(line) for line in lines), step)
-    if shown is not None and importlib.util.find_spec("matplotlib"):
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(4, 4), layout="constrained")
-        axes = figure.add_subplot(xlabel="predicted", ylabel="informative", ylim=(0, 1))
-        axes.plot(shown.predicted, shown.realised, marker="o")
-        board.add_figure(PREFIX + "reliability", figure, step)
-
-
-def _caption(row: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {_as_cell(cell)}" for name, cell in row.items() if name != "shown")
-
-
-def _as_cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/").replace("\n", " ")
-
-
 def _log_settings(logger: Any, settings: dict[str, Any]) -> None:
     """Leave the settings with one logger; one that cannot take them costs neither the run nor the other loggers."""
     try:
@@ -472,17 +349,3 @@ def _log_settings(logger: Any, settings: dict[str, Any]) -> None:
             f"{type(logger).__name__} cannot log AutoAssist's settings, so it does not get them, and training goes on. "
             f"{type(error).__name__}: {error}"
         )
-
-
-def _is_a(logger: Any, name: str) -> bool:
-    """Whether a logger is of a class of that name, in any flavour; its package need not be installed."""
-    return any(base.__name__ == name for base in type(logger).__mro__)
-
-
-def _wandb_runs(trainer: Any) -> Iterator[Any]:
-    """The W&B runs of the Trainer's loggers that record anything."""
-    if not trainer.is_global_zero:
-        return
-    for logger in trainer.loggers:
-        if _is_a(logger, "WandbLogger") and not getattr(logger.experiment, "disabled", False):
-            yield logger.experiment

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, LogisticAssistant
 from lightning_autoassist.compare.readers import read_runs
-from lightning_autoassist.filtering.reporting.counts import MAX_COUNTED, InstanceCounts, load_instances, picture_of
+from lightning_autoassist.filtering.reporting.counts import MAX_COUNTED, InstanceCounts
+from lightning_autoassist.filtering.reporting.pictures import load_instances, picture_of
 from tests.end_to_end.test_resume import Saving
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 from tests.helpers.wandb_files import history_of, summary_of

@@ -1,0 +1,391 @@
+"""One training step under watch: which losses it calls, and whose they are once it has returned one number.
+
+Loss functions are seen at their call, by a torch function mode that is active while the step runs: early-bound
+imports and the modules of ``torch.nn`` included. The user's call stays as it is; what is learnt of it is detached.
+
+Shapes: B batch, R rows of a loss (B, or a multiple of it), d further dimensions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from lightning_autoassist.capture.attribution import MINOR_SHARE, Missed
+from lightning_autoassist.capture.autograd_graph import losses_in_graph
+from lightning_autoassist.capture.captured_loss import (
+    Contribution,
+    Found,
+    SoftmaxNorms,
+    combine,
+    contributions,
+    explained,
+    scored_in_backward,
+    scripted,
+    weigh_at,
+)
+from lightning_autoassist.capture.instance_layout import Layout
+from lightning_autoassist.capture.loss_weights import weigh_given, weighted_call, why_not_instance_losses
+from lightning_autoassist.capture.messages import (
+    WAYS_OUT,
+    because_of,
+    on_hand_written,
+    sources,
+    why_nothing,
+    why_too_little,
+)
+from lightning_autoassist.capture.observation import Observation
+from lightning_autoassist.capture.place import caller, place_of_call
+from lightning_autoassist.capture.reductions import Reduction
+from lightning_autoassist.losses.functional import LOSSES, Arguments, NamedLoss, class_axis, is_split_alike
+from lightning_autoassist.trainer_support.batch_parts import leaves_of
+
+if TYPE_CHECKING:
+    from lightning_autoassist.capture.loss_capture import InstanceLossCapture
+
+# By these a hand-written loss ends in one number.
+_REDUCTIONS = frozenset({torch.mean, torch.sum, Tensor.mean, Tensor.sum})
+
+# From so many logits on, a norm is cheaper than another softmax; below, a hook in backward costs more than it saves.
+_MANY_LOGITS = 2**19
+
+
+class CapturedStep(TorchFunctionMode):
+    """One watched training step: enter it, run the step, leave it, then :meth:`observe` what the step returned.
+
+    Attributes:
+        reason: Why :meth:`observe` found nothing, in words for the user; None where it found something.
+        is_final: Whether no later step will find anything either.
+    """
+
+    def __init__(
+        self,
+        capture: InstanceLossCapture,
+        batch: Any,
+        batch_size: int,
+        weights: Tensor | None,
+        module: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.reason: str | None = None
+        self.is_final = False
+        self._capture = capture
+        self._batch = batch
+        self._batch_size = batch_size
+        self._weights = weights
+        self._module = module
+        self._named: list[Found] = []
+        self._reduced: list[Reduction] = []
+        self._backwards: list[list[Contribution]] = []
+        # Now: the step may take them out of the batch.
+        self._leaves = [] if capture.own_labels.is_refused else list(leaves_of(batch))
+        self._rows = capture._row_checks.tracker(batch, batch_size)
+        self._missed: list[Missed] = []
+        self._unshown: list[Reduction] = []
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(exc_type, exc_value, traceback)  # type: ignore[no-untyped-call]
+        if exc_type is not None:
+            self._release()
+
+    def observe(self, output: Any) -> Observation | None:
+        """The instances' losses and scores. To be called once, after the step and before backward.
+
+        Args:
+            output: What the step returned: the loss, a mapping with it under "loss", or None.
+
+        Returns:
+            The observation, or None with :attr:`reason` set. Its values are complete when backward has run.
+        """
+        try:
+            observation = self._observe(output)
+        except Exception as error:  # whatever it is, it must not cost the user the run
+            observation = None
+            self.reason = f"{type(error).__name__} while the losses were looked at: {error}. {WAYS_OUT}"
+        self._release()
+        return None if observation is None else observation.plain()
+
+    # ---- while the step runs
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Arguments | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = self._call(func, args, kwargs)
+        if not torch.compiler.is_compiling() and self._rows is not None:
+            self._rows.note(func, args, kwargs, result)
+        return result
+
+    def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Arguments) -> Any:
+        if func in LOSSES:
+            return self._watch(LOSSES[func], args, kwargs)
+        if func is Tensor.backward:
+            self._note_backward(args[0])
+        result = func(*args, **kwargs)
+        if func in _REDUCTIONS:
+            self._note_reduction(args[0] if args else kwargs.get("input"), result)
+        return result
+
+    def _watch(self, named: NamedLoss, args: tuple[Any, ...], kwargs: Arguments) -> Any:
+        arguments = named.bind(args, kwargs)
+        inputs = [arguments[name] for name in named.inputs]
+        if not torch.is_grad_enabled() or not any(_requires_grad(value) for value in inputs):
+            return named.function(*args, **kwargs)  # a metric
+        source = f"{named.name} {caller()}"
+        layout = self._layout(named, arguments, source)
+        if isinstance(layout, str):
+            return self._miss(layout, named.function(*args, **kwargs))
+        self._check_rows(source, inputs, [arguments.get("target")], layout)
+        softmax = None
+        if named.function is F.cross_entropy and is_split_alike(arguments):
+            # What torch does inside, so that the log-probabilities serve the score as well.
+            named = LOSSES[F.nll_loss]
+            logits, _ = arguments["input"], arguments.pop("label_smoothing")
+            arguments["input"] = F.log_softmax(logits, class_axis(logits))
+            args, kwargs = (), arguments
+            softmax = self._softmax_norms(arguments)
+        unreduced = None
+        # Of unreduced rows it is not known yet whether the weights are to enter there, or where the user reduces them.
+        if self._weights is None or (arguments["reduction"] == "none" and not torch.compiler.is_compiling()):
+            result = named.function(*args, **kwargs)
+        else:
+            try:
+                result, unreduced = weighted_call(named, arguments, layout, self._weights)
+            except Exception as error:  # the user's own error comes again, ours must not cost the step
+                return self._miss(because_of(source, error), named.function(*args, **kwargs))
+        if unreduced is None and arguments["reduction"] == "none":
+            unreduced = result
+        self._note(named, arguments, source, layout, result, unreduced, softmax)
+        return result
+
+    def _softmax_norms(self, arguments: Arguments) -> SoftmaxNorms | None:
+        """Leaves the norms to backward, where that pays."""
+        log_probs = arguments["input"]
+        if self._capture.score != "gradient_norm" or torch.compiler.is_compiling() or log_probs.grad_fn is None:
+            return None
+        return SoftmaxNorms(log_probs.grad_fn, arguments) if log_probs.numel() >= _MANY_LOGITS else None
+
+    def _note(
+        self,
+        named: NamedLoss,
+        arguments: Arguments,
+        source: str,
+        layout: Layout,
+        result: Tensor,
+        unreduced: Tensor | None,
+        softmax: SoftmaxNorms | None,
+    ) -> None:
+        with_norms = self._capture.score == "gradient_norm" and softmax is None
+        try:
+            elements = named.elements(arguments, unreduced, with_norms=with_norms)
+            # Compiled code cannot be asked for the edge.
+            edge = result if torch.compiler.is_compiling() else get_gradient_edge(result)
+            is_open = arguments["reduction"] == "none" and isinstance(edge, GradientEdge)
+            weigh = weigh_at(result, layout) if is_open and self._weights is not None else None
+            labels = self._labels(arguments)
+        except Exception as error:  # the step itself went well: it must go on
+            self._miss(because_of(source, error), result)
+            return
+        reduction = arguments["reduction"]
+        self._named.append(
+            Found(source, reduction, edge, elements, layout, named.tokens, labels, weigh, False, softmax)
+        )
+
+    def _labels(self, arguments: Arguments) -> Tensor | None:
+        target = arguments.get("target")
+        if not isinstance(target, Tensor) or target.shape != (self._batch_size,):
+            return None
+        return None if target.is_floating_point() else target.detach().long()
+
+    def _note_backward(self, root: Tensor) -> None:
+        """Manual optimization: after its backward the graph is gone."""
+        try:
+            parts = self._attribute(root)
+        except Exception as error:  # the step must go on
+            parts = []
+            self._miss(because_of("backward", error))
+        self._backwards.append(parts)
+
+    def _note_reduction(self, values: Any, result: Any) -> None:
+        """A mean or sum of everything in a tensor may be the end of a loss by hand, or of a loss's rows."""
+        if torch.compiler.is_compiling() or not (_requires_grad(values) and _requires_grad(result)):
+            return
+        if not (result.ndim == 0 < values.ndim and result.grad_fn is not None):
+            return
+        reduction = Reduction(values, result.grad_fn, place_of_call())
+        self._reduced.append(reduction)
+        if values.shape[0] == self._batch_size and self._rows is not None:
+            self._check_rows(reduction.source, [values], [], Layout((self._batch_size,), 0, 1))
+
+    def _check_rows(self, source: str, inputs: list[Any], others: list[Any], layout: Layout) -> None:
+        if not torch.compiler.is_compiling() and self._rows is not None:
+            self._rows.check(source, [value for value in inputs if _requires_grad(value)], others, layout)
+
+    def _layout(self, named: NamedLoss, arguments: Arguments, source: str) -> Layout | str:
+        """Whose the loss's rows are, or why that is not known."""
+        orders = self._capture._row_orders
+        try:
+            layout = orders.layout(named, arguments, source, self._batch, self._batch_size)
+        except Exception as error:  # the step must go on
+            return because_of(source, error)
+        return self._why_no_layout(source, named.num_rows(arguments)) if layout is None else layout
+
+    def _why_no_layout(self, source: str, num_rows: int) -> str:
+        if num_rows == self._batch_size:
+            return (
+                f"{source} has {num_rows} rows for as many instances here, and another number of them in other steps, "
+                "so that the rows need not be the instances'"
+            )
+        return (
+            f"{source} has {num_rows} rows for {self._batch_size} instances, and nothing tells which are whose "
+            "(row_order= does, where all instances have equally many)"
+        )
+
+    def _miss(self, note: str, result: Any = None) -> Any:
+        node = result.grad_fn if isinstance(result, Tensor) and not torch.compiler.is_compiling() else None
+        self._missed.append(Missed(note, node))
+        return result
+
+    # ---- after the step
+
+    def _observe(self, output: Any) -> Observation | None:
+        root = output.get("loss") if isinstance(output, Mapping) else output
+        if isinstance(output, Mapping) and output.get("instance_loss") is not None:
+            return self._given(output["instance_loss"], root, "training_step")
+        method = getattr(type(self._module), "instance_loss", None)
+        if inspect.isfunction(method):  # and not some attribute that happens to have this name
+            return self._given(method(self._module, self._batch, output), root, "instance_loss")
+        if len(self._backwards) > 1:
+            self.reason = (
+                f"{self._where()} runs backward {len(self._backwards)} times, so that no single loss is an "
+                f"instance's. {WAYS_OUT}"
+            )
+            return None
+        parts = self._backwards[0] if self._backwards else self._attribute(root)
+        if not parts:
+            self.reason = why_nothing(self._where(), self._missed, self._unshown, self._named)
+            return None
+        if self._capture.share.ratio < MINOR_SHARE:
+            self.reason = why_too_little(self._where(), self._capture.share, parts)
+            return None
+        if self._is_out_of_order([part.found.source for part in parts]):
+            return None
+        if self._capture.explain is not None:
+            self._capture.explain([explained(part) for part in parts])
+        is_left_to_backward = len(parts) == 1 and parts[0].found.softmax is not None and not self._backwards
+        losses, scores = scored_in_backward(parts[0]) if is_left_to_backward else combine(parts)
+        targets = [part.found.labels for part in parts if part.found.labels is not None]
+        labels = self._capture.own_labels.of(targets, self._leaves, self._batch_size)
+        source = sources(parts)
+        return Observation(losses, losses.clone() if self._capture.score == "loss" else scores, labels, source)
+
+    def _attribute(self, root: Any) -> list[Contribution]:
+        """The losses behind ``root``; weights enter where they have not yet."""
+        if not _requires_grad(root):
+            return []
+        capture, attribution = self._capture, self._capture._attribution
+        parts, self._unshown = attribution.parts(root, self._named, self._reduced, self._batch_size)
+        if not parts and not self._missed:  # else the graph holds just what was missed
+            parts = contributions(root, self._scripted(root))
+        if not parts:
+            return []
+        self._warn_of_hand_written(parts)
+        capture.share = attribution.share(root, parts, self._missed, self._unshown)
+        if capture.share.ratio >= MINOR_SHARE:
+            capture.has_other_terms |= capture.share.has_other_terms
+            self._weigh(parts)
+        return parts
+
+    def _weigh(self, parts: list[Contribution]) -> None:
+        for part in parts:
+            if part.found.weigh is not None and self._weights is not None:
+                part.found.weigh(self._weights)
+
+    def _warn_of_hand_written(self, parts: list[Contribution]) -> None:
+        if all(part.found.is_by_hand for part in parts) and not self._capture._is_warned:
+            self._capture._is_warned = True
+            warnings.warn(on_hand_written(parts[0].found.source), stacklevel=2)
+
+    def _scripted(self, root: Tensor) -> list[Found]:
+        """Losses whose calls were not seen, as those in scripted code."""
+        found = []
+        for loss in losses_in_graph(root):
+            layout = self._layout(loss.named, loss.arguments, loss.source)
+            if isinstance(layout, str):
+                self._miss(layout)
+            else:
+                found.append(scripted(loss, layout, self._labels(loss.arguments)))
+        return found
+
+    def _given(self, losses: Any, root: Any, giver: str) -> Observation | None:
+        """What the user says the instances' losses are."""
+        source = f"instance_loss of {self._where(giver)}"
+        self.reason = why_not_instance_losses(source, losses, self._batch_size)
+        if self.reason is not None:
+            return None
+        if self._weights is not None and not self._is_weighted(losses, root):
+            self.reason = (
+                f"The {source} is not part of the returned loss's graph, so that the instances' weights cannot "
+                "enter: return it from training_step, undetached, or pass weights='none'."
+            )
+            return None
+        self._check_rows(source, [losses], [], Layout((self._batch_size,), 0, 1))
+        if self._is_out_of_order([source]):
+            return None
+        values = losses.detach().float().clone()
+        return Observation(values, values.clone(), None, source)
+
+    def _is_weighted(self, losses: Tensor, root: Any) -> bool:
+        """Let the weights enter at named losses, or else at the user's own."""
+        assert self._weights is not None
+        if self._backwards:
+            return all(self._backwards)
+        if not _requires_grad(root):
+            return False
+        parts = contributions(root, self._named)
+        if parts:
+            self._weigh(parts)
+            return True
+        return weigh_given(losses, root, self._weights)
+
+    def _is_out_of_order(self, sources: list[str]) -> bool:
+        """Whether the rows of losses were seen in another order than the batch's, in this step or an earlier one."""
+        problem = self._capture._row_checks.end(self._rows, sources)
+        if problem is not None:
+            self.is_final = True
+            self.reason = (
+                f"{problem}, so that a loss cannot be assigned to its instance. Put the rows back in the batch's order "
+                "before the loss, or sort instances in the loader's collate_fn, which is followed."
+            )
+        return problem is not None
+
+    def _where(self, method: str = "training_step") -> str:
+        return method if self._module is None else f"{type(self._module).__name__}.{method}"
+
+    def _release(self) -> None:
+        """Hold nothing of the step: neither its graph nor its batch."""
+        self._named, self._reduced, self._backwards, self._batch = [], [], [], None
+        self._leaves, self._rows = [], None
+        self._missed, self._unshown = [], []
+
+
+def _requires_grad(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad

@@ -1,0 +1,46 @@
+"""The policies: each turns predicted scores into keep probabilities.
+
+====================== ============================ ===========================================================
+name                   class                        keeps a candidate
+====================== ============================ ===========================================================
+``autoassist``         ``AutoAssistPolicy``         with the score as its chance, above a floor
+``proportional``       ``ProportionalPolicy``       in proportion to its score, at a mean rate
+``infobatch``          ``InfoBatchPolicy``          always above the mean loss, with one chance below it
+``selective_backprop`` ``SelectiveBackpropPolicy``  by its score's rank among recent ones, to a power
+``class_quota``        ``ClassQuotaPolicy``         by another policy, with equal shares for the classes
+``uniform``            ``UniformPolicy``            always: the budget alone shortens training
+``random``             ``RandomPolicy``             with one chance for all, as a baseline
+====================== ============================ ===========================================================
+
+``AutoAssistCallback(policy="proportional")`` takes the name, ``AutoAssistCallback(policy=ProportionalPolicy(...))`` an
+object with settings. A policy of your own is a subclass of :class:`Policy`.
+
+Example:
+    >>> from lightning_autoassist.policies import POLICIES, ProportionalPolicy
+    >>> POLICIES["proportional"] is ProportionalPolicy
+    True
+"""
+
+from __future__ import annotations
+
+from lightning_autoassist.filtering.policies.autoassist import AutoAssistPolicy
+from lightning_autoassist.filtering.policies.base import Policy
+from lightning_autoassist.filtering.policies.class_quota import ClassQuotaPolicy
+from lightning_autoassist.filtering.policies.infobatch import InfoBatchPolicy
+from lightning_autoassist.filtering.policies.proportional import ProportionalPolicy
+from lightning_autoassist.filtering.policies.random_drop import RandomPolicy
+from lightning_autoassist.filtering.policies.registry import POLICIES
+from lightning_autoassist.filtering.policies.selective_backprop import SelectiveBackpropPolicy
+from lightning_autoassist.filtering.policies.uniform import UniformPolicy
+
+__all__ = [
+    "POLICIES",
+    "AutoAssistPolicy",
+    "ClassQuotaPolicy",
+    "InfoBatchPolicy",
+    "Policy",
+    "ProportionalPolicy",
+    "RandomPolicy",
+    "SelectiveBackpropPolicy",
+    "UniformPolicy",
+]

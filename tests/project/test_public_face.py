@@ -1,0 +1,20 @@
+"""Policies and Assistants are imported from one module each, which names and explains all of them."""
+
+import re
+
+import pytest
+
+import lightning_autoassist
+from lightning_autoassist import assistants, policies
+
+
+@pytest.mark.parametrize(("module", "registry"), [(policies, policies.POLICIES), (assistants, assistants.ASSISTANTS)])
+def test_each_module_exports_and_names_its_registry(module, registry):
+    assert {kind.__name__ for kind in registry.values()} <= set(module.__all__)
+    rows = re.findall(r"^``(\w+)``\s+``(\w+)``", module.__doc__, re.MULTILINE)
+    assert rows == [(name, kind.__name__) for name, kind in registry.items()]
+
+
+@pytest.mark.parametrize("module", [policies, assistants])
+def test_names_are_the_packages_own(module):
+    assert all(getattr(module, name) is getattr(lightning_autoassist, name) for name in module.__all__)
