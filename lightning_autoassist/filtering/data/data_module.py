@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from types import MethodType
@@ -50,6 +50,12 @@ from lightning_autoassist.filtering.sampling.sharding import owned
 from lightning_autoassist.filtering.sampling.token_batches import Lengths, token_budget
 from lightning_autoassist.filtering.selection import Selection
 from lightning_autoassist.trainer_support.arguments import check_flag, check_whole
+from lightning_autoassist.trainer_support.internals import (
+    LOGS_HYPERPARAMETERS,
+    fetching_iterators,
+    prepared_loader,
+    shards_loaders,
+)
 from lightning_autoassist.trainer_support.process_group import Ranks
 from lightning_autoassist.trainer_support.rng import RunRng
 from lightning_autoassist.trainer_support.variants import (
@@ -78,7 +84,7 @@ _FORWARDED_HOOKS = (
 _FORWARDED_SETTINGS = (
     "prepare_data_per_node",
     "allow_zero_length_dataloader_with_multiple_devices",
-    "_log_hyperparams",
+    LOGS_HYPERPARAMETERS,
 )
 
 
@@ -287,7 +293,7 @@ class AutoAssistDataModule(DataModuleBase):
 
         Workers start early, and the global RNG is drawn from in the same order as without AutoAssist.
         """
-        for iterator in self._fetching_iterators():
+        for iterator in fetching_iterators(self.trainer):
             if isinstance(iterator, BatchIterator):
                 iterator.start()
 
@@ -300,7 +306,7 @@ class AutoAssistDataModule(DataModuleBase):
         return draw
 
     def is_fetching(self, iterator: object) -> bool:
-        return any(iterator is own for own in self._fetching_iterators())
+        return any(iterator is own for own in fetching_iterators(self.trainer))
 
     def begin(self, loader: FetchedLoader) -> Iterator[Draw]:
         if self._selection is not None:
@@ -353,7 +359,7 @@ class AutoAssistDataModule(DataModuleBase):
         """A loader of the instances that are kept, which are chosen by index; or of all batches of a loader."""
         data = indexed_data(loader, by_tokens=self._tokens is not None, flatten=self._flatten)
         self._check_steps(data)
-        shards = self._ranks.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler
+        shards = self._ranks.world_size > 1 and shards_loaders(self.trainer)
         if self._passes_plain_batches() and data.num_candidates is not None:
             return self._unfiltered(loader, data, shards)
         candidates = CandidatePasses(data.candidates, data.num_candidates)
@@ -373,7 +379,7 @@ class AutoAssistDataModule(DataModuleBase):
         candidates, batches = data.candidates, loader.batch_sampler
         if shards:  # as Lightning does with loaders that it knows
             shuffle = not isinstance(candidates, SequentialSampler) and not self._is_overfitting()
-            loader = self.trainer._data_connector._prepare_dataloader(loader, shuffle, self.trainer.state.stage)
+            loader = prepared_loader(self.trainer, loader, shuffle=shuffle)
             candidates, batches = loader.sampler, loader.batch_sampler
         in_order = SequentialSampler(cast(Sized, loader.dataset))
         if self._is_overfitting() and not isinstance(candidates, (SequentialSampler, DistributedSampler)):
@@ -603,12 +609,6 @@ class AutoAssistDataModule(DataModuleBase):
 
     def _is_overfitting(self) -> bool:
         return self.trainer is not None and bool(self.trainer.overfit_batches)
-
-    def _fetching_iterators(self) -> Iterable[object]:
-        """The iterators that the Trainer's fit loop takes its batches from, now."""
-        fit_loop = getattr(self.trainer, "fit_loop", None)
-        combined = getattr(getattr(fit_loop, "_combined_loader", None), "_iterator", None)
-        return getattr(combined, "iterators", ())
 
     def _check_validation_interval(self, num_batches: int) -> None:
         trainer = self.trainer

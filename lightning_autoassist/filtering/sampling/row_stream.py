@@ -5,7 +5,6 @@ Shapes: B batch, K batches an epoch, n rows of a fetched batch, F features.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,6 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_autoassist.filtering.data.loader import seed_workers
 from lightning_autoassist.filtering.memory.tokens import joined_rows
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream, Draw, Rows
 from lightning_autoassist.filtering.sampling.rows import (
@@ -34,6 +32,7 @@ from lightning_autoassist.filtering.sampling.rows import (
     unpacked,
 )
 from lightning_autoassist.trainer_support.arrays import FloatArray, IndexArray
+from lightning_autoassist.trainer_support.internals import keep_iterator, own_copy, shut_down_workers
 
 KeepRows = Callable[[Rows, int], npt.NDArray[np.floating[Any]]]
 RowFeatures = Callable[[Any, int], "Tensor | None"]
@@ -180,11 +179,9 @@ class RowStream(CandidateStream):
         self._loader_state = self._state_of_loader()
         self._is_continued = True
         self._ahead.clear()
-        shut_down = getattr(self._batches, "_shutdown_workers", None)  # not only when it is collected
-        if callable(shut_down):
-            shut_down()
+        shut_down_workers(self._batches)
         if isinstance(self._loader, DataLoader):
-            self._loader.__dict__["_iterator"] = None  # persistent workers are not begun anew once they were ended
+            keep_iterator(self._loader, None)  # persistent workers are not begun anew once they were ended
         self._batches = None
 
     def read_from(self, loader: Iterable[Any]) -> None:
@@ -466,12 +463,7 @@ def _integers(columns: list[Column], form: Form) -> dict[str, Tensor]:
 
 def _own_copy(loader: Iterable[Any]) -> Iterable[Any]:
     """What is iterated for training: others may iterate the user's loader meanwhile."""
-    if not isinstance(loader, DataLoader):
-        return loader
-    own = copy.copy(loader)
-    own.__dict__["_iterator"] = None
-    seed_workers(own)
-    return own
+    return own_copy(loader) if isinstance(loader, DataLoader) else loader
 
 
 def _is_stateful(loader: object) -> bool:
