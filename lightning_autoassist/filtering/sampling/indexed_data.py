@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler, SubsetRandomSampler
 
-from lightning_autoassist.filtering.sampling.index_batches import FlattenedBatches
+from lightning_autoassist.filtering.sampling.candidate_sources import FlattenedBatches
 from lightning_autoassist.filtering.sampling.order_pieces import announce_epoch
 from lightning_autoassist.filtering.sampling.pass_orders import WholePasses, gives_whole_order, pass_order
 from lightning_autoassist.trainer_support.arrays import IndexArray
