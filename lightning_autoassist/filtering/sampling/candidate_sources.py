@@ -27,6 +27,17 @@ def check_candidates(sampler: Any) -> None:
         )
 
 
+def check_fills_batch(num_instances: int, batch_size: int) -> None:
+    """Raise ValueError unless a pass over N instances fills a batch."""
+    if not num_instances:
+        raise ValueError("the data set is empty; filtering needs at least one batch of instances")
+    if num_instances < batch_size:
+        raise ValueError(
+            f"the data set gives {num_instances} instances a pass, fewer than one batch of {batch_size}; "
+            f"use batch_size={num_instances} or less"
+        )
+
+
 def num_candidates(sampler: Iterable[int]) -> int:
     """N, the length of one pass of ``sampler``.
 

@@ -19,7 +19,12 @@ import torch
 from torch.utils.data import Sampler
 
 from lightning_autoassist.filtering.names import WeightsName
-from lightning_autoassist.filtering.sampling.candidate_sources import check_budget, check_candidates, num_candidates
+from lightning_autoassist.filtering.sampling.candidate_sources import (
+    check_budget,
+    check_candidates,
+    check_fills_batch,
+    num_candidates,
+)
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream, Draw, batches_per_epoch
 from lightning_autoassist.filtering.sampling.order_pieces import OrderInPieces, announce_epoch
 from lightning_autoassist.filtering.sampling.pass_orders import pass_order
@@ -100,13 +105,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         # Of one iteration: what the budget is a share of.
         self._num_candidates = num_candidates(sampler) if num_batches is None else pass_size or 0
         self.num_instances = pass_size or self._num_candidates
-        if not self.num_instances:
-            raise ValueError("the data set is empty; filtering needs at least one batch of instances")
-        if self.num_instances < batch_size:
-            raise ValueError(
-                f"the data set gives {self.num_instances} instances a pass, fewer than one batch of {batch_size}; "
-                f"use batch_size={self.num_instances} or less"
-            )
+        check_fills_batch(self.num_instances, batch_size)
         self.batch_size = batch_size
         self.budget = budget
         self.keep_probability = keep_probability
@@ -118,12 +117,14 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         # Gets kept instances, says whether features of some of them are still to be had.
         self.lacks_features: Callable[[IndexArray], bool] | None = None
         self.jobs = Jobs()
-        # The candidate stream.
-        self._order: IndexArray = np.empty(0, np.int64)
-        self._position = 0
+        self._num_batches = num_batches
         self._pieces = None if pass_size is None else OrderInPieces(sampler)
         self._num_read = self.num_instances  # of the pass that is on, where it is read in pieces
-        self._num_batches = num_batches
+        self._begin_stream()
+
+    def _begin_stream(self) -> None:
+        self._order: IndexArray = np.empty(0, np.int64)
+        self._position = 0
         self._considered_before = 0  # candidates up to the last batch
         # Kept instances that wait for their batch to fill, and batches handed out but not confirmed.
         self._kept_indices: IndexArray = np.empty(0, np.int64)

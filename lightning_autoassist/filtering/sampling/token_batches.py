@@ -110,11 +110,8 @@ class TokenBatchSampler(ShrinkingBatchSampler):
         self.lengths = length_array(lengths)
         check_longest(self.lengths, indices_in(sampler), max_tokens)
         self.total_tokens = tokens_per_pass(sampler, self.lengths) if total_tokens is None else total_tokens
-        if num_candidates(sampler) and self.total_tokens <= max_tokens:
-            raise ValueError(
-                f"a pass has {self.total_tokens:.0f} tokens, no more than one batch of max_tokens={max_tokens}; "
-                f"use max_tokens={max(1, int(self.total_tokens) // 2)} or less"
-            )
+        if num_candidates(sampler):
+            check_fills_tokens(self.total_tokens, max_tokens)
         super().__init__(
             sampler,
             max(1, int(max_tokens * num_candidates(sampler) / max(1.0, self.total_tokens))),
@@ -234,6 +231,15 @@ def _cuts(lengths: npt.NDArray[np.int64], max_tokens: int) -> list[int]:
 def check_max_tokens(max_tokens: int) -> int:
     """``max_tokens``; raises ValueError unless it is positive."""
     return check_whole("max_tokens", max_tokens, "[1, inf)", "4096 is usual for a small Transformer")
+
+
+def check_fills_tokens(total_tokens: float, max_tokens: int) -> None:
+    """Raise ValueError unless a pass has more tokens than a batch may have."""
+    if total_tokens <= max_tokens:
+        raise ValueError(
+            f"a pass has {total_tokens:.0f} tokens, no more than one batch of max_tokens={max_tokens}; "
+            f"use max_tokens={max(1, int(total_tokens) // 2)} or less"
+        )
 
 
 def tokens_per_pass(sampler: Iterable[int], lengths: npt.NDArray[np.int64]) -> float:

@@ -148,6 +148,12 @@ IMPLEMENTATIONS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Orders that are read in pieces take several for a pass."""
+    monkeypatch.setattr("lightning_autoassist.filtering.sampling.order_pieces.PIECE_SIZE", 16)
+
+
 @dataclass
 class Seen:
     """What a draw is, in values that can be compared."""
