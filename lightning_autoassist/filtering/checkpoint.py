@@ -10,6 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_autoassist.filtering.policies.base import Policy
+from lightning_autoassist.trainer_support.internals import is_about_to_validate
 from lightning_autoassist.trainer_support.process_group import Ranks
 
 # To be counted up by whoever changes what a state_dict of the callback or of the data module holds.
@@ -125,10 +126,7 @@ def _zeroes_next(trainer: Any) -> bool:
     """Whether Lightning is about to clear the gradients of a module that makes its own steps: it does to validate."""
     if trainer.lightning_module.automatic_optimization or not is_at_batch_end(trainer):
         return False
-    try:
-        return bool(trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
-    except (AttributeError, TypeError):  # another version's loop
-        return False
+    return is_about_to_validate(trainer)
 
 
 class OpenWindow:

@@ -287,7 +287,7 @@ def test_weights_reach_the_gradients(weights):
             self.checked = 0
 
         def on_after_backward(self):
-            draw = self.trainer.datamodule._source._in_flight[0].draw
+            draw = self.trainer.datamodule._fetching.source._in_flight[0].draw
             x, labels = draw.rows.batch
             with torch.enable_grad():
                 losses = F.cross_entropy(self.net(x), labels, reduction="none")

@@ -16,6 +16,7 @@ from lightning_autoassist.capture.row_matching import Match, columns_of, match
 from lightning_autoassist.filtering.data.collation import ENOUGH_BITS
 from lightning_autoassist.filtering.sampling.candidates import Draw
 from lightning_autoassist.trainer_support.batch_parts import leaves_of
+from lightning_autoassist.trainer_support.internals import num_changes
 from lightning_autoassist.trainer_support.variants import overrides
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer", "on_train_batch_start")
@@ -40,7 +41,7 @@ class Leaf(NamedTuple):
 
     @property
     def is_as_it_was(self) -> bool:
-        return self.tensor._version == self.version
+        return num_changes(self.tensor) == self.version
 
 
 class Arrivals:
@@ -60,7 +61,7 @@ class Arrivals:
 
 def _leaf(tensor: Tensor) -> Leaf:
     copy = tensor.detach().clone() if tensor.numel() <= _MOST_COPIED else tensor
-    return Leaf(tensor, tensor._version, copy)
+    return Leaf(tensor, num_changes(tensor), copy)
 
 
 class TransferOrder:

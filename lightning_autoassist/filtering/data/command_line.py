@@ -7,7 +7,6 @@ hyperparameters. Ours is the outer one, so that the user's module inside would g
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from torch.utils.data import DataLoader
 
+from lightning_autoassist.trainer_support.internals import given_hyperparameters, giving_hyperparameters
 from lightning_autoassist.trainer_support.variants import DATA_MODULE_TYPES, FLAVOURS, MODULE_TYPES
 
 _LIGHTNING_TYPES = (*DATA_MODULE_TYPES, *MODULE_TYPES)
@@ -58,8 +58,8 @@ def _class_of(maker: Any) -> type | None:
 def _settings_in_yaml() -> dict[str, Any] | None:
     """What LightningCLI would have given the user's module, had it stood there alone; None outside of LightningCLI."""
     for flavour in FLAVOURS:
-        given = _mixin(flavour.__name__)._given_hyperparameters.get()
-        named = given.get("data") if given else None
+        given = given_hyperparameters(flavour.__name__) or {}
+        named = given.get("data")
         if isinstance(named, Mapping) and "class_path" in named:
             own = {**(named.get("init_args") or {}), **(named.get("dict_kwargs") or {})}
             return {"_class_path": named["class_path"], **own, "_instantiator": given["_instantiator"]}
@@ -71,10 +71,7 @@ def _hyperparameters(kind: type, settings: dict[str, Any] | None) -> AbstractCon
     flavour = next((flavour for flavour in FLAVOURS if issubclass(kind, _types_of(flavour))), None)
     if settings is None or flavour is None:
         return nullcontext()
-    context: AbstractContextManager[None] = _mixin(flavour.__name__)._given_hyperparameters_context(
-        hparams=settings, instantiator=settings["_instantiator"]
-    )
-    return context
+    return giving_hyperparameters(flavour.__name__, settings)
 
 
 def _with_own_hyperparameters(module: Any, settings: dict[str, Any] | None) -> Any:
@@ -88,7 +85,3 @@ def _with_own_hyperparameters(module: Any, settings: dict[str, Any] | None) -> A
 
 def _types_of(flavour: Any) -> tuple[type, type]:
     return flavour.LightningDataModule, flavour.LightningModule
-
-
-def _mixin(flavour: str) -> Any:
-    return importlib.import_module(f"{flavour}.core.mixins.hparams_mixin")

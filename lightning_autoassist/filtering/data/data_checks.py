@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_autoassist.filtering.data.stream_loader import is_stream
+from lightning_autoassist.filtering.sampling.indexed_data import IndexedData, UnfilterableError
 from lightning_autoassist.trainer_support.arguments import check_function, received
 from lightning_autoassist.trainer_support.variants import DATA_MODULE_TYPES, MODULE_TYPES
 
@@ -77,3 +79,49 @@ def check_pad_values(values: Any) -> None:
                 f"pad_values must be a number, or numbers by the names of columns, got {received(value)}; write "
                 'pad_values=0, or pad_values={"ids": 0}'
             )
+
+
+def check_steps(data: IndexedData, steps_per_epoch: int | None, *, by_tokens: bool) -> None:
+    """Check that ``steps_per_epoch`` is given where it is needed, and nowhere else.
+
+    Args:
+        data: What the train loader tells of its instances.
+        steps_per_epoch: As the user gave it.
+        by_tokens: Whether batches are put together by tokens.
+
+    Raises:
+        MisconfigurationException: If it is given for data with a length.
+        UnfilterableError: If it is missing, or batches by tokens have no length.
+    """
+    if data.num_candidates is not None:
+        if steps_per_epoch is not None:
+            raise MisconfigurationException(
+                f"steps_per_epoch={steps_per_epoch} is for streams; this data set has a length, of which "
+                "budget= is the share"
+            )
+        return
+    name = type(data.candidates).__name__
+    if by_tokens:
+        raise UnfilterableError(f"max_tokens= needs a sampler with a length; define {name}.__len__")
+    if steps_per_epoch is None:
+        raise UnfilterableError(
+            f"the train loader's sampler ({name}) has no length, so that nothing tells how many batches an epoch "
+            f"has; define {name}.__len__, or write AutoAssistDataModule(data, steps_per_epoch=...)"
+        )
+
+
+def check_validation_interval(trainer: Any, num_batches: int, budget: float) -> None:
+    """Raise MisconfigurationException where an epoch ends before the Trainer would validate in it.
+
+    Args:
+        trainer: The Trainer, or None.
+        num_batches: K.
+        budget: Of the data module, for the message.
+    """
+    if trainer is None or trainer.check_val_every_n_epoch is None or not trainer.limit_val_batches:
+        return
+    if isinstance(trainer.val_check_interval, int) and trainer.val_check_interval > num_batches:
+        raise MisconfigurationException(
+            f"val_check_interval={trainer.val_check_interval} is more than the {num_batches} batches an epoch has "
+            f"at budget={budget}; use val_check_interval={num_batches} or less, or 1.0 for the epoch's end"
+        )

@@ -6,14 +6,11 @@ iterable it leaves alone. So :class:`CarryingLoader` is one, around a copy of th
 
 from __future__ import annotations
 
-import copy
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from lightning_fabric.utilities.seed import pl_worker_init_function
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
@@ -22,6 +19,7 @@ from lightning_autoassist.filtering.data.carried import Carried
 from lightning_autoassist.filtering.data.collation import Collated, WatchedCollate, in_order_of
 from lightning_autoassist.filtering.data.fetching import DrawSource, Fetching
 from lightning_autoassist.filtering.sampling.candidates import Draw
+from lightning_autoassist.trainer_support.internals import keep_iterator, kept_iterator, own_copy
 
 # Whatever has these is asked for a state by Lightning; the state of what was drawn is the data module's.
 _NOT_ANSWERED = ("state_dict", "load_state_dict")
@@ -123,20 +121,20 @@ class CarryingLoader(FetchedLoader):
         return self._loader.persistent_workers
 
     def _plain_has_changed(self) -> None:
-        iterator = self._loader._iterator
+        iterator = kept_iterator(self._loader)
         self._loader = _fed_by(self.plain, self._feed)
-        self._loader._iterator = iterator
+        keep_iterator(self._loader, iterator)
         if self._loader.collate_fn is not self._collate.collate:
             self._collate = WatchedCollate(self._loader.collate_fn)
 
     # Lightning shuts workers down through this attribute of a DataLoader.
     @property
     def _iterator(self) -> Any:
-        return self._loader._iterator
+        return kept_iterator(self._loader)
 
     @_iterator.setter
     def _iterator(self, iterator: Any) -> None:
-        self._loader._iterator = iterator
+        keep_iterator(self._loader, iterator)
 
     def _carried_batches(self) -> Iterator[Carried]:
         draws = self._fetching.begin(self)
@@ -227,17 +225,8 @@ def _nothing() -> None:
 
 def _fed_by(loader: DataLoader[Any], feed: _Feed) -> DataLoader[Any]:
     """A copy of ``loader`` that takes its indices from ``feed``, all else being the user's."""
-    fed = copy.copy(loader)
-    # DataLoader forbids to set these after construction, and constructing anew would lose a subclass's own arguments.
-    fed.__dict__.update(batch_sampler=feed, sampler=None, batch_size=None, drop_last=False, _iterator=None)
+    fed = own_copy(loader, batch_sampler=feed, sampler=None, batch_size=None, drop_last=False)
     if not getattr(fed, "in_order", True):
         rank_zero_warn("in_order=False was set back to True: batches must arrive in the order they were drawn")
         fed.in_order = True
-    seed_workers(fed)
     return fed
-
-
-def seed_workers(loader: DataLoader[Any]) -> None:
-    """What Lightning does for DataLoaders after ``seed_everything(..., workers=True)``."""
-    if loader.worker_init_fn is None and int(os.environ.get("PL_SEED_WORKERS", 0)):
-        loader.worker_init_fn = pl_worker_init_function

@@ -9,27 +9,26 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from lightning_autoassist.filtering.names import WeightsName
+from lightning_autoassist.filtering.sampling.candidate_sources import (
+    check_budget,
+    check_candidates,
+    check_fills_batch,
+    num_candidates,
+)
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream, Draw, batches_per_epoch
 from lightning_autoassist.filtering.sampling.order_pieces import OrderInPieces, announce_epoch
 from lightning_autoassist.filtering.sampling.pass_orders import pass_order
-from lightning_autoassist.trainer_support.arguments import (
-    check_flag,
-    check_function,
-    check_number,
-    check_whole,
-    received,
-)
+from lightning_autoassist.trainer_support.arguments import check_flag, check_function, check_whole
 from lightning_autoassist.trainer_support.arrays import IndexArray
 from lightning_autoassist.trainer_support.executors import Jobs
 
@@ -106,13 +105,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         # Of one iteration: what the budget is a share of.
         self._num_candidates = num_candidates(sampler) if num_batches is None else pass_size or 0
         self.num_instances = pass_size or self._num_candidates
-        if not self.num_instances:
-            raise ValueError("the data set is empty; filtering needs at least one batch of instances")
-        if self.num_instances < batch_size:
-            raise ValueError(
-                f"the data set gives {self.num_instances} instances a pass, fewer than one batch of {batch_size}; "
-                f"use batch_size={self.num_instances} or less"
-            )
+        check_fills_batch(self.num_instances, batch_size)
         self.batch_size = batch_size
         self.budget = budget
         self.keep_probability = keep_probability
@@ -124,12 +117,14 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         # Gets kept instances, says whether features of some of them are still to be had.
         self.lacks_features: Callable[[IndexArray], bool] | None = None
         self.jobs = Jobs()
-        # The candidate stream.
-        self._order: IndexArray = np.empty(0, np.int64)
-        self._position = 0
+        self._num_batches = num_batches
         self._pieces = None if pass_size is None else OrderInPieces(sampler)
         self._num_read = self.num_instances  # of the pass that is on, where it is read in pieces
-        self._num_batches = num_batches
+        self._begin_stream()
+
+    def _begin_stream(self) -> None:
+        self._order: IndexArray = np.empty(0, np.int64)
+        self._position = 0
         self._considered_before = 0  # candidates up to the last batch
         # Kept instances that wait for their batch to fill, and batches handed out but not confirmed.
         self._kept_indices: IndexArray = np.empty(0, np.int64)
@@ -335,55 +330,3 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         self._count(probs, int(kept.sum()))
         if self.on_considered is not None:
             self.on_considered(candidates, probs, kept)
-
-
-def check_budget(budget: float) -> float:
-    """``budget``; raises an error unless it is a number in (0, 1]."""
-    hint = "it is the share of Boss updates to spend, 0.6 saves 40 %"
-    return check_number("budget", budget, "(0, 1]", hint)
-
-
-def check_candidates(sampler: Any) -> None:
-    """Raise TypeError unless ``sampler`` can give indices."""
-    if isinstance(sampler, (str, type, DataLoader, Mapping)) or not isinstance(sampler, Iterable):
-        raise TypeError(
-            f"sampler must give the indices of a pass, got {received(sampler)}; write RandomSampler(dataset), or "
-            "range(len(dataset))"
-        )
-
-
-def num_candidates(sampler: Iterable[int]) -> int:
-    """N, the length of one pass of ``sampler``.
-
-    Raises:
-        ValueError: If it has none.
-    """
-    if not isinstance(sampler, Sized):
-        raise ValueError(
-            f"the candidates' sampler must have a length, {type(sampler).__name__} has none; "
-            "define __len__ as the number of indices it yields"
-        )
-    return len(sampler)
-
-
-class FlattenedBatches:
-    """The instances of a batch sampler's batches, one by one, N a pass."""
-
-    def __init__(self, batches: Iterable[Iterable[int]], num_instances: int) -> None:
-        self.batches = batches
-        self.num_instances = num_instances
-
-    @property
-    def given(self) -> Iterable[Iterable[int]]:
-        """The user's batch sampler."""
-        return self.batches
-
-    def __iter__(self) -> Iterator[int]:
-        return chain.from_iterable(self.batches)
-
-    def __len__(self) -> int:
-        return self.num_instances
-
-    def set_epoch(self, epoch: int) -> None:
-        """A pass begins."""
-        announce_epoch(self.batches, epoch)

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler, SubsetRandomSampler
 
-from lightning_autoassist.filtering.sampling.index_batches import FlattenedBatches
+from lightning_autoassist.filtering.sampling.candidate_sources import FlattenedBatches
 from lightning_autoassist.filtering.sampling.order_pieces import announce_epoch
 from lightning_autoassist.filtering.sampling.pass_orders import WholePasses, gives_whole_order, pass_order
 from lightning_autoassist.trainer_support.arrays import IndexArray
+from lightning_autoassist.trainer_support.internals import attributes_of
 from lightning_autoassist.trainer_support.rng import restore_rng_state, rng_state
 
 # N of a data set without a length is that of its sampler, or at first this many; what is remembered grows.
@@ -153,9 +154,8 @@ def _check_iteration(loader: DataLoader[Any], batches: Any) -> None:
     Loaders that keep their workers over epochs, as timm's and ultralytics' do, begin one iteration when they are made
     and take all batches from it.
     """
-    own = {name: value for name, value in vars(loader).items() if name not in ("sampler", "batch_sampler", "dataset")}
-    own.pop("_iterator", None)
-    if any(isinstance(value, Iterator) for value in own.values()):
+    own = attributes_of(loader)
+    if any(isinstance(own[name], Iterator) for name in own.keys() - {"sampler", "batch_sampler", "dataset"}):
         raise UnfilterableError(
             f"{type(loader).__name__} takes its batches from an iteration that it began when it was made, and would "
             "never ask for the instances that filtering chooses; use a torch DataLoader with persistent_workers=True"

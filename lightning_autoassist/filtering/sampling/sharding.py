@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DistributedSampler
 
-from lightning_autoassist.filtering.sampling.index_batches import num_candidates
+from lightning_autoassist.filtering.sampling.candidate_sources import num_candidates
 from lightning_autoassist.filtering.sampling.indexed_data import IndexedData
 from lightning_autoassist.filtering.sampling.order_pieces import PIECE_SIZE, announce_epoch, index_array
 from lightning_autoassist.filtering.sampling.pass_orders import WholePasses, pass_order

@@ -6,10 +6,9 @@ batches an epoch.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -21,25 +20,14 @@ from torch import Tensor
 from torch.utils.data import SubsetRandomSampler
 
 from lightning_autoassist.filtering.names import WeightsName
+from lightning_autoassist.filtering.sampling.candidate_sources import check_candidates, num_candidates
 from lightning_autoassist.filtering.sampling.candidates import Draw, batches_per_epoch
-from lightning_autoassist.filtering.sampling.index_batches import (
-    KeepProbability,
-    ShrinkingBatchSampler,
-    check_candidates,
-    num_candidates,
-)
-from lightning_autoassist.filtering.sampling.indexed_data import length_of
+from lightning_autoassist.filtering.sampling.index_batches import KeepProbability, ShrinkingBatchSampler
 from lightning_autoassist.filtering.sampling.order_pieces import index_array
-from lightning_autoassist.filtering.sampling.token_lengths import (
-    length_array,
-    longest_sequence,
-    read_lengths,
-    stored_lengths,
-)
+from lightning_autoassist.filtering.sampling.token_lengths import length_array
 from lightning_autoassist.trainer_support.arguments import check_number, check_whole
 from lightning_autoassist.trainer_support.arrays import IndexArray
 
-Lengths = Callable[[Any], Any] | Sequence[Any] | npt.NDArray[Any] | Tensor
 # Kept instances are sorted by length among as many others as fill this many batches.
 POOL_BATCHES = 32
 
@@ -120,13 +108,10 @@ class TokenBatchSampler(ShrinkingBatchSampler):
         if total_tokens is not None:
             total_tokens = check_number("total_tokens", total_tokens, "(0, inf)", "None counts them")
         self.lengths = length_array(lengths)
-        _check_longest(self.lengths, _indices_in(sampler), max_tokens)
+        check_longest(self.lengths, indices_in(sampler), max_tokens)
         self.total_tokens = tokens_per_pass(sampler, self.lengths) if total_tokens is None else total_tokens
-        if num_candidates(sampler) and self.total_tokens <= max_tokens:
-            raise ValueError(
-                f"a pass has {self.total_tokens:.0f} tokens, no more than one batch of max_tokens={max_tokens}; "
-                f"use max_tokens={max(1, int(self.total_tokens) // 2)} or less"
-            )
+        if num_candidates(sampler):
+            check_fills_tokens(self.total_tokens, max_tokens)
         super().__init__(
             sampler,
             max(1, int(max_tokens * num_candidates(sampler) / max(1.0, self.total_tokens))),
@@ -248,6 +233,15 @@ def check_max_tokens(max_tokens: int) -> int:
     return check_whole("max_tokens", max_tokens, "[1, inf)", "4096 is usual for a small Transformer")
 
 
+def check_fills_tokens(total_tokens: float, max_tokens: int) -> None:
+    """Raise ValueError unless a pass has more tokens than a batch may have."""
+    if total_tokens <= max_tokens:
+        raise ValueError(
+            f"a pass has {total_tokens:.0f} tokens, no more than one batch of max_tokens={max_tokens}; "
+            f"use max_tokens={max(1, int(total_tokens) // 2)} or less"
+        )
+
+
 def tokens_per_pass(sampler: Iterable[int], lengths: npt.NDArray[np.int64]) -> float:
     """T, the tokens of one pass: of the instances that the sampler names, else as many as are average.
 
@@ -255,20 +249,27 @@ def tokens_per_pass(sampler: Iterable[int], lengths: npt.NDArray[np.int64]) -> f
         sampler: The candidates of one pass.
         lengths: Of all instances, shape ``(N, C)``.
     """
-    named = _indices_in(sampler)
+    named = indices_in(sampler)
     per_instance = lengths.sum(1) if named is None else lengths[named].sum(1)
     return float(per_instance.sum()) * num_candidates(sampler) / len(per_instance)
 
 
-def _indices_in(sampler: Iterable[int]) -> IndexArray | None:
-    """The instances that a sampler names; None where it may give all of the data set."""
+def indices_in(sampler: Iterable[int]) -> IndexArray | None:
+    """The instances that a sampler names, shape ``(n,)``; None where it may give all of the data set."""
     if type(sampler) is not SubsetRandomSampler:
         return None
     indices: Any = sampler.indices
     return index_array(indices.numpy(force=True) if isinstance(indices, Tensor) else indices)
 
 
-def _check_longest(lengths: npt.NDArray[np.int64], named: IndexArray | None, max_tokens: int) -> None:
+def check_longest(lengths: npt.NDArray[np.int64], named: IndexArray | None, max_tokens: int) -> None:
+    """Raise ValueError where an instance is longer than a batch may be.
+
+    Args:
+        lengths: Of all instances, shape ``(N, C)``.
+        named: The instances that are candidates, shape ``(n,)``; None: all.
+        max_tokens: Most tokens in a batch.
+    """
     places = np.arange(len(lengths)) if named is None else named
     sizes = lengths[places].sum(1)
     too_long = places[sizes > max_tokens]
@@ -278,86 +279,3 @@ def _check_longest(lengths: npt.NDArray[np.int64], named: IndexArray | None, max
             f"{too_long[0]} with {lengths[too_long[0]].sum()} tokens; shorten them, drop them "
             f"(torch.utils.data.Subset), or use max_tokens={sizes.max()}"
         )
-
-
-class TokenBudget:
-    """A budget of tokens for the batches of whatever data set comes, and where its lengths come from.
-
-    Args:
-        max_tokens: Most tokens in a batch, padding included.
-        lengths: Of the instances, or a function that gets one and returns its length or lengths. None: the data set's
-            attribute ``lengths``, else one reading of the whole data set.
-
-    Raises:
-        ValueError: If ``max_tokens`` is not positive.
-    """
-
-    def __init__(self, max_tokens: int, lengths: Lengths | None = None) -> None:
-        self.max_tokens = check_max_tokens(max_tokens)
-        self.lengths = lengths
-        self._measured: tuple[Any, npt.NDArray[np.int64]] | None = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What loggers get: an array of lengths is not among it."""
-        given = "given for each instance" if self.lengths is not None else None
-        return {"max_tokens": self.max_tokens, "lengths": self.lengths if callable(self.lengths) else given}
-
-    def sampler_maker(
-        self, dataset: Any, candidates: Any, owned: Any, **options: Any
-    ) -> Callable[[], TokenBatchSampler]:
-        """What makes the batches of a data set's candidates, of the lengths that its instances have now.
-
-        Args:
-            dataset: The user's.
-            candidates: Of one pass of all processes.
-            owned: Those of this process; of the same number in all of them.
-            options: Of :class:`TokenBatchSampler`.
-
-        Raises:
-            ValueError: See :class:`TokenBatchSampler`; also if there is not one length for each instance.
-        """
-        lengths = self.lengths_of(dataset)
-        _check_longest(lengths, _indices_in(candidates), self.max_tokens)
-        # Equal shares, so that every process has as many batches, whoever owns the long ones.
-        total = tokens_per_pass(candidates, lengths) * num_candidates(owned) / max(1, num_candidates(candidates))
-        if owned is not candidates:  # which does not tell that it leaves out what the candidates leave out
-            lengths = np.minimum(lengths, self.max_tokens)
-        return functools.partial(TokenBatchSampler, owned, self.max_tokens, lengths, total_tokens=total, **options)
-
-    def lengths_of(self, dataset: Any) -> npt.NDArray[np.int64]:
-        """Lengths of all instances, shape ``(N, C)``; a data set that has to be read is read once only."""
-        given = self.lengths if self.lengths is not None else stored_lengths(dataset)
-        num_instances = length_of(dataset)
-        if num_instances is None:
-            if given is None or callable(given):
-                raise ValueError(
-                    f"the data set ({type(dataset).__name__}) has no length, so that it cannot be read for the lengths "
-                    "of its instances; define its __len__, or give lengths=, a number for each instance"
-                )
-            return length_array(given)
-        if not num_instances:
-            raise ValueError("the data set is empty; filtering needs at least one batch of instances")
-        if self._measured is None or self._measured[0] is not dataset or len(self._measured[1]) != num_instances:
-            if given is None or callable(given):
-                given = read_lengths(dataset, longest_sequence if given is None else given)
-            lengths = length_array(given)
-            if len(lengths) != num_instances:
-                raise ValueError(
-                    f"lengths are of {len(lengths)} instances, the data set has {num_instances}; give one an instance"
-                )
-            self._measured = dataset, lengths
-        return self._measured[1]
-
-
-def token_budget(max_tokens: int | None, lengths: Lengths | None) -> TokenBudget | None:
-    """The budget of tokens that is asked for, if any.
-
-    Raises:
-        ValueError: If ``max_tokens`` is not positive, or ``lengths`` are given without it.
-    """
-    if max_tokens is not None:
-        return TokenBudget(max_tokens, lengths)
-    if lengths is not None:
-        raise ValueError("lengths= are for batches by tokens; give max_tokens= as well")
-    return None

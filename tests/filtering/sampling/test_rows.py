@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from lightning_autoassist.filtering.sampling.rows import RowSplitter, concatenate, packed, select, unpacked
+from lightning_autoassist.filtering.sampling.columns import concatenate, packed, select, unpacked
+from lightning_autoassist.filtering.sampling.rows import RowSplitter
 
 Pair = namedtuple("Pair", ["first", "second"])  # noqa: PYI024, as users write them
 

@@ -333,7 +333,7 @@ def test_a_loader_without_state_begins_its_pass_anew_with_a_warning():
         resumed.load_state_dict(state)
     assert resumed.pass_index == whole.pass_index >= 1
     assert resumed.num_considered == whole.num_considered
-    waiting = [numbers for piece in whole._waiting.values() for part in piece for numbers in part.numbers]
+    waiting = [number for _, pieces in state["waiting"] for _, numbers, *_ in pieces for number in numbers.tolist()]
     again = next(iter(resumed.draws()))
     assert again.indices[: len(waiting)].tolist() == waiting[:8]
 

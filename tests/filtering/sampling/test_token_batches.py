@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -23,12 +24,9 @@ from torch.utils.data import (
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, TokenBatchSampler
 from lightning_autoassist.filtering.sampling.sharding import OwnedCandidates
-from lightning_autoassist.filtering.sampling.token_batches import (
-    TokenBudget,
-    longest_sequence,
-    padded_tokens,
-    tokens_per_pass,
-)
+from lightning_autoassist.filtering.sampling.token_batches import padded_tokens, tokens_per_pass
+from lightning_autoassist.filtering.sampling.token_budget import TokenBudget
+from lightning_autoassist.filtering.sampling.token_lengths import longest_sequence
 from tests.helpers.ordinary import trainer
 
 
@@ -499,7 +497,7 @@ def test_a_loader_whose_batches_changed_begins_anew():
     run = trainer(max_epochs=2, callbacks=[callback, watch])
     run.fit(LanguageModel(), datamodule=data)
     stream = data.candidate_stream
-    data._tokens = TokenBudget(150, lengths)
+    data._run.settings = replace(data._run.settings, tokens=TokenBudget(150, lengths))
     run.fit_loop.max_epochs = 3
     with pytest.warns(UserWarning, match="the train loader has changed, to 300 instances a pass"):
         run.fit(LanguageModel(), datamodule=data)
