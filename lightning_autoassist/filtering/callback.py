@@ -5,34 +5,22 @@ Shapes: N data set, n candidates.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 from lightning_autoassist.filtering.assistants.base import Assistant
 from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
-from lightning_autoassist.filtering.checkpoint import (
-    OpenWindow,
-    count_next_epoch,
-    differences,
-    fit_epoch_to_length,
-    is_at_batch_end,
-    is_readable,
-    kind_of,
-    warn_of_losses,
-)
-from lightning_autoassist.filtering.checks.run_length import Limits, training_progress
-from lightning_autoassist.filtering.checks.schedules import ScheduleCheck
-from lightning_autoassist.filtering.data.carried import batch_rows
+from lightning_autoassist.filtering.checkpoint import OpenWindow, is_at_batch_end, is_readable, kinds_of
+from lightning_autoassist.filtering.checks.run_length import Limits
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
 from lightning_autoassist.filtering.fit_checks import (
+    LengthChecks,
     check_equal_epochs,
     check_is_alone,
     check_takes_batches,
@@ -46,6 +34,7 @@ from lightning_autoassist.filtering.memory.store import FEATURE_MEMORY, Instance
 from lightning_autoassist.filtering.names import GivenAssistantName, GivenPolicyName, ScoreName, UpdateName, WeightsName
 from lightning_autoassist.filtering.observed_steps import ObservedSteps, warn_of_mean_weights
 from lightning_autoassist.filtering.options import (
+    LOGGED_SETTINGS,
     UPDATES,
     ResolvedOptions,
     check_functions,
@@ -59,31 +48,16 @@ from lightning_autoassist.filtering.options import (
 )
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.loggers import Decode, RunLog, summed
-from lightning_autoassist.filtering.reporting.metrics import FilterReport, over_ranks, warn_about_limits
-from lightning_autoassist.filtering.run_state import RunState
-from lightning_autoassist.filtering.sampling.candidates import CandidateStream
+from lightning_autoassist.filtering.reporting.metrics import FilterReport, over_ranks
+from lightning_autoassist.filtering.run_state import RunState, continue_epoch, load_plain_checkpoint
 from lightning_autoassist.filtering.selection import Selection
-from lightning_autoassist.filtering.validation import IsolatedValidation
-from lightning_autoassist.filtering.waiting_steps import Observed, to_host
+from lightning_autoassist.filtering.trained_batches import TrainedBatches
+from lightning_autoassist.filtering.validation import IsolatedValidation, is_within_fit
 from lightning_autoassist.trainer_support.arguments import check_choice, check_whole
 from lightning_autoassist.trainer_support.executors import Jobs
 from lightning_autoassist.trainer_support.muted_warning import MutedWarning
 from lightning_autoassist.trainer_support.process_group import Ranks
 from lightning_autoassist.trainer_support.variants import CallbackBase, overrides
-
-# Settings beside policy and Assistant, as loggers get them.
-_LOGGED_SETTINGS = (
-    "score",
-    "weights",
-    "features",
-    "tail",
-    "max_features",
-    "feature_memory",
-    "lag",
-    "update",
-    "exchange_every",
-    "decode",
-)
 
 
 class AutoAssistCallback(CallbackBase):
@@ -191,15 +165,16 @@ class AutoAssistCallback(CallbackBase):
         )
         self._gradients = OpenWindow()
         self._state = RunState(self._learner, self._steps, self.report, self._log, self._gradients)
-        self._schedules = ScheduleCheck()
+        self._batches = TrainedBatches(
+            self._learner, self._steps, self.report, self._gradients, self._fall_to_mean_weights
+        )
+        self._length_checks = LengthChecks()
         self._validation = IsolatedValidation()
         # Lightning would say that the module's hook is ignored; the data module calls it.
         self._hook_warning = MutedWarning("You have overridden `on_before_batch_transfer` in both")
         self._data: AutoAssistDataModule | None = None
         self._stage = "fit"
-        self._knows_length = self._has_begun = self._is_on_stream = False
-        self._num_passed_on = 0  # instances of the current batch, where it was not drawn here
-        self._num_ended = 0
+        self._has_begun = self._is_on_stream = False
 
     @property
     def weights(self) -> WeightsName:
@@ -245,17 +220,15 @@ class AutoAssistCallback(CallbackBase):
         assert self._data is not None
         check_takes_batches(pl_module)
         warn_of_unread_settings(self.policy, self._given)
-        self._knows_length = False
-        self._schedules = ScheduleCheck(built_from_length=trainer.train_dataloader is not None)
+        self._length_checks.begin(trainer)
         if self._watches_losses:
             self._steps.begin(trainer.strategy, pl_module, self._data)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
-        self._has_begun, self._num_ended = True, 0
-        count_next_epoch(trainer.fit_loop)
-        fit_epoch_to_length(trainer.fit_loop.epoch_loop, self._data.restored_length, trainer.num_training_batches)
-        self._data.restored_length = None
+        self._has_begun = True
+        self._batches.begin()
+        continue_epoch(trainer, self._data)
         self._validation.begin(trainer.fit_loop.epoch_loop.val_loop, self._data, self._jobs)
         self._gradients.begin(trainer, pl_module)
         check_equal_epochs(self._ranks.gather(trainer.num_training_batches))
@@ -263,68 +236,33 @@ class AutoAssistCallback(CallbackBase):
             self._data.start_fetching()
         stream = self._data.candidate_stream
         self.report.limits = Limits.of(trainer)
-        if stream is not None:
-            self._check_length(trainer, stream)
+        self._length_checks.check(trainer, stream, self._learner.judges_unseen)
         self.report.start_epoch(stream)
         self._log.start(trainer)
         self.report.training.run()
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
-        if self._data.candidate_stream is not None:
-            self._schedules.start_epoch(trainer, self._data.candidate_stream)
+        self._length_checks.start_epoch(trainer, self._data.candidate_stream)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         assert self._data is not None
-        self._num_passed_on = batch_rows(batch) if self._data.current_draw is None else 0
+        self._batches.start_batch(self._data, batch)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._end_batch(trainer, batch_idx)
         self._log.end_step(trainer)
 
     def _end_batch(self, trainer: Any, batch_idx: int) -> None:
-        """The Boss was trained on a batch; once a batch, at its end or where somebody saves a checkpoint before us."""
         assert self._data is not None
-        number = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        if number == self._num_ended:
-            return
-        self._num_ended = number
-        self._gradients.end_batch(trainer.global_step)
-        draw = self._data.confirm_draw()
-        self.report.count_batch(self._num_passed_on if draw is None else len(draw.indices), trainer.global_step)
-        if not self._knows_length and self._data.candidate_stream is not None:  # after a resume it begins here
-            self._check_length(trainer, self._data.candidate_stream)
-        answer = self._steps.take_answer()
-        with self.report.timed():
-            observed = None
-            with self._learner.status.unfiltered_on_error:
-                observed = None if answer is None else to_host(*answer)
-            told = self._steps.capture.has_other_terms, self._steps.capture.own_labels.is_refused
-            self._jobs.submit(functools.partial(self._end_step, observed, training_progress(trainer, batch_idx), *told))
-
-    def _check_length(self, trainer: Any, stream: CandidateStream) -> None:
-        """Warn of settings that do not suit the run's length."""
-        self._knows_length = True
-        warn_about_limits(trainer, stream, keeps_first_pass=not self._learner.judges_unseen)
-        self._schedules.start(trainer, stream)
-
-    def _end_step(
-        self, observed: Observed | None, progress: float, has_other_terms: bool, refuses_labels: bool
-    ) -> None:
-        """The job at the end of a step, wherever it is done."""
-        with self._learner.status.unfiltered_on_error:
-            self._learner.end_step(
-                observed,
-                lag=self._in_force.lag,
-                progress=progress,
-                has_other_terms=has_other_terms,
-                refuses_labels=refuses_labels,
-            )
-        if self._learner.has_other_terms and self.weights != "mean":
-            self._fall_to_mean_weights()
+        # After a resume, a stream is there from here on.
+        self._length_checks.check(trainer, self._data.candidate_stream, self._learner.judges_unseen)
+        self._batches.end_batch(trainer, self._data, batch_idx, self._jobs, self._in_force.lag)
 
     def _fall_to_mean_weights(self) -> None:
         """Keep the balance between the instances' losses and terms of the loss that have no instances."""
+        if self.weights == "mean":
+            return
         warn_of_mean_weights(self._steps.capture, self.weights)
         self._in_force = replace(self._in_force, weights="mean")
         self._steps.weights = "mean"
@@ -335,11 +273,11 @@ class AutoAssistCallback(CallbackBase):
         self.report.training.stop()
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if _is_within_fit(trainer):  # beside the metrics of validation, for whatever they are plotted against
+        if is_within_fit(trainer):  # beside the metrics of validation, for whatever they are plotted against
             self._log.log_metrics(pl_module, self.report.axes(), sync_dist=True)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if _is_within_fit(trainer):
+        if is_within_fit(trainer):
             self.report.training.run()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -396,7 +334,7 @@ class AutoAssistCallback(CallbackBase):
     @property
     def filter_settings(self) -> dict[str, Any]:
         """The settings in force beside policy and Assistant, as loggers get them."""
-        return {name: getattr(self._in_force if name == "lag" else self, name) for name in _LOGGED_SETTINGS}
+        return {name: getattr(self, name) for name in LOGGED_SETTINGS} | {"lag": self._in_force.lag}
 
     # ---- state
 
@@ -404,42 +342,25 @@ class AutoAssistCallback(CallbackBase):
         trainer = None if self._data is None else self._data.trainer
         if trainer is not None and is_at_batch_end(trainer):
             self._end_batch(trainer, trainer.fit_loop.epoch_loop.batch_idx)
-        stream = None if self._data is None else self._data.candidate_stream
-        parts = self._state.state_dict(trainer, stream, self._ranks)
-        return {**parts, "settings": self._kinds(), "is_on_stream": self._is_on_stream}
+        state = self._state.state_dict(self._kinds(), self._data, self._ranks)
+        return {**state, "is_on_stream": self._is_on_stream}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        if self.state_key in checkpoint.get("callbacks", {}):
-            return
-        if isinstance(trainer.datamodule, AutoAssistDataModule):
-            trainer.datamodule.load_plain_checkpoint(checkpoint)
-        if self._stage == "fit":
-            rank_zero_warn(
-                "the checkpoint was written without AutoAssist: your module, optimizer and loops are restored, and "
-                "filtering begins with a first pass that keeps everything"
-            )
+        if self.state_key not in checkpoint.get("callbacks", {}):
+            load_plain_checkpoint(trainer, checkpoint, is_fit=self._stage == "fit")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._stage != "fit" or not is_readable(state_dict):
             return  # test, validate and predict read a checkpoint, too, and continue no training
         if state_dict["is_on_stream"]:
             self._suit_stream()
-        differing = differences(state_dict["settings"], self._kinds())
-        lost = self._learner.load_state_dict(state_dict["learner"], differing.keys())
-        warn_of_losses(differing, [*([] if self._data is None else self._data.lost), *lost])
-        self._state.load_state_dict(state_dict, self._ranks)
+        self._state.load_state_dict(state_dict, self._kinds(), self._data, self._ranks)
         self._has_begun = True
-        if self._learner.has_other_terms and self.weights != "mean":
+        if self._learner.has_other_terms:
             self._fall_to_mean_weights()
 
     def _kinds(self) -> dict[str, str]:
-        """What decides whether a checkpoint's state fits, in words."""
-        return {
-            "policy": kind_of(self.policy),
-            "assistant": kind_of(self.assistant),
-            "score": self.score,
-            "features": "from the batch" if self.features is None else kind_of(self.features),
-        }
+        return kinds_of(self.policy, self.assistant, self.score, self.features)
 
     def _prepare_store(self, num_instances: int) -> None:
         """Make room for the data set, before its first batch is drawn."""
@@ -451,9 +372,7 @@ class AutoAssistCallback(CallbackBase):
     def _prepare_rows(self) -> None:
         """Be ready for a stream, or refuse it, before its first row is judged."""
         self._suit_stream()
-        refusal = self._learner.rows.refusal
-        if refusal is not None:
-            raise MisconfigurationException(refusal)
+        self._learner.rows.check_can_judge()
 
     def _suit_stream(self) -> None:
         self._is_on_stream = True
@@ -470,8 +389,3 @@ class AutoAssistCallback(CallbackBase):
         if self._data is not None:
             self._data.select_by(None)
         self.report.training.stop()
-
-
-def _is_within_fit(trainer: Any) -> bool:
-    """Whether a validation is one between training steps."""
-    return trainer.state.fn == "fit" and not trainer.sanity_checking

@@ -1,4 +1,4 @@
-"""What the callback refuses, or warns of, when a fit starts."""
+"""What the callback refuses, or warns of, when a fit starts or its length is known."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_autoassist.filtering.checks.schedules import ScheduleCheck
 from lightning_autoassist.filtering.data.data_module import HOW_TO_USE, AutoAssistDataModule
 from lightning_autoassist.filtering.policies.base import Policy
+from lightning_autoassist.filtering.reporting.metrics import warn_about_limits
+from lightning_autoassist.filtering.sampling.candidates import CandidateStream
 
 
 def check_is_alone(callback_type: type, callbacks: Sequence[object]) -> None:
@@ -83,3 +86,34 @@ def check_equal_epochs(num_batches: Sequence[int | float]) -> None:
             f"the processes would train on {', '.join(map(str, num_batches))} batches an epoch and wait for each other "
             "for ever; give every process as many instances, or leave sharding to the Trainer (use_distributed_sampler)"
         )
+
+
+class LengthChecks:
+    """Warns of settings that do not suit a run's length, once that is known."""
+
+    def __init__(self) -> None:
+        self._schedules = ScheduleCheck()
+        self._is_done = False
+
+    def begin(self, trainer: Any) -> None:
+        """A fit starts."""
+        self._is_done = False
+        self._schedules = ScheduleCheck(built_from_length=trainer.train_dataloader is not None)
+
+    def check(self, trainer: Any, stream: CandidateStream | None, judges_unseen: bool) -> None:
+        """Check a fit once, as soon as there is a candidate stream, which knows its length.
+
+        Args:
+            trainer: Of the fit.
+            stream: The candidate stream; None where there is none yet.
+            judges_unseen: Whether the first pass over the data is filtered, too.
+        """
+        if stream is not None and not self._is_done:
+            self._is_done = True
+            warn_about_limits(trainer, stream, keeps_first_pass=not judges_unseen)
+            self._schedules.start(trainer, stream)
+
+    def start_epoch(self, trainer: Any, stream: CandidateStream | None) -> None:
+        """Check schedules whose steps depend on the epoch's length."""
+        if stream is not None:
+            self._schedules.start_epoch(trainer, stream)

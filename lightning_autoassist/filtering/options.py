@@ -17,6 +17,19 @@ from lightning_autoassist.trainer_support.executors import Jobs, UpdateThread
 SCORE_NAMES: tuple[ScoreName | Literal["auto"], ...] = ("auto", *get_args(ScoreName))
 WEIGHT_NAMES: tuple[WeightsName | Literal["auto"], ...] = ("auto", *get_args(WeightsName))
 UPDATES: tuple[UpdateName | Literal["auto"], ...] = ("auto", *get_args(UpdateName))
+# Beside policy and Assistant, in the order in which loggers get them.
+LOGGED_SETTINGS = (
+    "score",
+    "weights",
+    "features",
+    "tail",
+    "max_features",
+    "feature_memory",
+    "lag",
+    "update",
+    "exchange_every",
+    "decode",
+)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader, Outcome
@@ -90,6 +91,15 @@ class RowLearner:
             f"{type(self.assistant).__name__} reads an instance's {read[0]}, and a stream does not tell which "
             'instance came before; write AutoAssistCallback(policy=..., assistant="logistic")'
         )
+
+    def check_can_judge(self) -> None:
+        """Refuse an Assistant that cannot judge a stream's rows.
+
+        Raises:
+            MisconfigurationException: See :attr:`refusal`.
+        """
+        if self.refusal is not None:
+            raise MisconfigurationException(self.refusal)
 
     def features(self, batch: Any, num_rows: int) -> Tensor:
         """Features of a batch as the loader gave it, shape ``(n, F)``, in half precision on the CPU, or its tokens.

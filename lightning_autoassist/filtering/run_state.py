@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_autoassist.filtering.checkpoint import LAYOUT, OpenWindow
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_autoassist.filtering.checkpoint import (
+    LAYOUT,
+    OpenWindow,
+    count_next_epoch,
+    differences,
+    fit_epoch_to_length,
+    warn_of_losses,
+)
+from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
 from lightning_autoassist.filtering.learner import Learner
 from lightning_autoassist.filtering.observed_steps import ObservedSteps
 from lightning_autoassist.filtering.reporting.loggers import RunLog
@@ -31,30 +41,67 @@ class RunState:
     log: RunLog
     gradients: OpenWindow
 
-    def state_dict(self, trainer: Any, stream: Any, ranks: Ranks) -> dict[str, Any]:
+    def state_dict(self, kinds: dict[str, str], data: AutoAssistDataModule | None, ranks: Ranks) -> dict[str, Any]:
         """State of all processes, which must all call this, as tensors and builtins.
 
         Args:
-            trainer: Of the fit; None outside of one.
-            stream: The candidate stream; None where there is none.
+            kinds: What decides whether it fits another run.
+            data: Of the fit; None outside of one.
             ranks: The processes.
         """
+        trainer = None if data is None else data.trainer
         return {
             "layout": LAYOUT,
+            "settings": kinds,
             "learner": self.learner.state_dict(),
-            "reports": ranks.gather(self.report.state_dict(stream)),
+            "reports": ranks.gather(self.report.state_dict(None if data is None else data.candidate_stream)),
             "counts": self.log.state_dict(),
             "labels": ranks.gather(self.steps.capture.own_labels.state_dict()),
             "gradients": None if trainer is None else self.gradients.state_dict(trainer, ranks),
             "capture": self.steps.capture.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any], ranks: Ranks) -> None:
-        """Restore :meth:`state_dict`, but for the learner, which tells what of it does not fit."""
-        reports = state["reports"]
+    def load_state_dict(
+        self, state: dict[str, Any], kinds: dict[str, str], data: AutoAssistDataModule | None, ranks: Ranks
+    ) -> None:
+        """Restore :meth:`state_dict`, with one warning of what does not fit this run.
+
+        Args:
+            state: What was saved.
+            kinds: Of this run.
+            data: Of this run; None outside of a fit.
+            ranks: The processes.
+        """
+        differing = differences(state["settings"], kinds)
+        lost = self.learner.load_state_dict(state["learner"], differing.keys())
+        warn_of_losses(differing, [*([] if data is None else data.lost), *lost])
+        reports, labels = state["reports"], state.get("labels", [{}])
         self.report.load_state_dict(reports[ranks.rank % len(reports)])
         self.log.load_state_dict(state["counts"])
-        labels = state.get("labels", [{}])
         self.steps.capture.own_labels.load_state_dict(labels[ranks.rank % len(labels)])
         self.gradients.load_state_dict(state["gradients"], ranks)
         self.steps.capture.load_state_dict(state["capture"])
+
+
+def continue_epoch(trainer: Any, data: AutoAssistDataModule) -> None:
+    """Let the Trainer's loops go on where the run was interrupted, where it was."""
+    count_next_epoch(trainer.fit_loop)
+    fit_epoch_to_length(trainer.fit_loop.epoch_loop, data.restored_length, trainer.num_training_batches)
+    data.restored_length = None
+
+
+def load_plain_checkpoint(trainer: Any, checkpoint: dict[str, Any], *, is_fit: bool) -> None:
+    """Restore the user's data module from a checkpoint that was written without AutoAssist.
+
+    Args:
+        trainer: Loads it.
+        checkpoint: All of it.
+        is_fit: Whether training goes on from it; then a warning says how.
+    """
+    if isinstance(trainer.datamodule, AutoAssistDataModule):
+        trainer.datamodule.load_plain_checkpoint(checkpoint)
+    if is_fit:
+        rank_zero_warn(
+            "the checkpoint was written without AutoAssist: your module, optimizer and loops are restored, and "
+            "filtering begins with a first pass that keeps everything"
+        )

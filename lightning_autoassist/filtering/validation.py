@@ -39,3 +39,8 @@ class IsolatedValidation:
         if self._loop is not None:
             vars(self._loop).pop("run", None)
             self._loop = None
+
+
+def is_within_fit(trainer: Any) -> bool:
+    """Whether a validation is one between training steps."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
