@@ -59,6 +59,16 @@ def _has_parts(value: Any) -> bool:
     return isinstance(value, Policy) and hasattr(value, "__dict__")
 
 
+def kinds_of(policy: Policy, assistant: object, score: str, features: object) -> dict[str, str]:
+    """What decides whether a checkpoint's state fits a run, in words, for :func:`differences`."""
+    return {
+        "policy": kind_of(policy),
+        "assistant": kind_of(assistant),
+        "score": score,
+        "features": "from the batch" if features is None else kind_of(features),
+    }
+
+
 def differences(saved: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
     """Which settings of a checkpoint differ from this run's, each with both in words.
 

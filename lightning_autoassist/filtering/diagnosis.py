@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_autoassist.capture.captured_loss import Explanation
-from lightning_autoassist.capture.captured_step import CapturedStep
 from lightning_autoassist.filtering.callback import AutoAssistCallback
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
 from lightning_autoassist.trainer_support.arguments import check_flag, check_whole, received
@@ -171,29 +170,24 @@ class _Watching(AutoAssistCallback):
     def __init__(self) -> None:
         super().__init__()
         self.losses: list[Explanation] = []
-        self.untold: str | None = None
         self.milliseconds: tuple[list[float], list[float]] = ([], [])  # without and with capture
-        self._capture.explain = self._remember
+        self._steps.capture.explain = self._remember
 
     def _remember(self, losses: list[Explanation]) -> None:
         self.losses = losses
 
-    def _observe(self, captured: CapturedStep, output: Any, *details: Any) -> None:
-        super()._observe(captured, output, *details)
-        self.untold = captured.reason
-
     def switch(self, step: int) -> None:
         """Capture in even steps only."""
         if self._learner.reason is None:
-            self._learner.is_filtering = step % 2 == 0
+            self._learner.status.is_filtering = step % 2 == 0
 
     def diagnosis(self, module: str) -> Diagnosis:
         """What was seen."""
         reason = self._learner.reason or (None if self._data is None else self._data.unfiltered_because)
         if reason is not None or not self.losses:
-            return Diagnosis(module, reason=reason or self.untold)
+            return Diagnosis(module, reason=reason or self._steps.reason)
         plain, captured = (statistics.median(times) if times else float("nan") for times in self.milliseconds)
-        share = self._capture.share
+        share = self._steps.capture.share
         return Diagnosis(module, self.losses, None, plain, captured, share.ratio, share.missed)
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader, Outcome
+from lightning_autoassist.filtering.judging import chances, features_of, learn
 from lightning_autoassist.filtering.memory.features import bounded
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.memory.tokens import tokens_of
@@ -90,15 +92,22 @@ class RowLearner:
             'instance came before; write AutoAssistCallback(policy=..., assistant="logistic")'
         )
 
+    def check_can_judge(self) -> None:
+        """Refuse an Assistant that cannot judge a stream's rows.
+
+        Raises:
+            MisconfigurationException: See :attr:`refusal`.
+        """
+        if self.refusal is not None:
+            raise MisconfigurationException(self.refusal)
+
     def features(self, batch: Any, num_rows: int) -> Tensor:
         """Features of a batch as the loader gave it, shape ``(n, F)``, in half precision on the CPU, or its tokens.
 
         Raises:
             ValueError: If the batch has none, or another number than earlier ones.
         """
-        features = self._features(batch, num_rows)
-        if features is None:
-            raise ValueError("the batch holds no tensor with one row an instance; pass features=")
+        features = features_of(self._features, batch, num_rows)
         if "tokens" in self.assistant.reads:
             return features.cpu()
         self._width = self._width or features.shape[1]
@@ -114,9 +123,7 @@ class RowLearner:
         if not self.policy.needs_scores:
             return self.policy.keep_probability(torch.ones(rows.size)).numpy()
         instances = self._instances(rows.features, self.label_column.of(rows.integers))
-        probs = self.policy.keep_probability(self.assistant.predict(instances))
-        # A prediction that is not a number says nothing against the instance.
-        return probs.where(~probs.isnan(), 1.0).numpy()
+        return chances(self.assistant, self.policy, instances).numpy()
 
     def learn(
         self, features: Tensor | None, integers: Mapping[str, Tensor], target: Tensor | None, scores: Tensor
@@ -138,9 +145,7 @@ class RowLearner:
             return None
         labels = self.label_column.of(integers)
         columns = (None if column is None else column[finite] for column in (features, labels))
-        outcome = self.assistant.update(self._instances(*columns), scores[finite])
-        self.policy.observe(outcome.predictions, outcome.targets)
-        return outcome
+        return learn(self.assistant, self.policy, self._instances(*columns), scores[finite])
 
     def _instances(self, features: Tensor | None, labels: Tensor | None) -> Instances:
         if features is not None and "tokens" in self.assistant.reads:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, AutoAssistPolicy, InstanceLossCapture
+from lightning_autoassist.capture.interceptor import observe_training_steps
 from tests.helpers import zoo
 from tests.helpers.ordinary import trainer
 from tests.helpers.zoo_cases import (
@@ -62,7 +63,7 @@ class Recording(AutoAssistCallback):
         self.weights_drawn = []
         self.batches = []
         self.expected = []
-        self._capture.explain = self.explanations.append
+        self._steps.capture.explain = self.explanations.append
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.batches.append(batch)
@@ -70,12 +71,22 @@ class Recording(AutoAssistCallback):
             with torch.no_grad(), torch.random.fork_rng():  # dropout draws the same again in the step
                 self.expected.append(self.by_hand(pl_module, batch))
 
-    def _observe(self, captured, output, *details):
-        super()._observe(captured, output, *details)
-        if self._step is not None:
+    def on_fit_start(self, trainer, pl_module):
+        self.leave = observe_training_steps(trainer.strategy, self.note)  # around the callback's own observer
+        super().on_fit_start(trainer, pl_module)
+
+    def note(self, step):
+        output = step.run()
+        answer = self._steps.answer
+        if answer is not None:
             loss = output["loss"] if isinstance(output, dict) else output
-            self.observations.append((self._step[1], None if loss is None else loss.detach().clone()))
-            self.weights_drawn.append(self._step[0].weights)
+            self.observations.append((answer.observation, None if loss is None else loss.detach().clone()))
+            self.weights_drawn.append(answer.draw.weights)
+        return output
+
+    def teardown(self, trainer, pl_module, stage):
+        self.leave()
+        super().teardown(trainer, pl_module, stage)
 
 
 def fit(case, callback=None, budget=1.0, epochs=1, **options):
@@ -220,7 +231,7 @@ def test_every_module_trains_filtered(case, weights):
 
 def test_two_views_are_told_apart_on_request():
     callback = Recording(score="loss")
-    callback._capture = InstanceLossCapture(score="loss", row_order="time_major")
+    callback._steps.capture = InstanceLossCapture(score="loss", row_order="time_major")
     fit(Case(zoo.TwoViews, "features", ("cross_entropy",)), callback)
     assert len(callback.observations) == 3
     for observation, loss in callback.observations:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, diagnose
-from lightning_autoassist.filtering.learner import FIRST_UNTOLD, MAX_UNTOLD
+from lightning_autoassist.filtering.filter_status import FIRST_UNTOLD, MAX_UNTOLD
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 
 N, B = 120, 10
@@ -153,7 +153,7 @@ def test_the_count_goes_on_after_an_interruption(tmp_path):
     class Watch(AutoAssistCallback):
         def on_train_batch_end(self, *arguments):
             super().on_train_batch_end(*arguments)
-            self.counts.append((self._learner._num_untold, self._learner.is_filtering))
+            self.counts.append((self._learner.status._num_untold, self._learner.is_filtering))
 
     def run(epochs, **options):
         pl.seed_everything(0, verbose=False)

@@ -106,3 +106,15 @@ class Limits:
             return RunLength(num_batches, self.max_epochs, steps)
         in_epoch = max(1.0, self.num_steps(num_batches, 1))
         return RunLength(num_batches, math.ceil(self.max_steps / in_epoch), self.max_steps)
+
+
+def training_progress(trainer: Any, batch_idx: int) -> float:
+    """Share of training that is done after a batch, where the training's length is known; else 0.
+
+    Args:
+        trainer: In a fit.
+        batch_idx: Of the batch, in its epoch.
+    """
+    if trainer.max_epochs <= 0:
+        return 0.0
+    return float((trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches) / trainer.max_epochs)

@@ -42,6 +42,13 @@ class FeaturePlace(NamedTuple):
     rank: int = 0
     resumed_from: str | None = None
 
+    @classmethod
+    def of(cls, trainer: Any) -> FeaturePlace:
+        """Beside the checkpoints, or else where the run logs; on every rank at once, as ``log_dir`` asks for."""
+        folders = (getattr(trainer.checkpoint_callback, "dirpath", None), trainer.log_dir, trainer.default_root_dir)
+        local = (str(folder) for folder in folders if folder and "://" not in str(folder))
+        return cls(next(local, None), trainer.global_rank, trainer.ckpt_path)
+
 
 class FeatureFile:
     """Rows of features in half precision, shape ``(N, F)``, zero until written.

@@ -27,6 +27,7 @@ class AutoAssistPolicy(Policy):
         ValueError: If ``gamma`` or ``accuracy_decay`` lies outside its range.
 
     Example:
+        >>> import torch
         >>> AutoAssistPolicy(gamma=0.3).keep_probability(torch.tensor([0.0, 1.0]))
         tensor([0.3000, 1.0000])
     """

@@ -1,0 +1,171 @@
+"""What the training steps show of their instances: which rows are whose, and what each instance's loss was.
+
+Shapes: B batch, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lightning_autoassist.capture.captured_step import CapturedStep
+from lightning_autoassist.capture.interceptor import TrainingStep, observe_training_steps
+from lightning_autoassist.capture.loss_capture import InstanceLossCapture
+from lightning_autoassist.capture.observation import Observation
+from lightning_autoassist.filtering.data.arrivals import TransferOrder, hooks_of
+from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
+from lightning_autoassist.filtering.learner import Learner
+from lightning_autoassist.filtering.names import WeightsName
+from lightning_autoassist.filtering.reporting.metrics import FilterReport
+from lightning_autoassist.filtering.sampling.candidates import Draw
+
+# So many batches in a row pass unfiltered before filtering stops, where their rows cannot be told apart.
+MOST_UNKNOWN = 16
+
+
+class Answer(NamedTuple):
+    """What one step showed, until its batch has ended.
+
+    Attributes:
+        draw: The batch's instances.
+        observation: Their losses and scores.
+        features: Shape ``(B, F)``, or rows of tokens, where they were still to be had.
+    """
+
+    draw: Draw
+    observation: Observation
+    features: Tensor | None
+
+
+class ObservedSteps:
+    """Observes the training steps of a fit: captures the instances' losses, and weights them where weights are on.
+
+    Args:
+        capture: Finds the losses.
+        learner: Hears whether the losses could be told apart.
+        report: Gets the share of the loss that was captured, and the time that this takes.
+        keeps_answers: Whether anybody asks for them.
+        weights: The weights in force.
+
+    Attributes:
+        capture: See above.
+        weights: See above; may change in the middle of training.
+        answer: Of the current batch; None where there is none.
+        reason: Why the losses of the latest observed step could not be told apart; None where they could.
+    """
+
+    def __init__(
+        self,
+        capture: InstanceLossCapture,
+        learner: Learner,
+        report: FilterReport,
+        *,
+        keeps_answers: bool,
+        weights: WeightsName,
+    ) -> None:
+        self.capture = capture
+        self.weights: WeightsName = weights
+        self.answer: Answer | None = None
+        self.reason: str | None = None
+        self._learner = learner
+        self._report = report
+        self._keeps_answers = keeps_answers
+        self._data: AutoAssistDataModule | None = None
+        self._module: Any = None
+        self._transfers = TransferOrder([])
+        self._num_unknown = 0  # batches in a row
+        self._remove: Callable[[], None] | None = None
+
+    def begin(self, strategy: Any, module: Any, data: AutoAssistDataModule) -> None:
+        """Observe the steps of a fit, until :meth:`end`.
+
+        Args:
+            strategy: The Trainer's.
+            module: The Boss.
+            data: Knows which instances the current batch holds.
+        """
+        self._module, self._data = module, data
+        self._transfers = TransferOrder(hooks_of(module, data.wrapped))
+        self._remove = observe_training_steps(strategy, self._run)
+
+    def end(self) -> None:
+        """Observe no more steps."""
+        if self._remove is not None:
+            self._remove()
+        self._remove = self._data = self._module = self.answer = None
+
+    def take_answer(self) -> Answer | None:
+        """What the current batch's step showed, once."""
+        answer, self.answer = self.answer, None
+        return answer
+
+    def _run(self, step: TrainingStep) -> Any:
+        draw = None if self._data is None else self._data.current_draw
+        if draw is None or not self._learner.is_filtering or not self._knows_rows(draw, step.batch):
+            return step.run()
+        with self._report.timed():
+            features = self._learner.new_features(draw, step.batch)
+            captured = self._captured(draw, step.batch)
+        with captured:
+            output = step.run()
+        with self._report.timed():
+            self._observe(captured, output, draw, features)
+        return output
+
+    def _captured(self, draw: Draw, batch: Any) -> CapturedStep:
+        weights = None if draw.weights is None else torch.from_numpy(draw.weights).to(self._module.device)
+        return self.capture.step(batch, len(draw.indices), weights=weights, module=self._module)
+
+    def _knows_rows(self, draw: Draw, batch: Any) -> bool:
+        """Whether the rows of the batch are the draw's instances."""
+        self._num_unknown = 0 if draw.knows_rows else self._num_unknown + 1
+        refusal = self._transfers.refusal(draw, batch) if draw.knows_rows else None
+        if self._num_unknown == MOST_UNKNOWN:
+            refusal = (
+                f"In {MOST_UNKNOWN} batches in a row the loader's collate_fn reordered instances or left some out, and "
+                "the values of the batch do not tell which of its rows is which instance."
+            )
+        if refusal is not None:
+            self._learner.status.stop(refusal)
+        return draw.knows_rows and refusal is None
+
+    def _observe(self, captured: CapturedStep, output: Any, draw: Draw, features: Tensor | None) -> None:
+        observation = captured.observe(output)
+        self.reason = captured.reason
+        if output is None and self._module.automatic_optimization:
+            return  # Lightning skips the batch, and so do we
+        if observation is None:
+            status = self._learner.status
+            give_up = status.stop if captured.is_final else status.note_untold
+            give_up(captured.reason or "no per-instance loss was found in training_step")
+            return
+        self._learner.status.note_told()
+        self._note_share()
+        if self._keeps_answers:
+            self.answer = Answer(draw, observation, features)
+
+    def _note_share(self) -> None:
+        self._report.captured_share = self.capture.share.ratio
+        note = self.capture.note_on_share()
+        if note is not None:
+            rank_zero_warn(note if self.weights in ("none", "mean") else f"{note}. {why_mean_weights(self.weights)}")
+
+
+def warn_of_mean_weights(capture: InstanceLossCapture, weights: WeightsName) -> None:
+    """Say that weights="mean" are used from now on, unless the note on the captured share has said so."""
+    missed = "; ".join(capture.share.missed)
+    terms = missed or "which depend on the parameters alone, as a penalty on the weights does"
+    if not (missed and capture.is_share_told):
+        rank_zero_warn(f"the loss has terms beside the instances' own ({terms}). {why_mean_weights(weights)}")
+
+
+def why_mean_weights(weights: WeightsName) -> str:
+    """Why other weights than "mean" do not suit a loss with terms that have no instances."""
+    return (
+        f'With weights="{weights}" filtering would shift the balance between them and the instances\' losses, '
+        'so weights="mean" are used'
+    )

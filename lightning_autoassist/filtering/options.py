@@ -1,0 +1,121 @@
+"""The callback's options: what they may be, and what is in force in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from lightning_autoassist.filtering.assistants.base import Assistant
+from lightning_autoassist.filtering.assistants.registry import ASSISTANTS
+from lightning_autoassist.filtering.names import GivenAssistantName, GivenPolicyName, ScoreName, UpdateName, WeightsName
+from lightning_autoassist.filtering.policies.base import Policy
+from lightning_autoassist.filtering.policies.registry import POLICIES
+from lightning_autoassist.trainer_support.arguments import check_choice, check_function, check_named, check_number
+from lightning_autoassist.trainer_support.executors import Jobs, UpdateThread
+
+SCORE_NAMES: tuple[ScoreName | Literal["auto"], ...] = ("auto", *get_args(ScoreName))
+WEIGHT_NAMES: tuple[WeightsName | Literal["auto"], ...] = ("auto", *get_args(WeightsName))
+UPDATES: tuple[UpdateName | Literal["auto"], ...] = ("auto", *get_args(UpdateName))
+# Beside policy and Assistant, in the order in which loggers get them.
+LOGGED_SETTINGS = (
+    "score",
+    "weights",
+    "features",
+    "tail",
+    "max_features",
+    "feature_memory",
+    "lag",
+    "update",
+    "exchange_every",
+    "decode",
+)
+
+
+@dataclass(frozen=True)
+class ResolvedOptions:
+    """What is in force in one run, where the user leaves it open or where training changes it.
+
+    Attributes:
+        weights: ``"mean"`` also where the loss turned out to have terms beside the instances' own.
+        lag: Steps between a batch and the Assistant's learning from it.
+        is_beside: Whether the Assistant learns, and batches are drawn, in a thread beside the training loop.
+    """
+
+    weights: WeightsName
+    lag: int = 0
+    is_beside: bool = False
+
+    def executor(self) -> Jobs:
+        """Where the Assistant learns and batches are drawn; a thread has begun."""
+        # Wherever the jobs are done, their order is the same for the same lag, and so is what is drawn.
+        draws_ahead = min(self.lag, 1)
+        return UpdateThread(draws_ahead) if self.is_beside else Jobs(draws_ahead)
+
+
+def resolve(
+    weights: WeightsName, lag: int | None, update: UpdateName | Literal["auto"], trainer: Any
+) -> ResolvedOptions:
+    """What is in force in a run of ``trainer``.
+
+    Args:
+        weights: In force so far.
+        lag: In steps; None: what suits the Trainer's device.
+        update: ``"sync"``, ``"async"`` or ``"auto"``.
+        trainer: Has its strategy.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> resolve("sum", None, "auto", Trainer(accelerator="cpu", logger=False))
+        ResolvedOptions(weights='sum', lag=0, is_beside=False)
+    """
+    is_on_cpu = trainer.strategy.root_device.type == "cpu"
+    is_beside = update == "async" or (update == "auto" and not is_on_cpu)
+    # Such precisions change torch's default data type while a step runs, and all threads share that.
+    is_beside &= trainer.precision == "32-true" or not trainer.precision.endswith("-true")
+    return ResolvedOptions(weights, (0 if is_on_cpu else 4) if lag is None else lag, is_beside)
+
+
+def is_auto(option: object) -> bool:
+    """Whether an option is left to what suits the others."""
+    return isinstance(option, str) and option == "auto"
+
+
+def made_policy(policy: GivenPolicyName | Policy) -> Policy:
+    """The policy that is given, or named."""
+    made: Policy = check_named("policy", policy, Policy, POLICIES, {"assistant": (ASSISTANTS, Assistant)})
+    return made
+
+
+def made_assistant(assistant: GivenAssistantName | Assistant, policy: Policy) -> Assistant:
+    """The Assistant that is given, or named, or the policy's own for ``"auto"``."""
+    given = policy.default_assistant if is_auto(assistant) else assistant
+    made: Assistant = check_named("assistant", given, Assistant, ASSISTANTS, {"policy": (POLICIES, Policy)})
+    return made
+
+
+def chosen_score(score: ScoreName | Literal["auto"], policy: Policy) -> ScoreName:
+    """The score that is given, or the policy's own for ``"auto"``."""
+    score = check_choice("score", score, SCORE_NAMES)
+    return policy.default_score if score == "auto" else score
+
+
+def chosen_weights(weights: WeightsName | Literal["auto"], policy: Policy) -> WeightsName:
+    """The weights that are given, or the policy's own for ``"auto"``."""
+    weights = check_choice("weights", weights, WEIGHT_NAMES)
+    return policy.default_weights if weights == "auto" else weights
+
+
+def chosen_tail(tail: float | None, policy: Policy) -> float:
+    """The tail that is given, or the policy's own for None."""
+    if tail is None:
+        return policy.default_tail
+    return check_number("tail", tail, "[0, 1)", "0.125 leaves the last eighth unfiltered")
+
+
+def check_functions(features: Callable[..., Any] | None, decode: Callable[..., Any] | None) -> None:
+    """Refuse functions of the user's that cannot be called with one argument."""
+    if features is not None:
+        check_function("features", features, "lambda batch: batch[0]")
+    if decode is not None:
+        check_function("decode", decode, "lambda instance: str(instance)")

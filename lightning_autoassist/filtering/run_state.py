@@ -1,0 +1,107 @@
+"""What of a filtered run is in its checkpoints, beside the place in the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_autoassist.filtering.checkpoint import (
+    LAYOUT,
+    OpenWindow,
+    count_next_epoch,
+    differences,
+    fit_epoch_to_length,
+    warn_of_losses,
+)
+from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
+from lightning_autoassist.filtering.learner import Learner
+from lightning_autoassist.filtering.observed_steps import ObservedSteps
+from lightning_autoassist.filtering.reporting.loggers import RunLog
+from lightning_autoassist.filtering.reporting.metrics import FilterReport
+from lightning_autoassist.trainer_support.process_group import Ranks
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The parts of a run that have a state.
+
+    Attributes:
+        learner: What was learnt.
+        steps: What the first steps showed of the losses.
+        report: Totals.
+        log: Counts of the instances.
+        gradients: Of an open window.
+    """
+
+    learner: Learner
+    steps: ObservedSteps
+    report: FilterReport
+    log: RunLog
+    gradients: OpenWindow
+
+    def state_dict(self, kinds: dict[str, str], data: AutoAssistDataModule | None, ranks: Ranks) -> dict[str, Any]:
+        """State of all processes, which must all call this, as tensors and builtins.
+
+        Args:
+            kinds: What decides whether it fits another run.
+            data: Of the fit; None outside of one.
+            ranks: The processes.
+        """
+        trainer = None if data is None else data.trainer
+        return {
+            "layout": LAYOUT,
+            "settings": kinds,
+            "learner": self.learner.state_dict(),
+            "reports": ranks.gather(self.report.state_dict(None if data is None else data.candidate_stream)),
+            "counts": self.log.state_dict(),
+            "labels": ranks.gather(self.steps.capture.own_labels.state_dict()),
+            "gradients": None if trainer is None else self.gradients.state_dict(trainer, ranks),
+            "capture": self.steps.capture.state_dict(),
+        }
+
+    def load_state_dict(
+        self, state: dict[str, Any], kinds: dict[str, str], data: AutoAssistDataModule | None, ranks: Ranks
+    ) -> None:
+        """Restore :meth:`state_dict`, with one warning of what does not fit this run.
+
+        Args:
+            state: What was saved.
+            kinds: Of this run.
+            data: Of this run; None outside of a fit.
+            ranks: The processes.
+        """
+        differing = differences(state["settings"], kinds)
+        lost = self.learner.load_state_dict(state["learner"], differing.keys())
+        warn_of_losses(differing, [*([] if data is None else data.lost), *lost])
+        reports, labels = state["reports"], state.get("labels", [{}])
+        self.report.load_state_dict(reports[ranks.rank % len(reports)])
+        self.log.load_state_dict(state["counts"])
+        self.steps.capture.own_labels.load_state_dict(labels[ranks.rank % len(labels)])
+        self.gradients.load_state_dict(state["gradients"], ranks)
+        self.steps.capture.load_state_dict(state["capture"])
+
+
+def continue_epoch(trainer: Any, data: AutoAssistDataModule) -> None:
+    """Let the Trainer's loops go on where the run was interrupted, where it was."""
+    count_next_epoch(trainer.fit_loop)
+    fit_epoch_to_length(trainer.fit_loop.epoch_loop, data.restored_length, trainer.num_training_batches)
+    data.restored_length = None
+
+
+def load_plain_checkpoint(trainer: Any, checkpoint: dict[str, Any], *, is_fit: bool) -> None:
+    """Restore the user's data module from a checkpoint that was written without AutoAssist.
+
+    Args:
+        trainer: Loads it.
+        checkpoint: All of it.
+        is_fit: Whether training goes on from it; then a warning says how.
+    """
+    if isinstance(trainer.datamodule, AutoAssistDataModule):
+        trainer.datamodule.load_plain_checkpoint(checkpoint)
+    if is_fit:
+        rank_zero_warn(
+            "the checkpoint was written without AutoAssist: your module, optimizer and loops are restored, and "
+            "filtering begins with a first pass that keeps everything"
+        )

@@ -1,0 +1,225 @@
+"""An Assistant on instances of a data set: what the Boss answered is remembered of each of them.
+
+Shapes: N data set, B batch, n candidates, F features.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
+from lightning_autoassist.filtering.judging import chances, features_of, learn
+from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
+from lightning_autoassist.filtering.memory.store import InstanceStore
+from lightning_autoassist.filtering.policies.base import Policy
+from lightning_autoassist.filtering.reporting.metrics import FilterReport
+from lightning_autoassist.filtering.restored_memory import LabelComparison, drop_unfit, load_parts
+from lightning_autoassist.filtering.waiting_steps import Observed, WaitingSteps
+from lightning_autoassist.trainer_support.arrays import IndexArray
+
+
+class StoredLearner:
+    """Turns instances of a data set into keep probabilities, and the Boss's answers into a better Assistant.
+
+    Args:
+        assistant: Predicts scores.
+        policy: Turns them into keep probabilities.
+        features: Reduces a batch to features.
+        report: Counts what was learnt.
+        waiting: Steps that are still to be learnt from.
+        feature_memory: See ``InstanceStore``.
+
+    Attributes:
+        store: What is remembered; None before the first batch, and where the policy needs no scores.
+    """
+
+    def __init__(
+        self,
+        assistant: Assistant,
+        policy: Policy,
+        features: BatchReader,
+        report: FilterReport,
+        waiting: WaitingSteps,
+        feature_memory: int,
+    ) -> None:
+        self.assistant = assistant
+        self.policy = policy
+        self.store: InstanceStore | None = None
+        self._features = features
+        self._report = report
+        self._waiting = waiting
+        self._feature_memory = feature_memory
+        self._restored: dict[str, Any] | None = None
+        self._labels = LabelComparison()
+        # Of the Assistant and the policy before a checkpoint was restored, while its features are still to be compared.
+        self._fresh: tuple[dict[str, Any], dict[str, Any]] | None = None
+
+    def use(self, assistant: Assistant, features: BatchReader) -> None:
+        """Take another Assistant than at first, before anything was asked."""
+        self.assistant, self._features = assistant, features
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """What is remembered of the instances, or what a checkpoint brought of it."""
+        return self._restored if self.store is None else self.store.state_dict()
+
+    def load_state_dict(
+        self,
+        state: dict[str, Any] | None,
+        parts: tuple[dict[str, Any], dict[str, Any]],
+        differing: Collection[str],
+    ) -> list[str]:
+        """Restore Assistant and policy; what is remembered of instances, in :meth:`prepare`.
+
+        Args:
+            state: See :meth:`state_dict`.
+            parts: States of the Assistant and the policy.
+            differing: Settings that are other ones now, of ``{"policy", "assistant", "score", "features"}``.
+
+        Returns:
+            What of it does not fit this run, in words.
+        """
+        self._fresh = copy.deepcopy((self.assistant.state_dict(), self.policy.state_dict()))
+        lost = load_parts(self.assistant, self.policy, parts, differing)
+        self._restored, self.store = state, None
+        return lost + drop_unfit(self._restored, self.assistant, differing)
+
+    def prepare(self, num_instances: int, place: FeaturePlace) -> None:
+        """Make room for the data set, before its first batch is drawn.
+
+        Args:
+            num_instances: N.
+            place: For a feature file.
+        """
+        restored, self._restored = self._restored, None
+        if self.store is not None and self.store.num_instances == num_instances:
+            return
+        if restored is not None and restored["num_instances"] != num_instances:
+            rank_zero_warn(
+                f"the checkpoint remembers {restored['num_instances']} instances, the data set has {num_instances}: "
+                "what was remembered of them is dropped, every instance is kept until it was seen again"
+            )
+            self._waiting.clear()
+            restored = None
+        self.store = InstanceStore(num_instances, self._feature_memory, place)
+        if restored is not None:
+            self.store.load_state_dict(restored)
+            self._labels.begin()
+
+    # ---- the batch generator asks
+
+    @property
+    def judges_unseen(self) -> bool:
+        """Whether instances are filtered that the Boss has not seen."""
+        return self.policy.needs_scores and self.assistant.judges_unseen
+
+    def keep_probability(self, indices: IndexArray) -> npt.NDArray[np.floating[Any]]:
+        """Chances of candidates, shape ``(n,)``: 1 for those of which too little is known."""
+        everything = np.ones(len(indices), np.float32)
+        if self.store is None:
+            return everything
+        rows = self.store.places(torch.from_numpy(indices))
+        knows = self.store.holds if self.judges_unseen else self.store.knows
+        known = knows(rows, self.assistant.reads)
+        if known.all():
+            return self._chances(self.store, rows).numpy()
+        # Policies compare scores with each other, so that they get none of instances that have none.
+        if known.any():
+            everything[known.numpy()] = self._chances(self.store, rows[known]).numpy()
+        return everything
+
+    def _chances(self, store: InstanceStore, rows: Tensor) -> Tensor:
+        labels = store.labels[rows] if self.policy.reads_labels and store.labels is not None else None
+        return chances(self.assistant, self.policy, store.rows(rows, self.assistant.reads), labels)
+
+    def lacks_features(self, indices: IndexArray) -> bool:
+        """Whether the Assistant reads features or tokens, and some of these instances have none yet."""
+        if not self.assistant.reads_batches or self.store is None:
+            return False
+        places = self.store.places(torch.from_numpy(indices))
+        return not self.store.knows(places, self.assistant.reads).all()
+
+    # ---- the Boss answers
+
+    def features(self, batch: Any, num_rows: int) -> Tensor | None:
+        """Features of a batch, shape ``(B, F)``, or its tokens; None where nobody reads them.
+
+        Raises:
+            ValueError: If the batch has none.
+        """
+        return features_of(self._features, batch, num_rows) if self.assistant.reads_batches else None
+
+    def forget_labels(self) -> None:
+        """Labels are no property of the instances."""
+        if self.store is not None:
+            self.store.labels = None
+
+    def learn(self, observed: Observed) -> None:
+        """Learn from a batch of the Boss."""
+        assert self.store is not None
+        store, indices = self.store, self.store.places(observed.indices)
+        if observed.labels is not None:
+            self._compare_labels(store, indices, observed.labels)
+        finite = torch.from_numpy(np.isfinite(observed.losses.numpy()) & np.isfinite(observed.scores.numpy()))
+        are_finite = bool(finite.all())
+        if not are_finite:
+            # Neither learnt from nor dropped: kept again when it comes up, in the hope of a finite loss.
+            store.forget(indices[~finite])
+            self._report.count_nonfinite(int((~finite).sum()))
+        if observed.features is not None:
+            self._put_features(store, indices[finite], observed.features[finite])
+        scores, labels = observed.scores, observed.labels
+        if not are_finite or self.assistant.reads_batches:
+            # A resumed run may have lost features of instances that the interrupted one was about to learn from.
+            learnt = finite & store.holds(indices, self.assistant.reads)
+            if not learnt.all():
+                indices, scores = indices[learnt], scores[learnt]
+                labels = None if labels is None else labels[learnt]
+        if len(indices):
+            self._update(store, indices, scores, labels)
+
+    def _update(self, store: InstanceStore, indices: Tensor, scores: Tensor, labels: Tensor | None) -> None:
+        if labels is not None:
+            store.put_labels(indices, labels)
+        instances = store.rows(indices, self.assistant.reads)  # as remembered, before this batch
+        store.put_scores(indices, scores)
+        self._report.count_outcome(learn(self.assistant, self.policy, instances, scores))
+
+    def _put_features(self, store: InstanceStore, indices: Tensor, features: Tensor) -> None:
+        if "tokens" in self.assistant.reads:
+            store.put_tokens(indices, features)
+            return
+        if self._fresh is not None and store.features is not None and store.features.shape[1] != features.shape[1]:
+            self._begin_features_anew(store, store.features.shape[1], features.shape[1])
+        store.put_features(indices, features)
+
+    def _begin_features_anew(self, store: InstanceStore, num_before: int, num_features: int) -> None:
+        """Drop features of a checkpoint that another reduction has made, and what was learnt from them."""
+        assert self._fresh is not None
+        warnings.warn(
+            f"an instance has {num_features} features, and had {num_before} in the checkpoint: the features, the "
+            "Assistant and the policy's statistics begin anew, all else of the checkpoint is restored",
+            stacklevel=2,
+        )
+        store.forget_features()
+        assistant, policy = copy.deepcopy(self._fresh)
+        self.assistant.load_state_dict(assistant)
+        self.policy.load_state_dict(policy)
+        self._waiting.keep_features_of(num_features)
+
+    def _compare_labels(self, store: InstanceStore, indices: Tensor, labels: Tensor) -> None:
+        """Forget what a checkpoint remembers of another data set, which its labels give away."""
+        warning = self._labels.warning(store, indices, labels)
+        if warning is not None:
+            warnings.warn(warning, stacklevel=2)
+            store.forget_everything()

@@ -1,0 +1,96 @@
+"""What is counted and learnt when the Boss has been trained on a batch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from lightning_autoassist.filtering.checkpoint import OpenWindow
+from lightning_autoassist.filtering.checks.run_length import training_progress
+from lightning_autoassist.filtering.data.carried import batch_rows
+from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
+from lightning_autoassist.filtering.learner import Learner
+from lightning_autoassist.filtering.observed_steps import ObservedSteps
+from lightning_autoassist.filtering.reporting.metrics import FilterReport
+from lightning_autoassist.filtering.waiting_steps import Observed, to_host
+from lightning_autoassist.trainer_support.executors import Jobs
+
+
+class TrainedBatches:
+    """Confirms each batch to the data module, counts it, and hands what its step showed to the learner.
+
+    Args:
+        learner: Learns from it.
+        steps: Have observed it.
+        report: Counts it.
+        gradients: Are accumulated over several.
+        on_other_terms: Called at the end of each step, wherever that is done, as long as the loss is known to have
+            terms beside the instances' own.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        steps: ObservedSteps,
+        report: FilterReport,
+        gradients: OpenWindow,
+        on_other_terms: Callable[[], None],
+    ) -> None:
+        self._learner = learner
+        self._steps = steps
+        self._report = report
+        self._gradients = gradients
+        self._on_other_terms = on_other_terms
+        self._num_passed_on = 0  # instances of the current batch, where it was not drawn here
+        self._num_ended = 0
+
+    def begin(self) -> None:
+        """Training begins, or goes on."""
+        self._num_ended = 0
+
+    def start_batch(self, data: AutoAssistDataModule, batch: Any) -> None:
+        """Remember the size of a batch that was not drawn here."""
+        self._num_passed_on = batch_rows(batch) if data.current_draw is None else 0
+
+    def end_batch(self, trainer: Any, data: AutoAssistDataModule, batch_idx: int, jobs: Jobs, lag: int) -> None:
+        """A batch has ended: does nothing where this was said already, as where somebody saved a checkpoint before us.
+
+        Args:
+            trainer: In a fit.
+            data: Has drawn the batch.
+            batch_idx: In its epoch.
+            jobs: Where the Assistant learns.
+            lag: In steps.
+        """
+        number = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        if number == self._num_ended:
+            return
+        self._num_ended = number
+        self._gradients.end_batch(trainer.global_step)
+        draw = data.confirm_draw()
+        self._report.count_batch(self._num_passed_on if draw is None else len(draw.indices), trainer.global_step)
+        answer = self._steps.take_answer()
+        with self._report.timed():
+            observed = None
+            with self._learner.status.unfiltered_on_error:
+                observed = None if answer is None else to_host(*answer)
+            capture = self._steps.capture
+            told = capture.has_other_terms, capture.own_labels.is_refused
+            progress = training_progress(trainer, batch_idx)
+            jobs.submit(functools.partial(self._learn, observed, lag, progress, *told))
+
+    def _learn(
+        self, observed: Observed | None, lag: int, progress: float, has_other_terms: bool, refuses_labels: bool
+    ) -> None:
+        """The job at the end of a step, wherever it is done."""
+        with self._learner.status.unfiltered_on_error:
+            self._learner.end_step(
+                observed,
+                lag=lag,
+                progress=progress,
+                has_other_terms=has_other_terms,
+                refuses_labels=refuses_labels,
+            )
+        if self._learner.has_other_terms:
+            self._on_other_terms()

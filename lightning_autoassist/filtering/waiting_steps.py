@@ -1,0 +1,103 @@
+"""What steps showed, on its way from the Boss's device to the Assistant.
+
+Shapes: B batch, F features.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_autoassist.capture.observation import Observation
+from lightning_autoassist.filtering.sampling.candidates import Draw
+
+
+class Observed(NamedTuple):
+    """One step's observation on its way from the Boss's device to the Assistant."""
+
+    indices: Tensor
+    losses: Tensor
+    scores: Tensor
+    labels: Tensor | None
+    features: Tensor | None
+    integers: dict[str, Tensor] | None  # of a stream's batch, whose indices name no instances
+    arrived: torch.cuda.Event | None  # None: the tensors are on the CPU
+    pass_index: int = 0
+
+
+def to_host(draw: Draw, observation: Observation, features: Tensor | None) -> Observed:
+    """Start the copies to the CPU; on CUDA none of them is waited for."""
+    on_cuda = observation.losses.is_cuda
+
+    def started(tensor: Tensor) -> Tensor:
+        return tensor if tensor.device.type == "cpu" else tensor.to("cpu", non_blocking=on_cuda)
+
+    return Observed(
+        indices=torch.from_numpy(draw.indices),
+        losses=started(observation.losses),
+        scores=started(observation.scores),
+        labels=None if observation.labels is None else started(observation.labels),
+        features=None if features is None else started(features),
+        integers=None if draw.rows is None else draw.rows.integers,
+        arrived=torch.cuda.current_stream(observation.losses.device).record_event() if on_cuda else None,
+        pass_index=draw.pass_index,
+    )
+
+
+def on_host(observed: Observed) -> Observed:
+    """The same with its copies arrived."""
+    if observed.arrived is None:
+        return observed
+    observed.arrived.synchronize()
+    return observed._replace(arrived=None)
+
+
+class WaitingSteps:
+    """Steps that the Assistant has not learnt from yet, in their order.
+
+    Attributes:
+        ready: Those that are older than the lag.
+    """
+
+    def __init__(self) -> None:
+        self.ready: list[Observed] = []
+        self._pending: deque[Observed] = deque()  # younger than the lag
+
+    def add(self, observed: Observed, lag: int) -> None:
+        """A step has ended; those that ended ``lag`` steps before it are ready."""
+        self._pending.append(observed)
+        while len(self._pending) > lag:
+            self.ready.append(self._pending.popleft())
+
+    def take_ready(self) -> list[Observed]:
+        """The steps that are ready, to be learnt from now."""
+        ready, self.ready = self.ready, []
+        return ready
+
+    def keep_features_of(self, num_features: int) -> None:
+        """Drop the steps whose instances have another number of features."""
+        for waiting in (self._pending, self.ready):
+            fitting = [one for one in waiting if one.features is None or one.features.shape[1] == num_features]
+            waiting.clear()
+            waiting.extend(fitting)
+
+    def clear(self) -> None:
+        """Drop them all."""
+        self._pending.clear()
+        self.ready.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Them, as tensors on the CPU and builtins."""
+        return {
+            "pending": [on_host(observed)._asdict() for observed in self._pending],
+            "ready": [on_host(observed)._asdict() for observed in self.ready],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self.clear()
+        self._pending.extend(Observed(**parts) for parts in state["pending"])
+        self.ready.extend(Observed(**parts) for parts in state["ready"])
