@@ -45,7 +45,7 @@ from lightning_autoassist.capture.messages import (
 )
 from lightning_autoassist.capture.observation import Observation
 from lightning_autoassist.capture.place import caller, place_of_call
-from lightning_autoassist.capture.reductions import Reduction
+from lightning_autoassist.capture.reductions import Reduction, own_node
 from lightning_autoassist.losses.functional import LOSSES, Arguments, NamedLoss, class_axis, is_split_alike
 from lightning_autoassist.trainer_support.batch_parts import leaves_of
 
@@ -230,7 +230,7 @@ class CapturedStep(TorchFunctionMode):
             return
         if not (result.ndim == 0 < values.ndim and result.grad_fn is not None):
             return
-        reduction = Reduction(values, result.grad_fn, place_of_call())
+        reduction = Reduction(values, own_node(result.grad_fn), place_of_call())
         self._reduced.append(reduction)
         if values.shape[0] == self._batch_size and self._rows is not None:
             self._check_rows(reduction.source, [values], [], Layout((self._batch_size,), 0, 1))

@@ -10,6 +10,8 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from lightning_autoassist.capture.captured_loss import Explanation
 from lightning_autoassist.filtering.callback import AutoAssistCallback
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
@@ -135,7 +137,7 @@ def has_train_data(module: Any) -> bool:
 
 def _train(flavour: Any, module: Any, data: Any, num_steps: int, options: dict[str, Any]) -> _Watching:
     """Train a copy of ``module`` for some steps of its first epoch."""
-    module = copy.deepcopy(module)
+    module = _copy_of(module)
     watching = _Watching()
     timer = _StepTimer(watching, num_steps, flavour.callbacks.Checkpoint)
     callbacks = options.pop("callbacks", None) or []
@@ -162,6 +164,12 @@ def _train(flavour: Any, module: Any, data: Any, num_steps: int, options: dict[s
             data.teardown("fit")
             module.teardown("fit")
     return watching
+
+
+def _copy_of(module: Any) -> Any:
+    """A deep copy, also of a module that keeps results of its last step: torch copies no tensors of a graph."""
+    kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(module, {id(value): value.detach() for value in kept if not value.is_leaf})
 
 
 class _Watching(AutoAssistCallback):

@@ -369,3 +369,20 @@ def test_a_loss_may_be_weighed_by_a_parameter_of_its_own():
     )
     assert reason is None
     torch.testing.assert_close(observation.losses, values.detach(), rtol=1e-5, atol=1e-6)
+
+
+class Subclass(torch.Tensor):
+    """Of the kind that medical images come in."""
+
+
+def test_a_mean_of_a_subclass_of_tensors_is_weighed():
+    net, weights = plain(), torch.rand(4) + 0.5
+    x, y = torch.randn(4, 3).as_subclass(Subclass), torch.arange(4) % WIDTH
+    with InstanceLossCapture().step((x, y), 4, weights=weights) as step:
+        root = cross_entropy(net, x, y).mul(2).mean()
+    assert step.observe(root) is not None
+    found = torch.autograd.grad(root, list(net.layers.parameters()))
+    expected = torch.autograd.grad((2 * cross_entropy(net, x, y) * weights).mean(), list(net.layers.parameters()))
+    torch.testing.assert_close(
+        [each.as_subclass(torch.Tensor) for each in found], [each.as_subclass(torch.Tensor) for each in expected]
+    )

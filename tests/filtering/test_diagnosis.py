@@ -67,3 +67,10 @@ def test_a_stream_without_a_length_is_told_its_steps():
     unfiltered = diagnose(Classifier(), stream, quiet=True)
     assert not unfiltered.is_filtered
     assert "steps_per_epoch=" in unfiltered.reason
+
+
+def test_a_module_that_keeps_a_result_of_its_last_step_is_copied_all_the_same():
+    module = Classifier()
+    module.kept = module.net(torch.zeros(2, 8))
+    assert diagnose(module, ClustersData(200, 10), quiet=True, accelerator="cpu").is_filtered
+    assert module.kept.requires_grad
