@@ -192,7 +192,7 @@ def candidates_a_second(num_instances: int) -> dict[str, Any]:
             policy.keep_probability(scores)
 
     def draw() -> None:
-        half = np.full(BATCH_SIZE, 0.5)
+        half = np.full(num_instances, 0.5)
         sampler = ShrinkingBatchSampler(
             shuffled.tolist(), BATCH_SIZE, budget=0.5, keep_probability=lambda indices, _: half[: len(indices)]
         )
