@@ -2,61 +2,40 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-
 import pytest
 import pytorch_lightning as pl
 import torch
 
-from tests.helpers.paths import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
-MODULES = ("rows", "outside", "outside.cases", "outside.steps", "outside.trainings", "outside.trials")
-REPORT = ("rows", "outside", "outside.cases", "compatibility_report")
+from benchmarks.outside import report, trials
+from benchmarks.outside.cases import Case, Setup, all_cases, case, loaders, normal
 
 # Found by the first trial; each that is fixed lowers it.
 KNOWN_FAULTS = 36
 
 
-@pytest.fixture
-def benchmark(monkeypatch):
-    """The benchmark's modules, which find each other as scripts in one folder do."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = dict.fromkeys(MODULES + REPORT)
-    yield {name: importlib.import_module(name) for name in names}
-    for name in [name for name in sys.modules if name in names or name.startswith("outside.")]:
-        del sys.modules[name]
+def committed():
+    return report.rows_by_case(), list(all_cases())
 
 
-@pytest.fixture
-def report(benchmark):
-    return benchmark["compatibility_report"]
-
-
-def committed(benchmark):
-    return benchmark["compatibility_report"].rows_by_case(), list(benchmark["outside.cases"].all_cases())
-
-
-def test_every_case_has_a_whole_row(benchmark, report):
-    rows, cases = committed(benchmark)
+def test_every_case_has_a_whole_row():
+    rows, cases = committed()
     assert report.gaps(rows, cases) == []
 
 
-def test_no_more_falls_short_than_is_known(benchmark, report):
-    rows, _ = committed(benchmark)
+def test_no_more_falls_short_than_is_known():
+    rows, _ = committed()
     assert len(report.faults(rows)) <= KNOWN_FAULTS
 
 
-def test_the_page_is_that_of_the_rows(benchmark, report):
-    rows, _ = committed(benchmark)
+def test_the_page_is_that_of_the_rows():
+    rows, _ = committed()
     assert not report.is_stale()
     text = report.PAGE.read_text()
     assert all(f"`{name}`" in text for _, name in rows)
 
 
-def test_the_check_names_what_is_missing_or_wrong(benchmark, report):
-    rows, cases = committed(benchmark)
+def test_the_check_names_what_is_missing_or_wrong():
+    rows, cases = committed()
     key = next(key for key in cases if rows[key]["filtering"] == "on" and rows[key]["losses_equal"])
     name = " ".join(key)
 
@@ -94,58 +73,55 @@ class Linear(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def tried(benchmark, loss, by_hand=None):
-    cases = benchmark["outside.cases"]
-
+def tried(loss, by_hand=None):
     def build():
-        return cases.Setup(lambda: Linear(loss), cases.loaders((cases.normal(3), cases.normal())), by_hand)
+        return Setup(lambda: Linear(loss), loaders((normal(3), normal())), by_hand)
 
-    row = benchmark["outside.trials"].try_case(cases.Case("none", "line", "loss", build))
+    row = trials.try_case(Case("none", "line", "loss", build))
     assert row["error"] is None
     assert row["seconds"] > 0
     return row
 
 
-def test_a_trial_finds_losses_of_instances(benchmark):
-    row = tried(benchmark, torch.nn.functional.mse_loss)
+def test_a_trial_finds_losses_of_instances():
+    row = tried(torch.nn.functional.mse_loss)
     assert (row["bit_equal"], row["bit_equal_captured"], row["finite"], row["splits"]) == (True, True, True, True)
     assert (row["filtering"], row["diagnosis"], row["losses_equal"], row["reference"]) == ("on", "on", True, "alone")
     assert row["steps"] == row["steps_due"] == 15
-    assert "mse_loss at test_compatibility.py" in row["why"]
+    assert "mse_loss at test_outside.py" in row["why"]
 
 
-def test_a_trial_finds_what_is_not_filtered(benchmark):
-    row = tried(benchmark, lambda guesses, values: -torch.dot(guesses - guesses.mean(), values))
+def test_a_trial_finds_what_is_not_filtered():
+    row = tried(lambda guesses, values: -torch.dot(guesses - guesses.mean(), values))
     assert (row["bit_equal"], row["filtering"], row["diagnosis"], row["losses_equal"]) == (True, "off", "off", None)
     assert row["splits"] is None  # an instance alone is its own mean, and has no loss
     assert row["why"].startswith("No per-instance loss was found")
     assert row["why"] in row["news"][0]
 
 
-def test_a_trial_finds_losses_that_are_not_the_instances_own(benchmark):
+def test_a_trial_finds_losses_that_are_not_the_instances_own():
     def others(module, batch):
         return torch.nn.functional.mse_loss(module.net(batch[0])[:, 0], batch[1], reduction="none").flip(0)
 
-    row = tried(benchmark, torch.nn.functional.mse_loss, others)
+    row = tried(torch.nn.functional.mse_loss, others)
     assert (row["filtering"], row["losses_equal"], row["reference"]) == ("on", False, "by hand")
 
 
 @pytest.mark.parametrize(("factor", "is_equal"), [(1.0, True), (0.25, True), (-1.0, False)])
-def test_losses_may_share_a_positive_factor(benchmark, factor, is_equal):
+def test_losses_may_share_a_positive_factor(factor, is_equal):
     own = torch.linspace(1, 2, 40).double()
-    row = benchmark["outside.trials"].compared(factor * own, own)
+    row = trials.compared(factor * own, own)
     assert row["losses_equal"] is is_equal
     assert row["factor"] == pytest.approx(factor)
-    assert benchmark["outside.trials"].compared(own + 1e-3, own)["losses_equal"] is False
+    assert trials.compared(own + 1e-3, own)["losses_equal"] is False
 
 
-def test_a_case_whose_instances_are_alike_shows_nothing(benchmark):
+def test_a_case_whose_instances_are_alike_shows_nothing():
     with pytest.raises(RuntimeError, match="all instances have the same loss"):
-        benchmark["outside.trials"].compared(torch.ones(40), torch.ones(40).double())
+        trials.compared(torch.ones(40), torch.ones(40).double())
 
 
-def test_two_cases_of_one_name_are_refused(benchmark):
-    cases = benchmark["outside.cases"]
-    package, name = next(iter(cases.all_cases()))
+def test_two_cases_of_one_name_are_refused():
+    package, name = next(iter(all_cases()))
     with pytest.raises(ValueError, match="has two cases named"):
-        cases.case(package, name, "loss")
+        case(package, name, "loss")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gettext
-import importlib
 import sys
 from collections import Counter
 from dataclasses import asdict, replace
@@ -11,22 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.paths import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
-MODULES = (
-    "rows",
-    "runs",
-    "data",
-    "data.apt",
-    "data.translation_pairs",
-    "translation_data",
-    "translation_model",
-    "translation_runs",
-    "translation",
-    "accuracy_report",
-    "translation_report",
-)
+from benchmarks.common import rows
+from benchmarks.common.jobs import PAPER
+from benchmarks.translation import __main__ as command
+from benchmarks.translation import data as translation_data
+from benchmarks.translation import model, pairs, report, runs
+from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
+from tests.helpers.ordinary import trainer
 
 for package in ("sentencepiece", "sacrebleu"):
     pytest.importorskip(package)
@@ -35,37 +25,25 @@ pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module_
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    """The benchmark's modules, which find each other as scripts in one folder do."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield {name.rpartition(".")[2]: importlib.import_module(name) for name in MODULES}
-    sys.path.remove(str(BENCHMARKS))
-    for name in MODULES:
-        sys.modules.pop(name, None)
+def numbers():
+    corpus = translation_data.load_corpus("numbers", Path("nowhere"), choosing=False, max_words=30)
+    return corpus, translation_data.learn_vocabulary(corpus.train, 120)
 
 
-@pytest.fixture(scope="module")
-def numbers(benchmark):
-    data = benchmark["translation_data"]
-    corpus = data.load_corpus("numbers", Path("nowhere"), choosing=False, max_words=30)
-    return corpus, data.learn_vocabulary(corpus.train, 120)
-
-
-def tiny(benchmark, vocabulary, seed=0):
+def tiny(vocabulary, seed=0):
     torch.manual_seed(seed)
-    model = benchmark["translation_model"]
     return model.Translator(model.SIZES["tiny"], len(vocabulary)).eval()
 
 
 # ---- how translations are measured
 
 
-def test_a_copied_reference_has_a_bleu_of_100(benchmark, numbers):
+def test_a_copied_reference_has_a_bleu_of_100(numbers):
     references = [pair.target for pair in numbers[0].held_out]
-    reached = benchmark["translation_model"].quality(references, references)
+    reached = model.quality(references, references)
     assert (reached.bleu, reached.chrf) == (pytest.approx(100.0), pytest.approx(100.0))
     assert all("version:" in signature for signature in reached.signatures)
-    assert benchmark["translation_model"].quality(references[1:] + references[:1], references).bleu < 60
+    assert model.quality(references[1:] + references[:1], references).bleu < 60
 
 
 def test_texts_come_back_from_their_tokens(numbers):
@@ -81,11 +59,11 @@ def log_probability(net, source, target):
     return float(logits.log_softmax(-1).gather(1, target[1:, None]).sum()), len(target) - 1
 
 
-def a_little_trained(benchmark, numbers):
+def a_little_trained(numbers):
     """So that sentences end, some early and some late."""
-    net = tiny(benchmark, numbers[1]).train()
-    data = benchmark["translation_data"].PairData(*numbers, 1000, is_packed=True)
-    boss = benchmark["translation_model"].TranslationBoss(net, numbers[1], [], 1e-2)
+    net = tiny(numbers[1]).train()
+    data = translation_data.PairData(*numbers, 1000, is_packed=True)
+    boss = model.TranslationBoss(net, numbers[1], [], 1e-2)
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     for batch in islice(cycle([*data.train_dataloader()]), 120):
         optimizer.zero_grad()
@@ -94,25 +72,24 @@ def a_little_trained(benchmark, numbers):
     return net.eval()
 
 
-def test_greedy_and_beam_search_are_what_a_plain_search_finds(benchmark, numbers):
+def test_greedy_and_beam_search_are_what_a_plain_search_finds(numbers):
     """One sentence at a time, hypotheses as lists: no batch, no tensors."""
     corpus, vocabulary = numbers
-    data, model = benchmark["translation_data"], benchmark["translation_model"]
-    net = a_little_trained(benchmark, numbers).requires_grad_(False)
+    net = a_little_trained(numbers).requires_grad_(False)
     sources = vocabulary.encode([pair.source for pair in corpus.held_out[:12]])
     padded = torch.nn.utils.rnn.pad_sequence(sources, batch_first=True).long()
     most = int(1.5 * padded.shape[1]) + 10
 
     def plain_search(source, beam):
-        open_and_ended = [([data.BEGIN], 0.0)]
+        open_and_ended = [([translation_data.BEGIN], 0.0)]
         for _ in range(most):
             candidates = []
             for tokens, total in open_and_ended:
-                if data.END in tokens:
+                if translation_data.END in tokens:
                     candidates.append((tokens, total))
                     continue
                 steps = net(source[None], torch.tensor([tokens]))[0, -1].log_softmax(-1)
-                steps[[data.PAD, data.BEGIN]] = -torch.inf
+                steps[[translation_data.PAD, translation_data.BEGIN]] = -torch.inf
                 candidates += [([*tokens, token], total + float(step)) for token, step in enumerate(steps)]
             power = 0.6 if beam > 1 else 0.0
             candidates.sort(key=lambda one: -one[1] / ((4 + len(one[0])) / 6) ** power)
@@ -123,14 +100,14 @@ def test_greedy_and_beam_search_are_what_a_plain_search_finds(benchmark, numbers
         found = model.translate(net, padded, beam).tolist()
         expected = [plain_search(source.long(), beam) for source in sources]
         assert [row[: len(best)] for row, best in zip(found, expected, strict=True)] == expected
-        assert all(set(row[len(best) :]) <= {data.PAD} for row, best in zip(found, expected, strict=True))
+        assert all(set(row[len(best) :]) <= {translation_data.PAD} for row, best in zip(found, expected, strict=True))
         assert len({len(best) for best in expected}) > 1
 
 
 @torch.no_grad()
-def test_padding_and_later_tokens_change_no_logits(benchmark, numbers):
+def test_padding_and_later_tokens_change_no_logits(numbers):
     _, vocabulary = numbers
-    net = tiny(benchmark, vocabulary)
+    net = tiny(vocabulary)
     source, target = (
         rows[0].long() for rows in (vocabulary.encode([p[1]]) for p in [("", "nine hundred"), ("", "neun")])
     )
@@ -143,13 +120,10 @@ def test_padding_and_later_tokens_change_no_logits(benchmark, numbers):
 
 
 @pytest.mark.parametrize("is_packed", [True, False])
-def test_batches_of_pairs_never_exceed_their_tokens(benchmark, numbers, is_packed):
+def test_batches_of_pairs_never_exceed_their_tokens(numbers, is_packed):
     """Packed by the loader of the full run, and by AutoAssist."""
-    from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
-    from tests.helpers.ordinary import trainer
-
-    model, sizes = benchmark["translation_model"], []
-    data = benchmark["translation_data"].PairData(*numbers, 300, is_packed=is_packed)
+    sizes = []
+    data = translation_data.PairData(*numbers, 300, is_packed=is_packed)
 
     class Watched(model.TranslationBoss):
         def training_step(self, batch, batch_idx):
@@ -158,7 +132,7 @@ def test_batches_of_pairs_never_exceed_their_tokens(benchmark, numbers, is_packe
             return super().training_step(batch, batch_idx)
 
     references = [pair.target for pair in numbers[0].held_out]
-    module = Watched(tiny(benchmark, numbers[1]).train(), numbers[1], references, 1e-3)
+    module = Watched(tiny(numbers[1]).train(), numbers[1], references, 1e-3)
     callbacks = [] if is_packed else [AutoAssistCallback(policy="proportional")]
     filtered = data if is_packed else AutoAssistDataModule(data, budget=1.0, max_tokens=300)
     run = trainer(max_epochs=1 if is_packed else 3, callbacks=callbacks, limit_val_batches=0)
@@ -171,9 +145,8 @@ def test_batches_of_pairs_never_exceed_their_tokens(benchmark, numbers, is_packe
 # ---- the pairs
 
 
-def test_pairs_are_made_from_pages_catalogues_and_descriptions(benchmark, tmp_path):
+def test_pairs_are_made_from_pages_catalogues_and_descriptions(tmp_path):
     """Packages as they are laid out, with what has to be left out of them."""
-    pairs = benchmark["translation_pairs"]
     pages = {
         "en-US": '<h1 id="hd_id1" dir="auto"><a name="x"></a>Inserting a &amp; new table</h1>'
         '<p id="par_id2">Only here</p><p id="par_id3" class="paragraph">Left, right,\n top and bottom</p>'
@@ -255,11 +228,8 @@ class Lists:
             yield {"Package": package, "Description-md5": digest, f"Description-{language}": text}
 
 
-def test_descriptions_of_one_structure_are_paired_by_their_parts(benchmark):
-    found = [
-        (pair.group, *(" ".join(text.split()) for text in pair[1:]))
-        for pair in benchmark["translation_pairs"].described(Lists())
-    ]
+def test_descriptions_of_one_structure_are_paired_by_their_parts():
+    found = [(pair.group, *(" ".join(text.split()) for text in pair[1:])) for pair in pairs.described(Lists())]
     assert found == [
         ("package/one", "a tool", "ein Werkzeug"),
         ("package/one", "It does one thing.", "Es tut eines."),
@@ -279,14 +249,15 @@ def test_descriptions_of_one_structure_are_paired_by_their_parts(benchmark):
         ("Open the file now", "Open the file with it"),
     ],
 )
-def test_what_is_no_translation_is_left_out(benchmark, source, target):
-    pairs = benchmark["translation_pairs"]
+def test_what_is_no_translation_is_left_out(source, target):
     assert not pairs.is_clean(pairs.Pair("group", source, target))
 
 
-def test_groups_are_split_as_wholes_and_test_pairs_are_never_trained_on(benchmark):
-    load = benchmark["translation_data"].load_corpus
-    tuning, final = (load("numbers", Path("nowhere"), choosing=choosing, max_words=30) for choosing in (True, False))
+def test_groups_are_split_as_wholes_and_test_pairs_are_never_trained_on():
+    tuning, final = (
+        translation_data.load_corpus("numbers", Path("nowhere"), choosing=choosing, max_words=30)
+        for choosing in (True, False)
+    )
     groups = [{pair.group for pair in part} for part in (tuning.train, tuning.held_out, final.train, final.held_out)]
     assert not groups[0] & groups[1]
     assert not groups[2] & groups[3]
@@ -296,21 +267,20 @@ def test_groups_are_split_as_wholes_and_test_pairs_are_never_trained_on(benchmar
     assert set(counts) == set(range(1, 20))
 
 
-def test_without_apt_it_says_how_to_get_the_data(benchmark, monkeypatch, tmp_path):
+def test_without_apt_it_says_how_to_get_the_data(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["translation.py", "--data-dir", str(tmp_path)])
     monkeypatch.setenv("PATH", "")
     threads = torch.get_num_threads()
     try:
         with pytest.raises(SystemExit, match=r"no en-de: .*made from Debian packages, and this machine has no apt"):
-            benchmark["translation"].main()
+            command.main()
     finally:
         torch.set_num_threads(threads)
 
 
-def test_a_row_holds_what_makes_its_run(benchmark, numbers):
-    runs, template = benchmark["translation_runs"], benchmark["translation"].TEMPLATE
+def test_a_row_holds_what_makes_its_run(numbers):
     job = replace(
-        template,
+        command.TEMPLATE,
         dataset="numbers",
         size="tiny",
         vocabulary=120,
@@ -328,15 +298,13 @@ def test_a_row_holds_what_makes_its_run(benchmark, numbers):
     assert row["passes"] == pytest.approx(3 * 0.6, abs=0.2)
 
 
-def test_tables_are_those_of_the_rows(benchmark, tmp_path, monkeypatch):
-    report, rows = benchmark["translation_report"], benchmark["rows"]
+def test_tables_are_those_of_the_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "rows_of", lambda name: rows.rows_of(name, tmp_path))
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     assert report.translation_tables().startswith("Not measured yet")
-    translation = benchmark["translation"]
     for seed in (0, 1):
-        for method, budget, bleu, seconds in (("full", 1.0, 30.0, 100.0), (translation.PAPER, 0.6, 29.0, 65.0)):
-            job = replace(translation.TEMPLATE, method=method, budget=budget, seed=seed)
+        for method, budget, bleu, seconds in (("full", 1.0, 30.0, 100.0), (PAPER, 0.6, 29.0, 65.0)):
+            job = replace(command.TEMPLATE, method=method, budget=budget, seed=seed)
             row = {
                 "updates": round(1000 * budget),
                 "cpu_seconds": seconds,

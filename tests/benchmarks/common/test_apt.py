@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import importlib
 import shutil
-import sys
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from benchmarks.common.apt import PrivateApt
 
-BENCHMARKS = ROOT / "benchmarks"
 LIST = """Package: one
 Description-md5: 0123
 Description-en: First line
@@ -21,21 +18,13 @@ Section: misc
 """
 
 
-@pytest.fixture
-def private_apt(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module("data.apt").PrivateApt
-    for name in ("data", "data.apt"):
-        sys.modules.pop(name, None)
-
-
 needs_apt = pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt on this machine")
 
 
 @needs_apt
-def test_stanzas_keep_the_lines_of_a_field(private_apt, tmp_path):
+def test_stanzas_keep_the_lines_of_a_field(tmp_path):
     (tmp_path / "list").write_text(LIST)
-    first, second = private_apt(tmp_path).stanzas(tmp_path / "list")
+    first, second = PrivateApt(tmp_path).stanzas(tmp_path / "list")
     assert first == {
         "Package": "one",
         "Description-md5": "0123",
@@ -45,17 +34,17 @@ def test_stanzas_keep_the_lines_of_a_field(private_apt, tmp_path):
 
 
 @needs_apt
-def test_lists_are_looked_for_in_the_folder_alone(private_apt, tmp_path):
-    assert private_apt(tmp_path / "new", ("de", "en")).index_files("Packages") == []
+def test_lists_are_looked_for_in_the_folder_alone(tmp_path):
+    assert PrivateApt(tmp_path / "new", ("de", "en")).index_files("Packages") == []
 
 
 @needs_apt
-def test_a_package_that_no_source_has_is_named(private_apt, tmp_path):
+def test_a_package_that_no_source_has_is_named(tmp_path):
     with pytest.raises(RuntimeError, match=r"no-such-package could not be fetched .*: E: Unable to locate package"):
-        private_apt(tmp_path).download(["no-such-package"])
+        PrivateApt(tmp_path).download(["no-such-package"])
 
 
-def test_without_apt_it_says_where_the_data_can_be_made(private_apt, tmp_path, monkeypatch):
+def test_without_apt_it_says_where_the_data_can_be_made(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="this machine has no apt; run on Debian or Ubuntu"):
-        private_apt(tmp_path)
+        PrivateApt(tmp_path)
