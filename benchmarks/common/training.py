@@ -50,6 +50,14 @@ class Stopwatch(pl.Callback):
         self.train_seconds += self._lap(trainer)
         self.cpu_seconds += time.process_time() - self._cpu_since
 
+    def seconds(self) -> dict[str, float]:
+        """What a row says of them."""
+        return {
+            "seconds": round(self.train_seconds, 2),
+            "cpu_seconds": round(self.cpu_seconds, 2),
+            "validation_seconds": round(self.validation_seconds, 2),
+        }
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._lap(trainer)
         self._cpu_since = time.process_time()
@@ -109,39 +117,48 @@ def fit(
     """
     callback = Method(job.method).callback()
     stopwatch = Stopwatch(metric)
-    options = {
+    callbacks = [stopwatch] if callback is None else [callback, stopwatch]
+    trainer = pl.Trainer(**{**_options_of(job), "callbacks": callbacks, **trainer_options})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        filtered = None if callback is None else AutoAssistDataModule(data, budget=job.budget, **(data_options or {}))
+        trainer.fit(module, datamodule=data if filtered is None else filtered)
+    return {
+        **asdict(job),
+        **filtering_of(callback),
+        metric: stopwatch.curve[-1][1],
+        "updates": trainer.global_step,
+        **stopwatch.seconds(),
+        "curve": stopwatch.curve,
+        "curve_seconds": stopwatch.curve_seconds,
+        "curve_cpu_seconds": stopwatch.curve_cpu_seconds,
+        "warnings": filter_warnings(caught),
+    }
+
+
+def _options_of(job: Job) -> dict[str, Any]:
+    return {
         "accelerator": "gpu" if job.device == "cuda" else "cpu",
         "devices": 1,
         "precision": job.precision,
         "max_epochs": job.epochs,
         "check_val_every_n_epoch": validation_interval(job.epochs),
-        "callbacks": [stopwatch] if callback is None else [callback, stopwatch],
         "logger": False,
         "num_sanity_val_steps": 0,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    trainer = pl.Trainer(**{**options, **trainer_options})
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        filtered = None if callback is None else AutoAssistDataModule(data, budget=job.budget, **(data_options or {}))
-        trainer.fit(module, datamodule=data if filtered is None else filtered)
-    summary = {} if callback is None else callback.summary()
+
+
+def filtering_of(callback: AutoAssistCallback | None) -> dict[str, Any]:
+    """What a row says of the filtering: its settings, and what came of them."""
+    if callback is None:
+        return {"settings": {}, "keep_rate": None, "overhead_ms": None}
+    summary = callback.summary()
     return {
-        **asdict(job),
-        "settings": {} if callback is None else settings_of(callback),
-        metric: stopwatch.curve[-1][1],
-        "updates": trainer.global_step,
-        "seconds": round(stopwatch.train_seconds, 2),
-        "cpu_seconds": round(stopwatch.cpu_seconds, 2),
-        "validation_seconds": round(stopwatch.validation_seconds, 2),
-        "keep_rate": round(summary["keep_rate"], 4) if summary else None,
-        "overhead_ms": round(summary["overhead_ms"], 4) if summary else None,
-        "curve": stopwatch.curve,
-        "curve_seconds": stopwatch.curve_seconds,
-        "curve_cpu_seconds": stopwatch.curve_cpu_seconds,
-        "warnings": filter_warnings(caught),
+        "settings": settings_of(callback),
+        **{name: round(summary[name], 4) for name in ("keep_rate", "overhead_ms")},
     }
 
 

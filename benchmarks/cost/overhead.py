@@ -166,6 +166,17 @@ def compare(case: str, rounds: int, passes: int, batches: int) -> dict[str, Any]
 
 def candidates_a_second(num_instances: int) -> dict[str, Any]:
     """Candidates scored and drawn a second, on one core, for 256 features in half precision."""
+    jobs = _scoring_jobs(num_instances)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return {name: round(num_instances / _best_of(3, job)) for name, job in jobs.items()}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _scoring_jobs(num_instances: int) -> dict[str, Callable[[], None]]:
+    """What scores or draws every instance once."""
     rows = torch.arange(num_instances)
     store = InstanceStore(num_instances)
     store.put_features(rows, torch.randn(num_instances, 256))
@@ -173,16 +184,15 @@ def candidates_a_second(num_instances: int) -> dict[str, Any]:
     store.put_scores(rows, torch.rand(num_instances))
     assistant, policy = LogisticAssistant(), AutoAssistPolicy()
     assistant.update(store.rows(rows[:BATCH_SIZE]), torch.rand(BATCH_SIZE))
-    shuffled = torch.randperm(num_instances)
+    shuffled, half = torch.randperm(num_instances), np.full(num_instances, 0.5)
 
     def score(chunks: tuple[Tensor, ...]) -> None:
         for chunk in chunks:
             policy.keep_probability(assistant.predict(store.rows(chunk, assistant.reads)))
 
     def score_in_order() -> None:
-        assert store.features is not None
-        assert store.labels is not None
-        for features, labels in zip(store.features.split(8192), store.labels.split(8192), strict=True):
+        columns = (column.split(8192) for column in (store.features, store.labels) if column is not None)
+        for features, labels in zip(*columns, strict=True):
             policy.keep_probability(assistant.predict(Instances(features, labels)))
 
     def read_memory() -> None:
@@ -192,26 +202,19 @@ def candidates_a_second(num_instances: int) -> dict[str, Any]:
             policy.keep_probability(scores)
 
     def draw() -> None:
-        half = np.full(num_instances, 0.5)
         sampler = ShrinkingBatchSampler(
             shuffled.tolist(), BATCH_SIZE, budget=0.5, keep_probability=lambda indices, _: half[: len(indices)]
         )
         for _ in sampler:
             pass
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        jobs: dict[str, Callable[[], None]] = {
-            "logistic, random order, chunks of 128": lambda: score(shuffled.split(BATCH_SIZE)),
-            "logistic, random order, chunks of 8192": lambda: score(shuffled.split(8192)),
-            "logistic, whole store in order": score_in_order,
-            "remembered score, random order": read_memory,
-            "batch generator alone": draw,
-        }
-        return {name: round(num_instances / _best_of(3, job)) for name, job in jobs.items()}
-    finally:
-        torch.set_num_threads(threads)
+    return {
+        "logistic, random order, chunks of 128": lambda: score(shuffled.split(BATCH_SIZE)),
+        "logistic, random order, chunks of 8192": lambda: score(shuffled.split(8192)),
+        "logistic, whole store in order": score_in_order,
+        "remembered score, random order": read_memory,
+        "batch generator alone": draw,
+    }
 
 
 def assistant_cost(name: str, num_features: int, rounds: int) -> dict[str, Any]:
@@ -250,6 +253,20 @@ def assistant_cost(name: str, num_features: int, rounds: int) -> dict[str, Any]:
 
 def capture_cost(name: str, rounds: int) -> dict[str, Any]:
     """Forward and backward of a loss, or of a network with it, with capture (score and weights) against without."""
+    pairs = _capture_times(name, rounds)
+    return {
+        "case": f"capture: {name}",
+        "rounds": rounds,
+        "fastest_of": IN_A_ROW,
+        "plain_ms": round(statistics.median(plain for plain, _ in pairs), 3),
+        "captured_ms": round(statistics.median(captured for _, captured in pairs), 3),
+        "added_ms": round(statistics.median(captured - plain for plain, captured in pairs), 3),
+        "ratio": round(statistics.median(captured / plain for plain, captured in pairs), 4),
+    }
+
+
+def _capture_times(name: str, rounds: int) -> list[tuple[float, float]]:
+    """Milliseconds without and with capture, in turns."""
     make_net, shape, num_classes = LOSSES[name]
     generator = torch.Generator().manual_seed(0)
     net = make_net()
@@ -277,19 +294,10 @@ def capture_cost(name: str, rounds: int) -> dict[str, Any]:
 
     # Several of a kind in a row, and the fastest of them: what the other kind left in the allocator tells in the first
     # (64 MB of fresh pages take longer than the loss).
-    pairs = [
+    return [
         (min(timed(plain) for _ in range(IN_A_ROW)), min(timed(captured) for _ in range(IN_A_ROW)))
         for _ in range(rounds)
     ]
-    return {
-        "case": f"capture: {name}",
-        "rounds": rounds,
-        "fastest_of": IN_A_ROW,
-        "plain_ms": round(statistics.median(plain for plain, _ in pairs), 3),
-        "captured_ms": round(statistics.median(captured for _, captured in pairs), 3),
-        "added_ms": round(statistics.median(captured - plain for plain, captured in pairs), 3),
-        "ratio": round(statistics.median(captured / plain for plain, captured in pairs), 4),
-    }
 
 
 def _mean(values: list[float]) -> float:
@@ -305,6 +313,49 @@ def _best_of(times: int, job: Callable[[], None]) -> float:
     return min(seconds)
 
 
+def _assistants(quick: bool) -> None:
+    for name in ASSISTANTS:
+        for num_features in (64, 256):
+            row = assistant_cost(name, num_features, 5 if quick else 200)
+            print(f"{row['case']:52s} {row['update_ms']:8.2f} ms an update, {row['predict_us']:.2f} us a candidate")
+            _keep(row, quick)
+
+
+def _candidates(quick: bool) -> None:
+    speeds = candidates_a_second(20_000 if quick else 200_000)
+    for name, speed in speeds.items():
+        print(f"{name:42s} {speed:>13,d} candidates/s")
+    _keep({"case": "candidates a second", "features": 256, **speeds}, quick)
+
+
+def _captures(quick: bool) -> None:
+    for name in LOSSES:
+        row = capture_cost(name, 1 if quick else 100 if "128 rows" in name else 9)
+        print(
+            f"{row['case']:52s} {row['plain_ms']:8.2f} ms, captured {row['captured_ms']:8.2f} ms: "
+            f"{row['added_ms']:+.2f} ms, {row['ratio']:.3f}x"
+        )
+        _keep(row, quick)
+
+
+def _steps(quick: bool) -> None:
+    for case in CASES:
+        sizes = {"rounds": 1, "passes": 3, "batches": 4} if quick else {"rounds": 5, "passes": 9, "batches": 10}
+        if case.startswith("resnet"):
+            sizes = {"rounds": 1, "passes": 2, "batches": 2} if quick else {"rounds": 5, "passes": 4, "batches": 6}
+        row = compare(case, **sizes)
+        print(
+            f"{case:42s} plain {row['plain_ms']:8.2f} ms, filtered {row['filtered_ms']:8.2f} ms: "
+            f"{row['added_ms']:+.2f} ms, {row['ratio']:.3f}x"
+        )
+        _keep(row, quick)
+
+
+def _keep(row: dict[str, Any], quick: bool) -> None:
+    if not quick:
+        append_row("overhead", row)
+
+
 def main() -> None:
     """Measure, print, and append rows."""
     parser = argparse.ArgumentParser(
@@ -315,44 +366,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small and short, writes no rows")
     parser.add_argument("--assistants", action="store_true", help="the cost of the Assistants only")
     args = parser.parse_args()
-    quick = args.quick
     warnings.filterwarnings("ignore")
     for flavour in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(flavour).setLevel(logging.ERROR)
-
-    for name in ASSISTANTS:
-        for num_features in (64, 256):
-            row = assistant_cost(name, num_features, 5 if quick else 200)
-            print(f"{row['case']:52s} {row['update_ms']:8.2f} ms an update, {row['predict_us']:.2f} us a candidate")
-            if not quick:
-                append_row("overhead", row)
-    if args.assistants:
-        return
-    speeds = candidates_a_second(20_000 if quick else 200_000)
-    for name, speed in speeds.items():
-        print(f"{name:42s} {speed:>13,d} candidates/s")
-    if not quick:
-        append_row("overhead", {"case": "candidates a second", "features": 256, **speeds})
-    for name in LOSSES:
-        row = capture_cost(name, 1 if quick else 100 if "128 rows" in name else 9)
-        print(
-            f"{row['case']:52s} {row['plain_ms']:8.2f} ms, captured {row['captured_ms']:8.2f} ms: "
-            f"{row['added_ms']:+.2f} ms, {row['ratio']:.3f}x"
-        )
-        if not quick:
-            append_row("overhead", row)
-    for case in CASES:
-        heavy = case.startswith("resnet")
-        sizes = {"rounds": 1, "passes": 3, "batches": 4} if quick else {"rounds": 5, "passes": 9, "batches": 10}
-        if heavy:
-            sizes = {"rounds": 1, "passes": 2, "batches": 2} if quick else {"rounds": 5, "passes": 4, "batches": 6}
-        row = compare(case, **sizes)
-        print(
-            f"{case:42s} plain {row['plain_ms']:8.2f} ms, filtered {row['filtered_ms']:8.2f} ms: "
-            f"{row['added_ms']:+.2f} ms, {row['ratio']:.3f}x"
-        )
-        if not quick:
-            append_row("overhead", row)
+    for measure in (_assistants,) if args.assistants else (_assistants, _candidates, _captures, _steps):
+        measure(args.quick)
 
 
 if __name__ == "__main__":

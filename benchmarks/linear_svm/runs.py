@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common.jobs import Row
-from benchmarks.common.training import filter_warnings, settings_of
+from benchmarks.common.training import filter_warnings, filtering_of
 from benchmarks.linear_svm.data import TwoClasses
 from benchmarks.linear_svm.methods import METHODS
 from benchmarks.linear_svm.model import LinearSVM
@@ -155,43 +155,44 @@ def run_job(job: SvmJob, data: TwoClasses, objective: Objective, best: Optimum) 
     method = METHODS[job.method]
     callback = None if method is None else method.callback(boss, data, job.floor)
     curve = Curve(objective, best.objective, None if callback is None else callback.assistant)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=math.ceil(job.epochs),
-        limit_train_batches=job.epochs / math.ceil(job.epochs),
-        callbacks=[curve] if callback is None else [callback, curve],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = _trainer(job.epochs, [curve] if callback is None else [callback, curve])
     rows = SVMData(data)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(boss, datamodule=rows if callback is None else AutoAssistDataModule(rows, budget=1))
-    summary = {} if callback is None else callback.summary()
     return {
         **asdict(job),
+        **filtering_of(callback),
         "train_instances": len(data.labels),
         "features": data.features.shape[1],
         "batch_size": BATCH_SIZE,
         "schedule": "1 / (lambda t)",
         "average": f"Shamir & Zhang, eta {AVERAGE_DECAY}",
-        "settings": {} if callback is None else settings_of(callback),
         "minimum": best.objective,
         "minimum_gap": best.gap,
         "suboptimality": curve.points[-1][-2],
         "updates": trainer.global_step,
         "gradient_evaluations": curve.num_evaluations,
-        "candidates": int(summary["candidates_seen"]) if summary else curve.num_evaluations,
+        "candidates": curve.num_evaluations if callback is None else int(callback.summary()["candidates_seen"]),
         "candidate_margins": curve.points[-1][2],
         "seconds": round(curve.seconds, 2),
-        "keep_rate": round(summary["keep_rate"], 4) if summary else None,
-        "overhead_ms": round(summary["overhead_ms"], 4) if summary else None,
         "curve": curve.points,
         "warnings": filter_warnings(caught),
     }
+
+
+def _trainer(epochs: float, callbacks: list[pl.Callback]) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=math.ceil(epochs),
+        limit_train_batches=epochs / math.ceil(epochs),
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
 
 
 def is_valid(points: list[Any]) -> bool:

@@ -133,8 +133,7 @@ def translate(net: Translator, sources: Tensor, beam: int = 1) -> Tensor:
     for _ in range(most):
         hidden = net.decode(memory, is_padding, tokens)[:, -1]
         steps = F.log_softmax(F.linear(hidden, net.embedding.weight), -1).view(batch_size, beam, -1)
-        steps[..., PAD] = -torch.inf
-        steps[..., BEGIN] = -torch.inf
+        steps[..., [PAD, BEGIN]] = -torch.inf
         # What has ended goes on with padding, at no cost.
         ended = ((tokens == END).any(1)).view(batch_size, beam)
         steps = steps.masked_fill(ended[..., None], -torch.inf)
