@@ -156,10 +156,8 @@ def filtering_of(callback: AutoAssistCallback | None) -> dict[str, Any]:
     if callback is None:
         return {"settings": {}, "keep_rate": None, "overhead_ms": None}
     summary = callback.summary()
-    return {
-        "settings": settings_of(callback),
-        **{name: round(summary[name], 4) for name in ("keep_rate", "overhead_ms")},
-    }
+    figures = {name: round(summary[name], 4) for name in ("keep_rate", "overhead_ms")}
+    return {"settings": settings_of(callback), **figures}
 
 
 def filter_warnings(caught: Iterable[warnings.WarningMessage]) -> list[str]:

@@ -155,8 +155,7 @@ def run_job(job: SvmJob, data: TwoClasses, objective: Objective, best: Optimum) 
     method = METHODS[job.method]
     callback = None if method is None else method.callback(boss, data, job.floor)
     curve = Curve(objective, best.objective, None if callback is None else callback.assistant)
-    trainer = _trainer(job.epochs, [curve] if callback is None else [callback, curve])
-    rows = SVMData(data)
+    rows, trainer = SVMData(data), _trainer(job.epochs, [curve] if callback is None else [callback, curve])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(boss, datamodule=rows if callback is None else AutoAssistDataModule(rows, budget=1))
