@@ -32,20 +32,20 @@ pytest: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 benchmarks: $(INSTALLED)
-	$(BIN)/python benchmarks/overhead.py --quick
-	$(BIN)/python benchmarks/scale.py --quick
-	$(BIN)/python benchmarks/images.py --quick
-	$(BIN)/python benchmarks/text_classification.py --quick
-	$(BIN)/python benchmarks/linear_svm.py --quick
-	$(BIN)/python benchmarks/translation.py --quick
-	$(BIN)/python benchmarks/report.py --check
+	$(BIN)/python -m benchmarks.cost.overhead --quick
+	$(BIN)/python -m benchmarks.cost.scale --quick
+	$(BIN)/python -m benchmarks.images --quick
+	$(BIN)/python -m benchmarks.text --quick
+	$(BIN)/python -m benchmarks.linear_svm --quick
+	$(BIN)/python -m benchmarks.translation --quick
+	$(BIN)/python -m benchmarks.report --check
 
 notebooks: $(INSTALLED)
 	$(if $(NOTEBOOKS),$(BIN)/jupyter execute --timeout=600 $(NOTEBOOKS))
 
 # Tries what has no row of these versions yet; everything anew: make outside AGAIN=--again
 outside: .venv-outside/.installed
-	.venv-outside/bin/python benchmarks/compatibility.py $(AGAIN)
+	.venv-outside/bin/python -m benchmarks.outside $(AGAIN)
 
 .venv-outside/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv-outside

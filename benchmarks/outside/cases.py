@@ -110,7 +110,7 @@ def cases(package: str, names: Iterable[str], kind: str) -> Callable[[Callable[[
 def all_cases() -> dict[tuple[str, str], Case]:
     """Every case by package and name; needs none of the packages."""
     for module in CASE_FILES.values():
-        importlib.import_module(f"outside.{module}")
+        importlib.import_module(f"benchmarks.outside.{module}")
     return dict(_CASES)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from outside.cases import NUM_INSTANCES, integers
 from torch import Tensor
+
+from benchmarks.outside.cases import NUM_INSTANCES, integers
 
 
 def targets(size: int, num_classes: int, *, as_centres: bool = False) -> list[dict[str, Tensor]]:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from outside.cases import Setup, case, cases, integers, loaders, normal
-from outside.steps import Step, perceptron, small_cnn
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from benchmarks.outside.cases import Setup, case, cases, integers, loaders, normal
+from benchmarks.outside.steps import Step, perceptron, small_cnn
 
 PACKAGE = "lightly"
 WIDTH, EMBEDDING = 6, 5
@@ -193,9 +194,10 @@ def own_data() -> Setup:
     from lightly.data import LightlyDataset
     from lightly.loss import NTXentLoss
     from lightly.transforms import SimCLRTransform
-    from outside.cases import NUM_INSTANCES
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
+
+    from benchmarks.outside.cases import NUM_INSTANCES
 
     class Pictures(Dataset):
         """Noise and labels; lightly sets ``transform``."""

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from outside.cases import NUM_INSTANCES, Setup, case, cases, integers, loaders, normal
-from outside.steps import Step, perceptron, pixel_net
 from torch import Tensor
 from torch.nn import functional as F
+
+from benchmarks.outside.cases import NUM_INSTANCES, Setup, case, cases, integers, loaders, normal
+from benchmarks.outside.steps import Step, perceptron, pixel_net
 
 PACKAGE = "monai"
 NUM_CLASSES, SIZE = 3, 16

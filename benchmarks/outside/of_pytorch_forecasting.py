@@ -6,8 +6,9 @@ import functools
 from typing import Any
 
 import numpy as np
-from outside.cases import NUM_INSTANCES, Setup, cases
 from torch import Tensor
+
+from benchmarks.outside.cases import NUM_INSTANCES, Setup, cases
 
 PACKAGE = "pytorch-forecasting"
 ENCODED, PREDICTED = 6, 3

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from outside.cases import Setup, case, cases, integers, loaders, normal
-from outside.steps import Step, perceptron
 from torch import Tensor
+
+from benchmarks.outside.cases import Setup, case, cases, integers, loaders, normal
+from benchmarks.outside.steps import Step, perceptron
 
 PACKAGE = "pytorch-metric-learning"
 NUM_CLASSES, WIDTH = 4, 6

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from outside.cases import FEW, Setup, case, cases, integers, loaders, normal
-from outside.steps import Step, pixel_net
 from torch import Tensor
 from torch.nn import functional as F
+
+from benchmarks.outside.cases import FEW, Setup, case, cases, integers, loaders, normal
+from benchmarks.outside.steps import Step, pixel_net
 
 PACKAGE = "segmentation-models-pytorch"
 NUM_CLASSES, SIZE = 3, 32

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from outside.cases import FEW, NUM_INSTANCES, Setup, case, cases, integers, loaders, normal
-from outside.steps import Step, perceptron
 from torch import Tensor
 from torch.nn import functional as F
+
+from benchmarks.outside.cases import FEW, NUM_INSTANCES, Setup, case, cases, integers, loaders, normal
+from benchmarks.outside.steps import Step, perceptron
 
 PACKAGE = "timm"
 NUM_CLASSES, WIDTH, SIZE = 5, 6, 32

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from outside.cases import NUM_INSTANCES, Setup, case, cases, integers, normal
-from outside.steps import Step, UnifiedStep
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from benchmarks.outside.cases import NUM_INSTANCES, Setup, case, cases, integers, normal
+from benchmarks.outside.steps import Step, UnifiedStep
 
 PACKAGE = "torch-geometric"
 WIDTH, CLASSES = 4, 3

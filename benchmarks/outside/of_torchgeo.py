@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from outside.cases import Setup, case, integers, loaders, normal
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from benchmarks.outside.cases import Setup, case, integers, loaders, normal
 
 PACKAGE = "torchgeo"
 SIZE, CLASSES = 32, 3
@@ -105,10 +106,11 @@ def _lists_of_boxes(rows: list[Any]) -> dict[str, Any]:
 @case(PACKAGE, "ObjectDetectionTask", "module")
 def detection() -> Setup:
     """A dict of losses over boxes."""
-    from outside.cases import NUM_INSTANCES
-    from outside.detection import targets
     from torch.utils.data import DataLoader
     from torchgeo.trainers import ObjectDetectionTask
+
+    from benchmarks.outside.cases import NUM_INSTANCES
+    from benchmarks.outside.detection import targets
 
     pictures = normal(3, SIZE, SIZE)
     boxes = targets(SIZE, CLASSES)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from outside.cases import Setup, case, cases, integers, loaders, normal
-from outside.steps import Step, perceptron, pixel_net
 from torch import Tensor
+
+from benchmarks.outside.cases import Setup, case, cases, integers, loaders, normal
+from benchmarks.outside.steps import Step, perceptron, pixel_net
 
 PACKAGE = "torchmetrics"
 OF_NUMBERS = (

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from outside.cases import FEW, Setup, case, cases, integers, loaders, normal
-from outside.detection import collate_pairs, targets
-from outside.steps import Step, pixel_net
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+
+from benchmarks.outside.cases import FEW, Setup, case, cases, integers, loaders, normal
+from benchmarks.outside.detection import collate_pairs, targets
+from benchmarks.outside.steps import Step, pixel_net
 
 PACKAGE = "torchvision"
 SIZE, NUM_CLASSES = 32, 3
@@ -73,7 +74,8 @@ def of_boxes(name: str) -> Setup:
     """One box an instance, the mean over boxes."""
     import torch
     import torchvision
-    from outside.steps import perceptron
+
+    from benchmarks.outside.steps import perceptron
 
     def line(step: Any, batch: Any) -> Tensor:
         features, boxes = batch
@@ -88,8 +90,9 @@ def of_boxes(name: str) -> Setup:
 @case(PACKAGE, "sigmoid_focal_loss", "loss")
 def focal() -> Setup:
     """Factors that depend on the logits."""
-    from outside.steps import perceptron
     from torchvision.ops import sigmoid_focal_loss
+
+    from benchmarks.outside.steps import perceptron
 
     def line(step: Any, batch: Any) -> Tensor:
         return sigmoid_focal_loss(step.net(batch[0]), batch[1], reduction="mean")
@@ -100,10 +103,11 @@ def focal() -> Setup:
 @case(PACKAGE, "MixUp with cross_entropy", "module")
 def mixed() -> Setup:
     """Rows that mix two instances, by torchvision's own transform in the collate function."""
-    from outside.cases import Columns
-    from outside.steps import small_cnn
     from torch.utils.data import default_collate
     from torchvision.transforms import v2
+
+    from benchmarks.outside.cases import Columns
+    from benchmarks.outside.steps import small_cnn
 
     mixup = v2.MixUp(num_classes=NUM_CLASSES)
     dataset = Columns((normal(3, 8, 8), integers(NUM_CLASSES)))

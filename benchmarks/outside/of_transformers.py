@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from outside.cases import NUM_INSTANCES, Setup, case, cases, integers, loaders, normal
-from outside.steps import Step, livelier
 from torch import Tensor
 from torch.nn import functional as F
+
+from benchmarks.outside.cases import NUM_INSTANCES, Setup, case, cases, integers, loaders, normal
+from benchmarks.outside.steps import Step, livelier
 
 PACKAGE = "transformers"
 VOCABULARY, LENGTH, CLASSES, IGNORED = 31, 7, 3, -100
@@ -226,8 +227,9 @@ def masked_autoencoder() -> Setup:
 def detection() -> Setup:
     """Boxes that are matched to queries, a list of targets of different sizes."""
     import transformers
-    from outside.detection import collate_pairs, targets
     from torch.utils.data import DataLoader
+
+    from benchmarks.outside.detection import collate_pairs, targets
 
     pictures = normal(3, 32, 32)
     rows = [(pictures[index], target) for index, target in enumerate(targets(32, CLASSES, as_centres=True))]

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import lightning.pytorch
 import pytorch_lightning as pl
 import torch
-from outside.cases import BATCH_SIZE, Setup
 from torch import Tensor, nn
 
+from benchmarks.outside.cases import BATCH_SIZE, Setup
 from lightning_autoassist import AutoAssistDataModule
 
 SEED = 3

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from outside.cases import BATCH_SIZE, Case, Setup, all_cases
-from outside.trainings import Frozen, Training, fit
 from torch import Tensor
 
+from benchmarks.outside.cases import BATCH_SIZE, Case, Setup, all_cases
+from benchmarks.outside.trainings import Frozen, Training, fit
 from lightning_autoassist import AutoAssistCallback, AutoAssistPolicy, diagnose
 
 BUDGET, FILTERED_EPOCHS = 0.6, 5

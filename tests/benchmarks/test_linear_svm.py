@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 import zipfile
@@ -11,41 +10,40 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from lightning_autoassist import InstanceLossCapture, Instances, ShrinkingBatchSampler
+from benchmarks.common import rows as result_rows
+from benchmarks.common.runs import Runner
+from benchmarks.linear_svm import __main__ as command
+from benchmarks.linear_svm import data as svm_data
+from benchmarks.linear_svm import methods as svm_methods
+from benchmarks.linear_svm import optimum as svm_optimum
+from benchmarks.linear_svm import report as svm_report
+from benchmarks.linear_svm import runs as svm_runs
+from benchmarks.linear_svm.methods import METHODS
+from benchmarks.linear_svm.model import LinearSVM
+from lightning_autoassist import AutoAssistPolicy, InstanceLossCapture, Instances, ShrinkingBatchSampler
 from tests.helpers.paths import ROOT
 
-BENCHMARKS = ROOT / "benchmarks"
-MODULES = ("rows", "runs", "accuracy_report", "svm_data", "svm_optimum", "svm_runs", "svm_report", "linear_svm")
 L2 = 1e-2
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    """The benchmark's modules, which find each other as scripts in one folder do."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield {name: importlib.import_module(name) for name in MODULES}
-    for name in MODULES:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def small(benchmark):
+def small():
     """200 instances of 5 features, with a constant one."""
     rng = np.random.default_rng(1)
     is_positive = rng.random(200) < 0.4
     features = rng.normal(size=(200, 5)) + np.where(is_positive, 0.5, -0.5)[:, None]
-    return benchmark["svm_data"].scaled(features, is_positive)
+    return svm_data.scaled(features, is_positive)
 
 
-def job_of(benchmark, **changes):
-    job = benchmark["svm_runs"].SvmJob("final", "small", L2, 1.0, "autoassist", 0.3, 0)
+def job_of(**changes):
+    job = svm_runs.SvmJob("final", "small", L2, 1.0, "autoassist", 0.3, 0)
     return replace(job, **changes)
 
 
-def run(benchmark, data, **changes):
-    job = job_of(benchmark, **changes)
-    objective = benchmark["svm_optimum"].Objective(data, job.l2)
-    return benchmark["svm_runs"].run_job(job, data, objective, benchmark["svm_optimum"].optimum(objective))
+def run(data, **changes):
+    job = job_of(**changes)
+    objective = svm_optimum.Objective(data, job.l2)
+    return svm_runs.run_job(job, data, objective, svm_optimum.optimum(objective))
 
 
 # ---- the data
@@ -61,19 +59,18 @@ def test_norms_are_at_most_1_and_the_bias_is_a_feature(small):
     torch.testing.assert_close(small.features.amax(0), small.features[0, -1].expand(6))
 
 
-def test_covtype_is_read_from_the_wheel_without_installing_it(benchmark, tmp_path):
+def test_covtype_is_read_from_the_wheel_without_installing_it(tmp_path):
     lines = ["a,b,Cover_Type", "1,4,2", "3,4,5", "2,8,2"]
     with zipfile.ZipFile(tmp_path / "scikit_multiflow-0.4.1-cp37-cp37m-any.whl", "w") as wheel:
         wheel.writestr("skmultiflow/data/datasets/covtype.csv", "\n".join(lines) + "\n")
-    data = benchmark["svm_data"].covtype(tmp_path)
+    data = svm_data.covtype(tmp_path)
     assert data.labels.tolist() == [1, -1, 1]
     largest = np.sqrt(0.25 + 1 + 1)
     expected = np.array([[0, 0, 1], [1, 0, 1], [0.5, 1, 1]]) / largest
     np.testing.assert_allclose(data.features.numpy(), expected, rtol=1e-6)
 
 
-def test_a_missing_wheel_says_what_to_run(benchmark, tmp_path, monkeypatch):
-    svm_data = benchmark["svm_data"]
+def test_a_missing_wheel_says_what_to_run(tmp_path, monkeypatch):
     # pip itself, with nowhere to look.
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     message = r"(?s)wheel of scikit-multiflow==0.4.1, which is not in .*run `python -m pip download .*--data-dir"
@@ -82,10 +79,10 @@ def test_a_missing_wheel_says_what_to_run(benchmark, tmp_path, monkeypatch):
 
 
 def test_the_command_ends_with_that_message(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "linear_svm.py"), "--dataset", "covtype", "--data-dir", str(tmp_path)]
+    arguments = ["-m", "benchmarks.linear_svm", "--dataset", "covtype", "--data-dir", str(tmp_path)]
     (tmp_path / "FashionMNIST").write_text("in the way of a download")
-    environment = {"PATH": "", "PIP_NO_INDEX": "1", "PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    environment = {"PATH": "", "PIP_NO_INDEX": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "--data-dir" in done.stderr or "dataset-fashion-mnist" in done.stderr
@@ -94,20 +91,19 @@ def test_the_command_ends_with_that_message(tmp_path):
 # ---- the minimum
 
 
-def test_the_objective_is_the_one_that_the_module_minimises(benchmark, small):
-    module = benchmark["svm_runs"].LinearSVM(6, L2)
+def test_the_objective_is_the_one_that_the_module_minimises(small):
+    module = LinearSVM(6, L2)
     torch.nn.init.normal_(module.weight)
     loss = module.training_step(tuple(small), 0)
-    objective = benchmark["svm_optimum"].Objective(small, L2)
+    objective = svm_optimum.Objective(small, L2)
     weight = module.weight.detach().numpy()
     assert loss.item() == pytest.approx(objective(weight), rel=1e-5)
     assert objective.values(np.stack([weight, 0 * weight])).tolist() == pytest.approx([loss.item(), 1], rel=1e-5)
 
 
-def test_the_minimum_is_that_of_an_independent_solver(benchmark, small):
+def test_the_minimum_is_that_of_an_independent_solver(small):
     """As a quadratic program in weights and slacks: SLSQP on few enough instances."""
     few = type(small)(small.features[:40], small.labels[:40])
-    svm_optimum = benchmark["svm_optimum"]
     objective = svm_optimum.Objective(few, L2)
     solved = svm_optimum.optimum(objective)
     rows = objective.labels[:, None] * objective.features
@@ -137,8 +133,7 @@ def test_the_minimum_is_that_of_an_independent_solver(benchmark, small):
     assert 0 <= solved.gap + 1e-15 < 1e-10
 
 
-def test_the_gap_bounds_the_distance_to_the_minimum(benchmark, small):
-    svm_optimum = benchmark["svm_optimum"]
+def test_the_gap_bounds_the_distance_to_the_minimum(small):
     objective = svm_optimum.Objective(small, L2)
     solved = svm_optimum.optimum(objective)
     rng = np.random.default_rng(0)
@@ -147,8 +142,7 @@ def test_the_gap_bounds_the_distance_to_the_minimum(benchmark, small):
         assert svm_optimum.duality_gap(objective, weight) >= objective(weight) - solved.objective - 1e-14 > 0
 
 
-def test_a_minimum_is_kept_and_found_again(benchmark, small, tmp_path, monkeypatch):
-    svm_optimum = benchmark["svm_optimum"]
+def test_a_minimum_is_kept_and_found_again(small, tmp_path, monkeypatch):
     first = svm_optimum.optimum(svm_optimum.Objective(small, L2), tmp_path)
     monkeypatch.setattr(svm_optimum, "_solve", lambda objective: pytest.fail("it was solved again"))
     again = svm_optimum.optimum(svm_optimum.Objective(small, L2), tmp_path)
@@ -162,11 +156,10 @@ def test_a_minimum_is_kept_and_found_again(benchmark, small, tmp_path, monkeypat
 # ---- the rules
 
 
-def test_the_margin_rule_equals_the_per_instance_reference(benchmark, small):
-    svm_runs = benchmark["svm_runs"]
-    module = svm_runs.LinearSVM(6, L2)
+def test_the_margin_rule_equals_the_per_instance_reference(small):
+    module = LinearSVM(6, L2)
     torch.nn.init.normal_(module.weight)
-    rule = svm_runs.MarginRule(module, small)
+    rule = svm_methods.MarginRule(module, small)
     rows = torch.tensor([7, 3, 199, 3])
     weight, gamma = module.weight.tolist(), 0.3
     expected = []
@@ -175,7 +168,7 @@ def test_the_margin_rule_equals_the_per_instance_reference(benchmark, small):
         margin = y * sum(w * v for w, v in zip(weight, x, strict=True))
         norm = sum(v * v for v in x) ** 0.5
         expected.append(gamma + (1 - gamma) * norm * (margin < 1))
-    policy = svm_runs.AutoAssistPolicy(gamma)
+    policy = AutoAssistPolicy(gamma)
     assert policy.keep_probability(rule.predict(Instances(indices=rows))).tolist() == pytest.approx(expected, abs=1e-6)
     assert rule.num_margins == 4
     # With the weights as they are now, not as they were.
@@ -185,14 +178,13 @@ def test_the_margin_rule_equals_the_per_instance_reference(benchmark, small):
     assert ((rule.predict(Instances(indices=rows)) > 0) == is_wrong).all()
 
 
-def test_a_current_score_is_the_instances_own_loss_and_gradient(benchmark, small):
-    svm_runs = benchmark["svm_runs"]
-    module = svm_runs.LinearSVM(6, 0.0)
+def test_a_current_score_is_the_instances_own_loss_and_gradient(small):
+    module = LinearSVM(6, 0.0)
     torch.nn.init.normal_(module.weight, std=3)
     rows = torch.arange(0, 200, 7)
-    losses = svm_runs.CurrentLoss(module, small).predict(Instances(indices=rows))
-    norms = svm_runs.MarginRule(module, small).predict(Instances(indices=rows))
-    remembered = svm_runs.RememberedGradient(module, small).predict(Instances(indices=rows, scores=losses))
+    losses = svm_methods.CurrentLoss(module, small).predict(Instances(indices=rows))
+    norms = svm_methods.MarginRule(module, small).predict(Instances(indices=rows))
+    remembered = svm_methods.RememberedGradient(module, small).predict(Instances(indices=rows, scores=losses))
     for place, row in enumerate(rows.tolist()):
         loss = module.training_step((small.features[[row]], small.labels[[row]]), 0)
         (gradient,) = torch.autograd.grad(loss, module.weight)
@@ -202,12 +194,11 @@ def test_a_current_score_is_the_instances_own_loss_and_gradient(benchmark, small
 
 
 @pytest.mark.parametrize("method", ["autoassist", "current-loss", "current-gradient"])
-def test_weights_leave_the_gradient_as_it_is(benchmark, small, method):
+def test_weights_leave_the_gradient_as_it_is(small, method):
     """Over many batches, the weighted gradients of the hinge average to the full gradient, and L2's is L2's."""
-    svm_runs = benchmark["svm_runs"]
-    module = svm_runs.LinearSVM(6, L2)
+    module = LinearSVM(6, L2)
     torch.nn.init.normal_(module.weight, std=2, generator=torch.Generator().manual_seed(0))
-    chosen = svm_runs.METHODS[method]
+    chosen = METHODS[method]
     assistant, policy = chosen.assistant(module, small), chosen.policy(0.3)
 
     def chance(indices, pass_index):
@@ -239,10 +230,10 @@ def test_weights_leave_the_gradient_as_it_is(benchmark, small, method):
 # ---- runs
 
 
-def test_every_method_approaches_the_minimum_from_above(benchmark, small):
-    for method in benchmark["svm_runs"].METHODS:
+def test_every_method_approaches_the_minimum_from_above(small):
+    for method in METHODS:
         floor = 1.0 if method == "sgd" else 0.3
-        row = run(benchmark, small, method=method, floor=floor, epochs=20.0)
+        row = run(small, method=method, floor=floor, epochs=20.0)
         assert row["warnings"] == []
         assert all(min(average, last) >= 0 for *_, average, last in row["curve"]), method
         assert row["suboptimality"] < 0.02, method
@@ -252,18 +243,18 @@ def test_every_method_approaches_the_minimum_from_above(benchmark, small):
         assert row["minimum_gap"] < 1e-10
 
 
-def test_margins_of_candidates_are_counted(benchmark, small):
-    row = run(benchmark, small, epochs=10.0)
+def test_margins_of_candidates_are_counted(small):
+    row = run(small, epochs=10.0)
     # One batch more is drawn ahead in some steps; nothing but candidates has its margin counted.
     assert row["gradient_evaluations"] < row["candidate_margins"] <= row["candidates"]
     assert row["candidate_margins"] > 0.9 * row["candidates"]
     assert row["settings"]["weights"] == "mean"
-    assert run(benchmark, small, method="sgd")["candidate_margins"] == 0
+    assert run(small, method="sgd")["candidate_margins"] == 0
 
 
-def test_known_margins_filter_the_first_pass_and_remembered_scores_do_not(benchmark, small):
+def test_known_margins_filter_the_first_pass_and_remembered_scores_do_not(small):
     first = {"epochs": 5 / 7}  # 160 of 200 instances
-    kept = {method: run(benchmark, small, method=method, **first) for method in benchmark["svm_runs"].METHODS}
+    kept = {method: run(small, method=method, **first) for method in METHODS}
     assert kept["autoassist"]["keep_rate"] < 0.95
     for method in ("importance-loss", "importance-gradient"):
         assert kept[method]["keep_rate"] == 1
@@ -271,8 +262,8 @@ def test_known_margins_filter_the_first_pass_and_remembered_scores_do_not(benchm
         assert points[0] == points[1]
 
 
-def test_a_run_with_one_seed_is_the_same_run(benchmark, small):
-    first, again, other = (run(benchmark, small, seed=seed) for seed in (0, 0, 1))
+def test_a_run_with_one_seed_is_the_same_run(small):
+    first, again, other = (run(small, seed=seed) for seed in (0, 0, 1))
     without_seconds = [[point[:3] + point[4:] for point in row["curve"]] for row in (first, again, other)]
     assert without_seconds[0] == without_seconds[1] != without_seconds[2]
 
@@ -290,9 +281,8 @@ def finish_all(plan, outcome):
         order.append(job)
 
 
-def test_floors_are_chosen_on_one_data_set_and_used_on_all(benchmark):
-    linear_svm = benchmark["linear_svm"]
-    plan = linear_svm.SVMPlan(("shirts", "covtype"), linear_svm.REQUIRED, (0, 1), (0.1, 0.3, 0.5), "shirts")
+def test_floors_are_chosen_on_one_data_set_and_used_on_all():
+    plan = command.SVMPlan(("shirts", "covtype"), command.REQUIRED, (0, 1), (0.1, 0.3, 0.5), "shirts")
     best = {"importance-loss": 0.5, "importance-gradient": 0.3, "autoassist": 0.1}
     order = finish_all(plan, lambda job: {"suboptimality": abs(job.floor - best.get(job.method, 1))})
     assert {job.dataset for job in order if job.phase == "tune"} == {"shirts"}
@@ -302,18 +292,17 @@ def test_floors_are_chosen_on_one_data_set_and_used_on_all(benchmark):
     assert len(order) == 9 + 2 * 2 * 5
 
 
-def test_what_has_its_row_is_not_run_again(benchmark, tmp_path):
-    linear_svm = benchmark["linear_svm"]
-    plan = linear_svm.SVMPlan(("clouds",), ("sgd",), (0, 1), (), "clouds")
+def test_what_has_its_row_is_not_run_again(tmp_path):
+    plan = command.SVMPlan(("clouds",), ("sgd",), (0, 1), (), "clouds")
     finished_job, left = list(plan.jobs({}))
-    benchmark["rows"].append_row("linear_svm", {**asdict(finished_job), "suboptimality": 0.5}, tmp_path)
+    result_rows.append_row("linear_svm", {**asdict(finished_job), "suboptimality": 0.5}, tmp_path)
     ran = []
 
     def run_job(job):
         ran.append(job)
         return {**asdict(job), "suboptimality": 0.1, "updates": 1, "seconds": 0.0, "warnings": []}
 
-    runner = benchmark["runs"].Runner(plan, "linear_svm", tmp_path, run_job)
+    runner = Runner(plan, "linear_svm", tmp_path, run_job)
     assert runner.run() == 1
     assert ran == [left]
     assert runner.run() == 0
@@ -328,30 +317,28 @@ def made_up(job, scale, exponent=1.0):
     return {**asdict(job), **out, "minimum": 0.5, "minimum_gap": 1e-15, "curve": curve}
 
 
-def test_slopes_and_evaluations_are_those_of_the_curve(benchmark):
-    report, job = benchmark["svm_report"], job_of(benchmark)
-    row = made_up(job, 1.0, 1.5)
-    assert report.slope(row) == pytest.approx(-1.5)
-    assert report.evaluations_to(row, 1e-3) == 32 * 100  # 100 ** -1.5
-    assert report.evaluations_to(row, 1e-9) is None
-    assert report.evaluations_to(row, 1e-3, report.LAST) == 32 * 160  # 2 * 159 ** -1.5
+def test_slopes_and_evaluations_are_those_of_the_curve():
+    row = made_up(job_of(), 1.0, 1.5)
+    assert svm_report.slope(row) == pytest.approx(-1.5)
+    assert svm_report.evaluations_to(row, 1e-3) == 32 * 100  # 100 ** -1.5
+    assert svm_report.evaluations_to(row, 1e-9) is None
+    assert svm_report.evaluations_to(row, 1e-3, svm_report.LAST) == 32 * 160  # 2 * 159 ** -1.5
 
 
-def test_tables_are_those_of_the_rows(benchmark, tmp_path, monkeypatch):
-    report, rows = benchmark["svm_report"], benchmark["rows"]
-    monkeypatch.setattr(report, "rows_of", lambda name: rows.rows_of(name, tmp_path))
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
-    assert "Not measured yet" in report.svm_tables()
+def test_tables_are_those_of_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(svm_report, "rows_of", lambda name: result_rows.rows_of(name, tmp_path))
+    monkeypatch.setattr(svm_report, "RESULTS", tmp_path)
+    assert "Not measured yet" in svm_report.svm_tables()
     for seed, scale in ((0, 1.0), (1, 1.2)):
         for method, floor, factor in (("sgd", 1.0, 1.0), ("autoassist", 0.1, 0.5)):
-            job = job_of(benchmark, dataset="shirts", method=method, floor=floor, seed=seed)
-            rows.append_row("linear_svm", made_up(job, factor * scale), tmp_path)
-    table = report.svm_tables()
+            job = job_of(dataset="shirts", method=method, floor=floor, seed=seed)
+            result_rows.append_row("linear_svm", made_up(job, factor * scale), tmp_path)
+    table = svm_report.svm_tables()
     assert "| SGD | 3,520 ± 320 | 35,200 ± 3,200 | - | 0 | -1.00 ± 0.00 | 2 |" in table
     assert (
         "| AutoAssist, gamma = 0.1 | 1,920 ± 0 | 17,600 ± 1,600 | -50 ± 0 % | 35,200 ± 3,200 | -1.00 ± 0.00 | 2 |"
         in table
     )
-    assert report.stale_svm_curves() == ["linear-svm-shirts.png"]
-    report.write_svm_curves()
-    assert report.stale_svm_curves() == []
+    assert svm_report.stale_svm_curves() == ["linear-svm-shirts.png"]
+    svm_report.write_svm_curves()
+    assert svm_report.stale_svm_curves() == []

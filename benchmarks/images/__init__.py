@@ -1,0 +1,1 @@
+"""Accuracy of small image classifiers against the updates they got."""

@@ -1,0 +1,1 @@
+"""Distance of a linear SVM to its minimum against gradient evaluations."""

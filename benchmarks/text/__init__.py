@@ -1,0 +1,1 @@
+"""Accuracy of a small text classifier against the updates it got."""

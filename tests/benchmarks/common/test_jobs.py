@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.common.jobs import Method, Plan
+from benchmarks.images.__main__ import TEMPLATE
+from lightning_autoassist import POLICIES
+
+
+def finish_all(plan, accuracy):
+    """Go through a plan's jobs as a runner does, with accuracies made up."""
+    rows, order = {}, []
+    while True:
+        job = next((job for job in plan.jobs(rows) if job is not None and job not in rows), None)
+        if job is None:
+            return order
+        rows[job] = {"accuracy": accuracy(job)}
+        order.append(job)
+
+
+def plan_of(**changes):
+    settings = {
+        "stages": (("digits", 0.6), ("digits", 0.4)),
+        "methods": ("full", "uniform"),
+        "seeds": (0, 1),
+        "grid": (0.1, 0.2, 0.4),
+        "rates_from": None,
+        "template": TEMPLATE,
+    }
+    return Plan(**{**settings, **changes})
+
+
+def test_final_runs_use_the_rate_that_was_best_on_the_held_out_images():
+    best = {("full", 1.0): 0.4, ("uniform", 0.6): 0.2, ("uniform", 0.4): 0.4}
+    order = finish_all(plan_of(), lambda job: -abs(job.learning_rate - best[job.method, job.budget]))
+    finals = [job for job in order if job.phase == "final"]
+    assert {(job.method, job.budget): job.learning_rate for job in finals} == best
+    assert len(finals) == 2 + 2 + 2
+    tuned = [(job.method, job.budget, job.learning_rate) for job in order if job.phase == "tune"]
+    assert sorted(tuned) == sorted(
+        [("full", 1.0, rate) for rate in (0.1, 0.2, 0.4)]
+        + [("uniform", 0.6, rate) for rate in (0.1, 0.2, 0.4)]
+        + [("uniform", 0.4, rate) for rate in (0.1, 0.2, 0.4)]  # half, same and double of what was best at 0.6
+    )
+
+
+def test_rates_may_come_from_another_data_set():
+    plan = plan_of(stages=(("label-noise", 0.6),), rates_from="digits")
+    order = finish_all(plan, lambda job: job.learning_rate)
+    assert {job.dataset for job in order if job.phase == "tune"} == {"digits"}
+    assert {(job.dataset, job.learning_rate) for job in order if job.phase == "final"} == {("label-noise", 0.4)}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_is_a_method_with_options(name):
+    callback = Method(f"{name}:weights=mean,tail=0.25,assistant=hybrid").callback()
+    assert isinstance(callback.policy, POLICIES[name])
+    assert (callback.weights, callback.tail, type(callback.assistant).__name__) == ("mean", 0.25, "HybridAssistant")
+
+
+def test_options_of_a_policy_reach_it():
+    assert Method("proportional:cap_quantile=0.9").callback().policy.cap_quantile == 0.9
+    assert Method("full").callback() is None
+    with pytest.raises(ValueError, match="a method is one of full, autoassist"):
+        Method("best")
