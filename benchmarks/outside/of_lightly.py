@@ -45,7 +45,18 @@ def of_two_views(name: str) -> Setup:
     def line(step: Any, batch: Any) -> Tensor:
         return step.criterion(step.net(batch[0]), step.net(batch[1]))
 
-    return _setup(lambda: getattr(loss, name)(**OF_TWO_VIEWS[name]), line)
+    setup = _setup(lambda: getattr(loss, name)(**OF_TWO_VIEWS[name]), line)
+    return setup._replace(by_hand=_tico) if name == "TiCoLoss" else setup
+
+
+def _tico(step: Any, batch: Any) -> Tensor:
+    """The rows of TiCo's loss, whose covariance is a constant of the step."""
+    criterion = step.criterion
+    one, other = (nn.functional.normalize(step.net(batch[view]), dim=1) for view in (0, 1))
+    covariance = (one.T @ one) / len(one)
+    earlier = torch.zeros_like(covariance) if criterion.C is None else criterion.C
+    covariance = criterion.beta * earlier + (1 - criterion.beta) * covariance
+    return criterion.rho * ((one @ covariance) * one).sum(1) - (one * other).sum(1)
 
 
 @case(PACKAGE, "NegativeCosineSimilarity, symmetric", "loss")

@@ -10,12 +10,11 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from lightning_autoassist.capture.captured_loss import Explanation
 from lightning_autoassist.filtering.callback import AutoAssistCallback
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
 from lightning_autoassist.trainer_support.arguments import check_flag, check_whole, received
+from lightning_autoassist.trainer_support.batch_parts import tensors_in
 from lightning_autoassist.trainer_support.variants import FLAVOURS, CallbackBase, overrides
 
 WARM_UP = 2
@@ -168,7 +167,7 @@ def _train(flavour: Any, module: Any, data: Any, num_steps: int, options: dict[s
 
 def _copy_of(module: Any) -> Any:
     """A deep copy, also of a module that keeps results of its last step: torch copies no tensors of a graph."""
-    kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    kept = tensors_in([list(vars(part).values()) for part in module.modules()])
     return copy.deepcopy(module, {id(value): value.detach() for value in kept if not value.is_leaf})
 
 
