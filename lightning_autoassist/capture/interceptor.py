@@ -65,19 +65,12 @@ def observe_training_steps(strategy: Any, observer: StepObserver) -> Callable[[]
         42
     """
     interceptor = vars(strategy).get(_PLACE)
-    if interceptor is None:
+    if interceptor is None or "training_step" not in vars(strategy):  # somebody has taken it away with his own
         interceptor = _outermost(strategy)
         setattr(strategy, _PLACE, interceptor)
     key = object()
     interceptor.observers[key] = observer
-
-    def remove() -> None:
-        interceptor.observers.pop(key, None)
-        if not interceptor.observers and vars(strategy).get(_PLACE) is interceptor:
-            delattr(strategy, _PLACE)
-            interceptor.unwrap(strategy)
-
-    return remove
+    return functools.partial(interceptor.remove, strategy, key)
 
 
 def _outermost(strategy: Any) -> _Interceptor:
@@ -101,7 +94,13 @@ class _Interceptor:
             run = functools.partial(observer, TrainingStep(args, kwargs, run))
         return run()
 
-    def unwrap(self, strategy: Any) -> None:
+    def remove(self, strategy: Any, key: object) -> None:
+        self.observers.pop(key, None)
+        if not self.observers and vars(strategy).get(_PLACE) is self:
+            delattr(strategy, _PLACE)
+            self._unwrap(strategy)
+
+    def _unwrap(self, strategy: Any) -> None:
         if vars(strategy).get("training_step") is not self:
             return
         del strategy.training_step

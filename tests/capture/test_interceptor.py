@@ -198,6 +198,24 @@ def test_removing_twice_removes_no_other_observer():
     assert is_as_found(run)
 
 
+def test_an_interceptor_that_somebody_took_away_is_used_no_more():
+    run, log = trainer(max_epochs=1), []
+
+    def observer(step):
+        log.append(step.batch)
+        return step.run()
+
+    remove_lost = observe_training_steps(run.strategy, observer)
+    del run.strategy.training_step
+    remove = observe_training_steps(run.strategy, observer)
+    fit(run)
+    assert len(log) == 4
+    remove_lost()
+    assert "training_step" in vars(run.strategy)
+    remove()
+    assert is_as_found(run)
+
+
 def test_arguments_given_by_name_are_seen_and_passed_on():
     class Strategy:
         def training_step(self, batch, batch_idx):
