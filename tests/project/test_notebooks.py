@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import importlib
 import json
 
 import pytest
@@ -53,3 +54,15 @@ def test_the_readmes_picture_is_the_second_notebooks():
         output["data"]["image/png"] for output in outputs_of(NOTEBOOKS[1]) if "image/png" in output.get("data", {})
     ]
     assert picture in ["".join(one.split()) for one in pictures]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_what_they_import_of_the_package_is_there(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
+    imports = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    own = [node for node in imports if node.module.startswith("lightning_autoassist")]
+    assert own
+    for node in own:
+        module = importlib.import_module(node.module)
+        assert all(hasattr(module, alias.name) for alias in node.names), node.module
