@@ -14,6 +14,7 @@ from lightning_autoassist.filtering.data.data_module import HOW_TO_USE, AutoAssi
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.metrics import warn_about_limits
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream
+from lightning_autoassist.trainer_support.internals import data_of_fit
 
 
 def check_is_alone(callback_type: type, callbacks: Sequence[object]) -> None:
@@ -35,8 +36,7 @@ def data_module_of(trainer: Any) -> AutoAssistDataModule:
     Raises:
         MisconfigurationException: If it is none of ours.
     """
-    # A Trainer keeps the data module of an earlier fit; what this fit trains on is its loop's source.
-    source = getattr(getattr(trainer.fit_loop, "_data_source", None), "instance", trainer.datamodule)
+    source = data_of_fit(trainer)
     if isinstance(source, AutoAssistDataModule):
         return source
     raise MisconfigurationException(

@@ -30,6 +30,7 @@ from lightning_autoassist.filtering.reporting.settings_card import card, in_word
 from lightning_autoassist.filtering.reporting.tensorboard_log import log_to_tensorboard
 from lightning_autoassist.filtering.reporting.wandb_log import log_to_wandb, wandb_runs
 from lightning_autoassist.trainer_support.arrays import FloatArray, IndexArray
+from lightning_autoassist.trainer_support.internals import is_logging_step, show_in_progress_bar
 
 GALLERY_SIZE = 12  # instances at either end
 MAX_CLASS_METRICS = 20  # of more classes there is a table only
@@ -178,7 +179,7 @@ class RunLog:
     @_costs_no_run
     def end_step(self, trainer: Any) -> None:
         """A batch was trained on: axes for what is logged next, and the progress bar."""
-        if self._has_wandb and trainer._logger_connector.should_update_logs:
+        if self._has_wandb and is_logging_step(trainer):
             # W&B draws a metric against what is in the same row; these go into the row that Lightning logs next.
             for run in wandb_runs(trainer):
                 run.log(self.filtering.report.axes(), commit=False)
@@ -188,7 +189,8 @@ class RunLog:
         report = self.filtering.report
         saved = report.saved_ratio(stream)
         # Not through the module's log: it makes floats of counts, and costs more than all else of this method.
-        trainer._logger_connector._progress_bar_metrics.update(
+        show_in_progress_bar(
+            trainer,
             keep_rate=report.epoch_keep_rate(stream),
             saved_updates=ShownCount(report.boss_updates * saved / (1 - saved) + 0.5),
         )

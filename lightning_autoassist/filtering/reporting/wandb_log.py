@@ -12,6 +12,7 @@ from lightning_autoassist.filtering.reporting.epoch_figures import ClassCounts, 
 from lightning_autoassist.filtering.reporting.logger_types import is_a
 from lightning_autoassist.filtering.reporting.metric_names import PREFIX
 from lightning_autoassist.filtering.reporting.reliability import Reliability
+from lightning_autoassist.trainer_support.internals import module_of, wandb_settings
 
 NUM_BINS = 64
 
@@ -30,14 +31,15 @@ def group_runs(trainer: Any, budget: float, data: Any) -> None:
     policies = [rule for rule in rules if isinstance(rule, Policy)]
     if not policies:
         return
-    module = trainer.strategy._lightning_module
+    module = module_of(trainer)
     for logger in trainer.loggers:
-        settings = getattr(logger, "_wandb_init", None)
-        if isinstance(settings, dict):
-            if settings.get("group") is None:
-                settings["group"] = f"{type(module).__name__} on {type(data).__name__}"
-            if settings.get("job_type") is None:
-                settings["job_type"] = f"{type(policies[0]).__name__.removesuffix('Policy')} {budget:.0%}"
+        settings = wandb_settings(logger)
+        if settings is None:
+            continue
+        if settings.get("group") is None:
+            settings["group"] = f"{type(module).__name__} on {type(data).__name__}"
+        if settings.get("job_type") is None:
+            settings["job_type"] = f"{type(policies[0]).__name__.removesuffix('Policy')} {budget:.0%}"
 
 
 def log_to_wandb(run: Any, figures: EpochFigures) -> None:
