@@ -96,8 +96,8 @@ class ClustersData(pl.LightningDataModule):
         return DataLoader(TensorDataset(held_out.features, held_out.labels), batch_size=10)
 
 
-def trainer(**options: Any) -> pl.Trainer:
-    """A quiet CPU Trainer without logger, checkpoints and progress bar, unless ``options`` say otherwise."""
+def trainer(variant: Any = pl, **options: Any) -> pl.Trainer:
+    """A quiet CPU Trainer of a variant of Lightning: no logger, checkpoints or progress bar unless ``options`` ask."""
     quiet = {
         "accelerator": "cpu",
         "devices": 1,
@@ -107,4 +107,4 @@ def trainer(**options: Any) -> pl.Trainer:
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    return pl.Trainer(**{**quiet, **options})
+    return variant.Trainer(**{**quiet, **options})

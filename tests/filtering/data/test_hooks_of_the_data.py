@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.trainer_support.variants import FLAVOUR_NAMES
-from tests.helpers.ordinary import CountingDataset
+from tests.helpers.ordinary import CountingDataset, trainer
 
 FLAVOURS = {name: importlib.import_module(name) for name in FLAVOUR_NAMES}
 NO_VALIDATION = "You defined a `validation_step` but have no `val_dataloader`"
@@ -57,17 +57,7 @@ def module_class(flavour, *stages):
 
 
 def trainer_of(flavour, **options):
-    quiet = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "max_epochs": 4,
-    }
-    return flavour.Trainer(**{**quiet, "callbacks": [AutoAssistCallback()], **options})
+    return trainer(flavour, **{"max_epochs": 4, "callbacks": [AutoAssistCallback()], **options})
 
 
 def train_data(flavour, kind):
