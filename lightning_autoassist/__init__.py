@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from lightning_autoassist.capture.loss_capture import InstanceLossCapture
-    from lightning_autoassist.capture.observation import Observation
-    from lightning_autoassist.filtering.assistants.base import Assistant, Outcome
+    from lightning_autoassist.capture.observation import InstanceLosses
+    from lightning_autoassist.filtering.assistants.base import Assistant, UpdateResult
     from lightning_autoassist.filtering.assistants.hybrid import HybridAssistant
     from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
     from lightning_autoassist.filtering.assistants.memory import MemoryAssistant
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
     from lightning_autoassist.filtering.diagnosis import Diagnosis, diagnose
     from lightning_autoassist.filtering.memory.instances import Instances
-    from lightning_autoassist.filtering.names import AssistantName, PolicyName, ScoreName, UpdateName, WeightsName
+    from lightning_autoassist.filtering.names import AssistantName, PolicyName, ReweightingName, ScoreName, UpdateName
     from lightning_autoassist.filtering.policies.autoassist import AutoAssistPolicy
     from lightning_autoassist.filtering.policies.base import Policy
     from lightning_autoassist.filtering.policies.class_quota import ClassQuotaPolicy
@@ -54,16 +54,16 @@ __all__ = [
     "HybridAssistant",
     "InfoBatchPolicy",
     "InstanceLossCapture",
+    "InstanceLosses",
     "Instances",
     "LogisticAssistant",
     "MLPAssistant",
     "MemoryAssistant",
-    "Observation",
-    "Outcome",
     "Policy",
     "PolicyName",
     "ProportionalPolicy",
     "RandomPolicy",
+    "ReweightingName",
     "ScoreName",
     "SelectiveBackpropPolicy",
     "ShrinkingBatchSampler",
@@ -71,16 +71,16 @@ __all__ = [
     "TokenBatchSampler",
     "UniformPolicy",
     "UpdateName",
-    "WeightsName",
+    "UpdateResult",
     "diagnose",
 ]
 
 _PLACES = {
     "capture.loss_capture": ("InstanceLossCapture",),
-    "capture.observation": ("Observation",),
+    "capture.observation": ("InstanceLosses",),
     "filtering.assistants.base": (
         "Assistant",
-        "Outcome",
+        "UpdateResult",
     ),
     "filtering.assistants.hybrid": ("HybridAssistant",),
     "filtering.assistants.logistic": ("LogisticAssistant",),
@@ -100,7 +100,7 @@ _PLACES = {
         "PolicyName",
         "ScoreName",
         "UpdateName",
-        "WeightsName",
+        "ReweightingName",
     ),
     "filtering.policies.autoassist": ("AutoAssistPolicy",),
     "filtering.policies.base": ("Policy",),

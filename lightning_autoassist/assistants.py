@@ -12,7 +12,7 @@ name         class                 predicts the score from
 
 ``AutoAssistCallback(assistant="mlp")`` takes the name, ``AutoAssistCallback(assistant=MLPAssistant(...))`` an object
 with settings; ``"auto"`` takes the policy's own. An Assistant of your own is a subclass of :class:`Assistant`, whose
-``predict`` gets :class:`Instances` and whose ``update`` returns an :class:`Outcome`.
+``predict`` gets :class:`Instances` and whose ``update`` returns an :class:`UpdateResult`.
 
 Example:
     >>> from lightning_autoassist.assistants import ASSISTANTS, LogisticAssistant
@@ -22,7 +22,7 @@ Example:
 
 from __future__ import annotations
 
-from lightning_autoassist.filtering.assistants.base import Assistant, Outcome
+from lightning_autoassist.filtering.assistants.base import Assistant, UpdateResult
 from lightning_autoassist.filtering.assistants.hybrid import HybridAssistant
 from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
 from lightning_autoassist.filtering.assistants.memory import MemoryAssistant
@@ -39,6 +39,6 @@ __all__ = [
     "LogisticAssistant",
     "MLPAssistant",
     "MemoryAssistant",
-    "Outcome",
     "TextAssistant",
+    "UpdateResult",
 ]

@@ -35,7 +35,7 @@ exits with 0 where filtering is on, 1 where it is off, 2 where the module cannot
 DEMO_EXAMPLES = """\
 examples:
   autoassist demo                             # 8x8 digits, nothing to download
-  autoassist demo --budget 0.4 --epochs 24    # fewer Boss updates an epoch, more epochs
+  autoassist demo --budget 0.4 --epochs 24    # fewer optimizer steps an epoch, more epochs
   autoassist demo --data fashion-mnist --wandb off
 
 exits with 0, or with 2 where data, packages or W&B are not to be had
@@ -100,14 +100,14 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
         "demo",
         help="train a small ResNet three times: full, uniform and AutoAssist at a budget",
         description="Train a small ResNet three times from one seed: in full, with uniformly drawn instances at the "
-        "budget, and with AutoAssist at the budget. Prints a table and draws accuracy against Boss updates.",
+        "budget, and with AutoAssist at the budget. Prints a table and draws accuracy against optimizer steps.",
         epilog=DEMO_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     epochs = ", ".join(f"{settings.num_epochs} for {name}" for name, settings in DEMO_DATA.items())
     demo.add_argument("--data", choices=DEMO_DATA, default="digits", help="default: %(default)s")
     demo.add_argument(
-        "--budget", type=_budget, default=0.6, help="share of the full run's Boss updates, in (0, 1]; default: 0.6"
+        "--budget", type=_budget, default=0.6, help="share of the full run's optimizer steps, in (0, 1]; default: 0.6"
     )
     demo.add_argument("--epochs", type=_whole_number(1), metavar="N", help=f"epochs of each run; default: {epochs}")
     demo.add_argument(
@@ -181,9 +181,9 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     compare = commands.add_parser(
         "compare",
         help="show finished runs side by side: what each reached, what it cost, what that saves",
-        description="Reads finished runs and prints, for each name, the metric at the end and at its best, Boss "
-        "updates, instances and seconds, and what that saves against a baseline. Writes the curves as pictures and as "
-        "a page that needs no network.",
+        description="Reads finished runs and prints, for each name, the metric at the end and at its best, "
+        "optimizer steps, instances and seconds, and what that saves against a baseline. Writes the curves as pictures "
+        "and as a page that needs no network.",
         epilog=COMPARE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

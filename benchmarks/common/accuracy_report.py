@@ -48,12 +48,12 @@ class Benchmark:
 
 
 def write_curves(benchmark: Benchmark) -> None:
-    """Draw accuracy against Boss updates, one PNG for each setting."""
+    """Draw accuracy against optimizer steps, one PNG for each setting."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures for the whole process
 
     for group in benchmark.groups():
         figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.add_subplot(xlabel="Boss updates", ylabel="test accuracy (%)")
+        axes = figure.add_subplot(xlabel="optimizer steps", ylabel="test accuracy (%)")
         axes.set_title(textwrap.fill(benchmark.title(group[0]), 64), fontsize="medium")
         tops = []
         for rows in grouped(group, ("method", "budget")):
@@ -106,7 +106,7 @@ def accuracy_table(benchmark: Benchmark, group: list[Row]) -> str:
     lines = [
         f"**{benchmark.title(group[0])}**",
         "",
-        "| method | Boss updates | saved | test accuracy, % | against the full run | seconds | seeds | peak rate |",
+        "| method | optimizer steps | saved | test accuracy, % | against the full run | seconds | seeds | peak rate |",
         "|---|---|---|---|---|---|---|---|",
     ]
     # Of the process alone, where that was measured: others may use the machine's cores.
@@ -124,7 +124,7 @@ def accuracy_table(benchmark: Benchmark, group: list[Row]) -> str:
         [
             *lines,
             "",
-            f"![Accuracy against Boss updates]({benchmark.path(group).name})",
+            f"![Accuracy against optimizer steps]({benchmark.path(group).name})",
             "",
             f"{measured_on(group)} Means ± standard errors over the seeds; differences are paired by seed; "
             "seconds are of training without validation, "

@@ -13,7 +13,7 @@ from lightning_autoassist.filtering.policies.registry import POLICIES
 FULL = "full"
 # The paper's rule and Assistant for translation.
 PAPER = "autoassist:assistant=text,gamma=0.5,confidence_gate=True"
-CALLBACK_OPTIONS = ("assistant", "score", "weights", "tail", "max_features")
+CALLBACK_OPTIONS = ("assistant", "score", "reweighting", "unfiltered_tail", "max_features")
 TUNED_BUDGET = 0.6
 TUNE_SEED = 1000
 
@@ -31,7 +31,7 @@ class Job:
         device: ``"cpu"`` or ``"cuda"``.
         precision: Of the Trainer.
         method: See :class:`Method`.
-        budget: Share of the full run's Boss updates.
+        budget: Share of the full run's optimizer steps.
         learning_rate: Peak of the schedule.
         seed: Of the parameters and the order of the instances.
     """

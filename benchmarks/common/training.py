@@ -22,7 +22,7 @@ MAX_WORKERS = 64
 
 
 class Stopwatch(pl.Callback):
-    """Seconds of training and of validation, each without the other, and a metric against Boss updates.
+    """Seconds of training and of validation, each without the other, and a metric against optimizer steps.
 
     Args:
         metric: Its name among what the module logs.
@@ -106,7 +106,7 @@ def fit(
 
     Args:
         job: What to run.
-        module: The Boss.
+        module: The model.
         data: Of a full run.
         metric: What its validation logs; measured at some epochs' ends, and at the end of training.
         data_options: Of the AutoAssistDataModule, where there is one.
@@ -177,6 +177,6 @@ def settings_of(callback: AutoAssistCallback) -> dict[str, Any]:
         "policy": {key: value for key, value in policy.items() if not key.startswith("_")},
         "assistant": type(callback.assistant).__name__,
         "score": callback.score,
-        "weights": callback.weights,
-        "tail": callback.tail,
+        "reweighting": callback.reweighting,
+        "unfiltered_tail": callback.unfiltered_tail,
     }

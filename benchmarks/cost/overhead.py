@@ -188,7 +188,7 @@ def _scoring_jobs(num_instances: int) -> dict[str, Callable[[], None]]:
 
     def score(chunks: tuple[Tensor, ...]) -> None:
         for chunk in chunks:
-            policy.keep_probability(assistant.predict(store.rows(chunk, assistant.reads)))
+            policy.keep_probability(assistant.predict(store.rows(chunk, assistant.required_columns)))
 
     def score_in_order() -> None:
         columns = (column.split(8192) for column in (store.features, store.labels) if column is not None)
@@ -223,7 +223,7 @@ def assistant_cost(name: str, num_features: int, rounds: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     store, assistant = InstanceStore(count), ASSISTANTS[name]()
     everything = torch.arange(count)
-    if "tokens" in assistant.reads:
+    if "tokens" in assistant.required_columns:
         rows = (10_000 * torch.rand(count, num_features, generator=generator) ** 3).long()  # few of them frequent
         store.put_tokens(everything, 2 * rows)
     else:
@@ -237,13 +237,13 @@ def assistant_cost(name: str, num_features: int, rounds: int) -> dict[str, Any]:
         order = torch.randperm(count, generator=generator)
         batch, candidates = order[:BATCH_SIZE], order[: 8 * BATCH_SIZE]
         started = time.perf_counter()
-        assistant.update(store.rows(batch, assistant.reads), torch.rand(BATCH_SIZE, generator=generator))
+        assistant.update(store.rows(batch, assistant.required_columns), torch.rand(BATCH_SIZE, generator=generator))
         updated = time.perf_counter()
-        assistant.predict(store.rows(candidates, assistant.reads))
+        assistant.predict(store.rows(candidates, assistant.required_columns))
         updates.append(updated - started)
         predictions.append(time.perf_counter() - updated)
     torch.set_num_threads(threads)
-    unit = "tokens" if "tokens" in assistant.reads else "features"
+    unit = "tokens" if "tokens" in assistant.required_columns else "features"
     return {
         "case": f"Assistant {name}, {num_features} {unit}, batch {BATCH_SIZE}",
         "update_ms": round(1e3 * min(updates), 3),

@@ -45,7 +45,7 @@ SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 GENERATOR_BATCHES = (128, 1024)
 
 CASES: dict[str, Callable[[], AutoAssistCallback]] = {
-    "memory score": lambda: AutoAssistCallback(policy="proportional", tail=0.0),
+    "memory score": lambda: AutoAssistCallback(policy="proportional", unfiltered_tail=0.0),
     f"logistic, F={NUM_FEATURES}": AutoAssistCallback,
 }
 
@@ -190,7 +190,7 @@ def candidates_a_second(meter: Meter, batch_size: int) -> int:
     started, considered = time.process_time(), stream.num_considered
     while stream.num_considered < end:
         for draw in stream.draws(100):
-            stream.confirm(draw)
+            stream.mark_consumed(draw)
     seconds = time.process_time() - started
     return round((stream.num_considered - considered) / seconds)
 

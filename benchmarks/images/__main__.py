@@ -1,4 +1,4 @@
-r"""Accuracy of a small image classifier against the Boss updates it got: policies side by side.
+r"""Accuracy of a small image classifier against the optimizer steps it got: policies side by side.
 
 Every method's peak learning rate is chosen from one grid, on a part of the training images (rows of phase "tune", one
 seed); it then trains with several seeds and is measured on the test images (rows of phase "final"). At other budgets

@@ -1,4 +1,4 @@
-"""One run of the image benchmark: the job and the Boss.
+"""One run of the image benchmark: the job and the model.
 
 Shapes: B batch, C classes.
 """

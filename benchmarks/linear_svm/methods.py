@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.linear_svm.data import TwoClasses
 from benchmarks.linear_svm.model import LinearSVM
 from lightning_autoassist import Assistant, AutoAssistCallback, MemoryAssistant
-from lightning_autoassist.filtering.assistants.base import Outcome
+from lightning_autoassist.filtering.assistants.base import UpdateResult
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.policies.autoassist import AutoAssistPolicy
 from lightning_autoassist.filtering.policies.base import Policy
@@ -37,8 +37,8 @@ class CurrentMargins(Assistant):
         num_margins: Margins of candidates that were computed.
     """
 
-    reads = ("indices",)
-    judges_unseen = True
+    required_columns = ("indices",)
+    scores_unseen = True
 
     def __init__(self, boss: LinearSVM, data: TwoClasses) -> None:
         self.boss = boss
@@ -59,10 +59,10 @@ class CurrentMargins(Assistant):
         self.num_margins += len(instances.indices)
         return self._scores(instances.indices)
 
-    def update(self, instances: Instances, scores: Tensor) -> Outcome:
+    def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
         assert instances.indices is not None
         predictions = self._scores(instances.indices)  # after the Boss's step: for the reports, no candidates
-        return Outcome(float((predictions - scores).abs().mean()), predictions, scores > 0)
+        return UpdateResult(float((predictions - scores).abs().mean()), predictions, scores > 0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_margins": self.num_margins}
@@ -107,7 +107,7 @@ class RememberedGradient(MemoryAssistant):
         data: The instances of the data set.
     """
 
-    reads = ("indices", "scores")
+    required_columns = ("indices", "scores")
 
     def __init__(self, boss: LinearSVM, data: TwoClasses) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class RememberedGradient(MemoryAssistant):
     def predict(self, instances: Instances) -> Tensor:
         return self._norms(instances, super().predict(instances))
 
-    def update(self, instances: Instances, scores: Tensor) -> Outcome:
+    def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
         return super().update(instances, self._norms(instances, scores))
 
     def _norms(self, instances: Instances, losses: Tensor) -> Tensor:
@@ -153,7 +153,12 @@ class Method:
     def callback(self, boss: LinearSVM, data: TwoClasses, floor: float) -> AutoAssistCallback:
         """The callback, whose weights leave the objective as it is, in step with the Boss."""
         return AutoAssistCallback(
-            self.assistant(boss, data), self.policy(floor), score="loss", weights="mean", tail=0, update="sync"
+            self.assistant(boss, data),
+            self.policy(floor),
+            score="loss",
+            reweighting="normalized",
+            unfiltered_tail=0,
+            update="sync",
         )
 
 

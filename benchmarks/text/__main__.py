@@ -1,4 +1,4 @@
-r"""Accuracy of a small text classifier against the Boss updates it got: policies side by side.
+r"""Accuracy of a small text classifier against the optimizer steps it got: policies side by side.
 
 Debian's package descriptions by their section: 28,000 texts, 20 classes, made from apt's package lists (20 MB) in some
 seconds; see benchmarks/text/data.py. Methods are compared as in benchmarks/images: every method's peak learning rate

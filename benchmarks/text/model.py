@@ -1,4 +1,4 @@
-"""The Boss of the text benchmark: two networks and their LightningModule.
+"""The model of the text benchmark: two networks and their LightningModule.
 
 Shapes: B batch, T tokens of a text, C classes.
 """

@@ -1,4 +1,4 @@
-r"""BLEU of a small Transformer against the seconds and the Boss updates it got, policies side by side.
+r"""BLEU of a small Transformer against the seconds and the optimizer steps it got, policies side by side.
 
 Every method's peak learning rate is chosen from one grid by greedy BLEU on held-out training pairs (rows of phase
 "tune", one seed); it then trains with several seeds and is measured on the test pairs, greedily and with a beam of 5

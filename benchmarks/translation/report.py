@@ -31,14 +31,14 @@ def translation_tables() -> str:
 
 
 def write_translation_curves() -> None:
-    """Draw BLEU against Boss updates and against seconds, one PNG for each setting."""
+    """Draw BLEU against optimizer steps and against seconds, one PNG for each setting."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures for the whole process
 
     for group in grouped(_final_rows(), SETTING):
         figure = Figure(figsize=(9, 4.5), layout="constrained")
         figure.suptitle(_title(group[0]), fontsize="medium")
         by_update, by_second = figure.subplots(1, 2, sharey=True)
-        by_update.set(xlabel="Boss updates", ylabel="greedy BLEU of 500 test pairs")
+        by_update.set(xlabel="optimizer steps", ylabel="greedy BLEU of 500 test pairs")
         by_second.set(xlabel="seconds of training, on the CPU's clock" if _is_on_cpu(group) else "seconds of training")
         seconds = "curve_cpu_seconds" if _is_on_cpu(group) else "curve_seconds"
         for rows in grouped(group, ("method", "budget")):
@@ -70,7 +70,7 @@ def _table(group: list[Row]) -> str:
     lines = [
         f"**{_title(group[0])}**",
         "",
-        "| method | Boss updates | of the full run's seconds | BLEU, beam 5 | against the full run | BLEU, greedy "
+        "| method | optimizer steps | of the full run's seconds | BLEU, beam 5 | against the full run | BLEU, greedy "
         "| chrF, beam 5 | seconds | seeds | peak rate |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -82,7 +82,7 @@ def _table(group: list[Row]) -> str:
         [
             *lines,
             "",
-            f"![BLEU against Boss updates and seconds](benchmarks/results/{_path(group).name})",
+            f"![BLEU against optimizer steps and seconds](benchmarks/results/{_path(group).name})",
             "",
             f"{measured_on(group)} {row['held_out_instances']:,} test pairs, {row['parameters']:,} parameters; "
             f"`{'`, `'.join(row['signatures'])}`. Means ± standard errors over the seeds; differences are paired by "

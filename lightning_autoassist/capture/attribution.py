@@ -19,7 +19,7 @@ from lightning_autoassist.capture.autograd_graph import (
     knows_shapes,
     loss_part,
 )
-from lightning_autoassist.capture.captured_loss import Contribution, Found, contributions
+from lightning_autoassist.capture.captured_loss import CapturedLoss, WeightedLoss, contributions
 from lightning_autoassist.capture.reductions import Reduction, ShownReductions
 
 # A part of less than the first share does not decide for the whole; below the second a warning names what was missed.
@@ -62,8 +62,8 @@ class Attribution:
         self._shares: dict[tuple[str, ...], list[Share]] = {}
 
     def parts(
-        self, root: Tensor, named: Sequence[Found], reductions: Sequence[Reduction], batch_size: int
-    ) -> tuple[list[Contribution], list[Reduction]]:
+        self, root: Tensor, named: Sequence[CapturedLoss], reductions: Sequence[Reduction], batch_size: int
+    ) -> tuple[list[WeightedLoss], list[Reduction]]:
         """The losses that reach ``root``, and reductions, perhaps in it, that were not shown to be instances' losses.
 
         A reduction to which named losses lead as the only way stands for the user's factors on their rows. One
@@ -76,7 +76,7 @@ class Attribution:
             batch_size: B.
         """
         if len(named) == 1 and named[0].is_root(root):
-            return [Contribution(named[0], None)], []
+            return [WeightedLoss(named[0], None)], []
         by_rows = {found.node: found for found in named if found.reduction == "none" and found.node is not None}
         if not by_rows and not any(self._shown.may_be(reduction, batch_size) for reduction in reductions):
             parts = contributions(root, named)
@@ -91,10 +91,10 @@ class Attribution:
         self,
         ends: Sequence[Reduction],
         root: Tensor,
-        named: Sequence[Found],
-        by_rows: Mapping[Node, Found],
+        named: Sequence[CapturedLoss],
+        by_rows: Mapping[Node, CapturedLoss],
         batch_size: int,
-    ) -> tuple[list[Contribution], list[Reduction]]:
+    ) -> tuple[list[WeightedLoss], list[Reduction]]:
         """See :meth:`parts`, where losses reach ``root`` through reductions."""
         behind = [loss_part(end.values, by_rows) for end in ends]
         is_shown = [self._shown.is_shown(end, batch_size) for end in ends]
@@ -115,7 +115,7 @@ class Attribution:
         return _with_units(root, losses, ends, is_shown, factors), unshown
 
     def share(
-        self, root: Tensor, parts: Sequence[Contribution], missed: Sequence[Missed], unshown: Sequence[Reduction]
+        self, root: Tensor, parts: Sequence[WeightedLoss], missed: Sequence[Missed], unshown: Sequence[Reduction]
     ) -> Share:
         """How much of ``root`` the parts are, as it was in the first steps like this one. Waits for the device then."""
         if len(parts) == 1 and parts[0].coefficient is None:
@@ -166,11 +166,11 @@ def _replaced(behind: Sequence[LossPart], is_shown: Sequence[bool]) -> set[Node]
 
 def _with_units(
     root: Tensor,
-    parts: Sequence[Found],
+    parts: Sequence[CapturedLoss],
     ends: Sequence[Reduction],
     is_shown: Sequence[bool],
     factors: dict[Node, list[int]],
-) -> list[Contribution]:
+) -> list[WeightedLoss]:
     """The contributions, each with the reduction that its rows go through, where that is one."""
     numbers = sorted({number for each in factors.values() for number in each})
     edges: list[Any] = [found.edge for found in parts] + [ends[number].edge for number in numbers]
@@ -183,7 +183,7 @@ def _with_units(
     for found, coefficient in zip(parts, gradients[: len(parts)], strict=True):
         if coefficient is None:
             continue
-        part = Contribution(found, coefficient)
+        part = WeightedLoss(found, coefficient)
         own = [] if found.node is None else factors.get(found.node, [])
         at_end = at_ends[own[0]] if len(own) == 1 else None
         if at_end is not None:

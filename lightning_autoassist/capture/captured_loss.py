@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from lightning_autoassist.capture.autograd_graph import GraphLoss
-from lightning_autoassist.capture.instance_layout import Layout, fold
+from lightning_autoassist.capture.instance_layout import InstanceLayout, fold
 from lightning_autoassist.losses.functional import (
     Arguments,
-    Elements,
+    ElementwiseLoss,
     distribution_axis,
     nll_norms,
     nll_norms_in_backward,
@@ -54,7 +54,7 @@ class SoftmaxNorms(NamedTuple):
         self.node.register_hook(hook)
 
 
-class Found(NamedTuple):
+class CapturedLoss(NamedTuple):
     """One loss that may be, or be part of, what the step returns.
 
     Attributes:
@@ -73,15 +73,15 @@ class Found(NamedTuple):
     source: str
     reduction: str
     edge: GradientEdge | Tensor
-    elements: Elements
-    layout: Layout
+    elements: ElementwiseLoss
+    layout: InstanceLayout
     tokens: bool = True
     labels: Tensor | None = None
     weigh: Callable[[Tensor], None] | None = None
     is_by_hand: bool = False
     softmax: SoftmaxNorms | None = None
 
-    def with_norms(self, norms: Tensor) -> Found:
+    def with_norms(self, norms: Tensor) -> CapturedLoss:
         """The same with norms of its elements."""
         return self._replace(elements=self.elements._replace(norms=norms), softmax=None)
 
@@ -99,7 +99,7 @@ class Found(NamedTuple):
         return edge.node is self.edge.node and edge.output_nr == self.edge.output_nr
 
 
-def scripted(loss: GraphLoss, layout: Layout, labels: Tensor | None) -> Found:
+def scripted(loss: GraphLoss, layout: InstanceLayout, labels: Tensor | None) -> CapturedLoss:
     """A loss whose call was not seen, by its node in the graph."""
     node, named, arguments = loss
 
@@ -108,10 +108,10 @@ def scripted(loss: GraphLoss, layout: Layout, labels: Tensor | None) -> Found:
         node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
 
     elements, edge = named.elements(arguments), GradientEdge(node, 0)
-    return Found(loss.source, arguments["reduction"], edge, elements, layout, named.tokens, labels, weigh)
+    return CapturedLoss(loss.source, arguments["reduction"], edge, elements, layout, named.tokens, labels, weigh)
 
 
-def weigh_at(tensor: Tensor, layout: Layout) -> Callable[[Tensor], None]:
+def weigh_at(tensor: Tensor, layout: InstanceLayout) -> Callable[[Tensor], None]:
     """What lets weights, shape ``(B,)``, enter at a tensor whose rows are as in ``layout``.
 
     The hook is of the graph's node, not of the tensor: users write ``loss *= mask`` into what they were given.
@@ -135,7 +135,7 @@ def times(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
     return None if gradient is None else gradient * factor.to(gradient.dtype)
 
 
-class Contribution(NamedTuple):
+class WeightedLoss(NamedTuple):
     """A loss that reaches the returned one.
 
     Attributes:
@@ -148,7 +148,7 @@ class Contribution(NamedTuple):
         by_element: What is reduced, detached, where it has an element for each of the loss's.
     """
 
-    found: Found
+    found: CapturedLoss
     coefficient: Tensor | None
     unit: Tensor | None = None
     is_sum: bool = False
@@ -156,17 +156,17 @@ class Contribution(NamedTuple):
     by_element: Tensor | None = None
 
 
-def contributions(root: Tensor, found: Sequence[Found]) -> list[Contribution]:
+def contributions(root: Tensor, found: Sequence[CapturedLoss]) -> list[WeightedLoss]:
     """Those losses that reach ``root``; metrics and losses that are only logged do not."""
     if not root.requires_grad or not found:
         return []
     if len(found) == 1 and found[0].is_root(root):
-        return [Contribution(found[0], None)]
+        return [WeightedLoss(found[0], None)]
     # Runs backward from the root to the losses, and not into the network behind them.
     edges: Sequence[Any] = [each.edge for each in found]
     coefficients = torch.autograd.grad(root, edges, retain_graph=True, allow_unused=True)
     return [
-        Contribution(each, coefficient)
+        WeightedLoss(each, coefficient)
         for each, coefficient in zip(found, coefficients, strict=True)
         if coefficient is not None
     ]
@@ -188,7 +188,7 @@ class Explanation(NamedTuple):
     coefficient: float
 
 
-def explained(part: Contribution) -> Explanation:
+def explained(part: WeightedLoss) -> Explanation:
     """Says what a part of the returned loss is. Waits for the device."""
     found, coefficient = part.found, part.coefficient
     layout = found.layout
@@ -203,7 +203,7 @@ def explained(part: Contribution) -> Explanation:
     return Explanation(found.source, found.reduction, folding, total)
 
 
-def scored_in_backward(part: Contribution) -> tuple[Tensor, Tensor]:
+def scored_in_backward(part: WeightedLoss) -> tuple[Tensor, Tensor]:
     """Losses of the instances now, and scores that are NaN until backward has run."""
     softmax = part.found.softmax
     assert softmax is not None
@@ -220,7 +220,7 @@ def scored_in_backward(part: Contribution) -> tuple[Tensor, Tensor]:
     return losses, scores
 
 
-def combine(parts: Sequence[Contribution]) -> tuple[Tensor, Tensor]:
+def combine(parts: Sequence[WeightedLoss]) -> tuple[Tensor, Tensor]:
     r"""Losses and scores of the instances, each of shape ``(B,)``.
 
     Several losses with coefficients :math:`c_k` give :math:`\sum_k c_k l_k` and :math:`\sqrt{\sum_k c_k^2 s_k^2}`. The
@@ -243,14 +243,14 @@ def combine(parts: Sequence[Contribution]) -> tuple[Tensor, Tensor]:
     return losses.sum(0), torch.linalg.vector_norm(scores, dim=0)
 
 
-def _is_direct(part: Contribution) -> bool:
+def _is_direct(part: WeightedLoss) -> bool:
     """Whether a loss's rows are the instances' own as they stand: one each, all of which count, and nothing beside."""
     losses, _, mask = part.found.elements
     is_whole = part.coefficient is None and mask is None and part.found.softmax is None
     return is_whole and losses.shape == (part.found.layout.batch_size,)
 
 
-def _fold(part: Contribution) -> tuple[Tensor, Tensor, Tensor]:
+def _fold(part: WeightedLoss) -> tuple[Tensor, Tensor, Tensor]:
     """Losses and scores of the instances, and the loss's share in the whole: the sum of its rows' coefficients."""
     found, coefficient = part.found, part.coefficient
     if found.softmax is not None:
@@ -267,7 +267,7 @@ def _fold(part: Contribution) -> tuple[Tensor, Tensor, Tensor]:
     return *fold(losses, norms, counts, found.layout, found.tokens), share
 
 
-def _fold_by_rows(part: Contribution, coefficient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fold_by_rows(part: WeightedLoss, coefficient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""The same where the user reduces the rows: the factors on rows, :math:`f_{ij}`, are the user's own, and count.
 
     An instance's loss is :math:`\sum_j f_{ij} l_{ij}`, divided by the number of its rows with a factor, unless the user

@@ -23,9 +23,9 @@ from torch.overrides import TorchFunctionMode
 from lightning_autoassist.capture.attribution import MINOR_SHARE, Missed
 from lightning_autoassist.capture.autograd_graph import losses_in_graph
 from lightning_autoassist.capture.captured_loss import (
-    Contribution,
-    Found,
+    CapturedLoss,
     SoftmaxNorms,
+    WeightedLoss,
     combine,
     contributions,
     explained,
@@ -33,7 +33,7 @@ from lightning_autoassist.capture.captured_loss import (
     scripted,
     weigh_at,
 )
-from lightning_autoassist.capture.instance_layout import Layout
+from lightning_autoassist.capture.instance_layout import InstanceLayout
 from lightning_autoassist.capture.loss_weights import weigh_given, weighted_call, why_not_instance_losses
 from lightning_autoassist.capture.messages import (
     WAYS_OUT,
@@ -43,7 +43,7 @@ from lightning_autoassist.capture.messages import (
     why_nothing,
     why_too_little,
 )
-from lightning_autoassist.capture.observation import Observation
+from lightning_autoassist.capture.observation import InstanceLosses
 from lightning_autoassist.capture.place import caller, place_of_call
 from lightning_autoassist.capture.reductions import Reduction, own_node
 from lightning_autoassist.losses.functional import LOSSES, Arguments, NamedLoss, class_axis, is_split_alike
@@ -83,9 +83,9 @@ class CapturedStep(TorchFunctionMode):
         self._batch_size = batch_size
         self._weights = weights
         self._module = module
-        self._named: list[Found] = []
+        self._named: list[CapturedLoss] = []
         self._reduced: list[Reduction] = []
-        self._backwards: list[list[Contribution]] = []
+        self._backwards: list[list[WeightedLoss]] = []
         # Now: the step may take them out of the batch.
         self._leaves = [] if capture.own_labels.is_refused else list(leaves_of(batch))
         self._rows = capture._row_checks.tracker(batch, batch_size)
@@ -102,7 +102,7 @@ class CapturedStep(TorchFunctionMode):
         if exc_type is not None:
             self._release()
 
-    def observe(self, output: Any) -> Observation | None:
+    def observe(self, output: Any) -> InstanceLosses | None:
         """The instances' losses and scores. To be called once, after the step and before backward.
 
         Args:
@@ -188,7 +188,7 @@ class CapturedStep(TorchFunctionMode):
         named: NamedLoss,
         arguments: Arguments,
         source: str,
-        layout: Layout,
+        layout: InstanceLayout,
         result: Tensor,
         unreduced: Tensor | None,
         softmax: SoftmaxNorms | None,
@@ -206,7 +206,7 @@ class CapturedStep(TorchFunctionMode):
             return
         reduction = arguments["reduction"]
         self._named.append(
-            Found(source, reduction, edge, elements, layout, named.tokens, labels, weigh, False, softmax)
+            CapturedLoss(source, reduction, edge, elements, layout, named.tokens, labels, weigh, False, softmax)
         )
 
     def _labels(self, arguments: Arguments) -> Tensor | None:
@@ -233,13 +233,13 @@ class CapturedStep(TorchFunctionMode):
         reduction = Reduction(values, own_node(result.grad_fn), place_of_call())
         self._reduced.append(reduction)
         if values.shape[0] == self._batch_size and self._rows is not None:
-            self._check_rows(reduction.source, [values], [], Layout((self._batch_size,), 0, 1))
+            self._check_rows(reduction.source, [values], [], InstanceLayout((self._batch_size,), 0, 1))
 
-    def _check_rows(self, source: str, inputs: list[Any], others: list[Any], layout: Layout) -> None:
+    def _check_rows(self, source: str, inputs: list[Any], others: list[Any], layout: InstanceLayout) -> None:
         if not torch.compiler.is_compiling() and self._rows is not None:
             self._rows.check(source, [value for value in inputs if _requires_grad(value)], others, layout)
 
-    def _layout(self, named: NamedLoss, arguments: Arguments, source: str) -> Layout | str:
+    def _layout(self, named: NamedLoss, arguments: Arguments, source: str) -> InstanceLayout | str:
         """Whose the loss's rows are, or why that is not known."""
         orders = self._capture._row_orders
         try:
@@ -266,7 +266,7 @@ class CapturedStep(TorchFunctionMode):
 
     # ---- after the step
 
-    def _observe(self, output: Any) -> Observation | None:
+    def _observe(self, output: Any) -> InstanceLosses | None:
         root = output.get("loss") if isinstance(output, Mapping) else output
         if isinstance(output, Mapping) and output.get("instance_loss") is not None:
             return self._given(output["instance_loss"], root, "training_step")
@@ -295,9 +295,9 @@ class CapturedStep(TorchFunctionMode):
         targets = [part.found.labels for part in parts if part.found.labels is not None]
         labels = self._capture.own_labels.of(targets, self._leaves, self._batch_size)
         source = sources(parts)
-        return Observation(losses, losses.clone() if self._capture.score == "loss" else scores, labels, source)
+        return InstanceLosses(losses, losses.clone() if self._capture.score == "loss" else scores, labels, source)
 
-    def _attribute(self, root: Any) -> list[Contribution]:
+    def _attribute(self, root: Any) -> list[WeightedLoss]:
         """The losses behind ``root``; weights enter where they have not yet."""
         if not _requires_grad(root):
             return []
@@ -314,17 +314,17 @@ class CapturedStep(TorchFunctionMode):
             self._weigh(parts)
         return parts
 
-    def _weigh(self, parts: list[Contribution]) -> None:
+    def _weigh(self, parts: list[WeightedLoss]) -> None:
         for part in parts:
             if part.found.weigh is not None and self._weights is not None:
                 part.found.weigh(self._weights)
 
-    def _warn_of_hand_written(self, parts: list[Contribution]) -> None:
+    def _warn_of_hand_written(self, parts: list[WeightedLoss]) -> None:
         if all(part.found.is_by_hand for part in parts) and not self._capture._is_warned:
             self._capture._is_warned = True
             warnings.warn(on_hand_written(parts[0].found.source), stacklevel=2)
 
-    def _scripted(self, root: Tensor) -> list[Found]:
+    def _scripted(self, root: Tensor) -> list[CapturedLoss]:
         """Losses whose calls were not seen, as those in scripted code."""
         found = []
         for loss in losses_in_graph(root):
@@ -335,7 +335,7 @@ class CapturedStep(TorchFunctionMode):
                 found.append(scripted(loss, layout, self._labels(loss.arguments)))
         return found
 
-    def _given(self, losses: Any, root: Any, giver: str) -> Observation | None:
+    def _given(self, losses: Any, root: Any, giver: str) -> InstanceLosses | None:
         """What the user says the instances' losses are."""
         source = f"instance_loss of {self._where(giver)}"
         self.reason = why_not_instance_losses(source, losses, self._batch_size)
@@ -344,14 +344,14 @@ class CapturedStep(TorchFunctionMode):
         if self._weights is not None and not self._is_weighted(losses, root):
             self.reason = (
                 f"The {source} is not part of the returned loss's graph, so that the instances' weights cannot "
-                "enter: return it from training_step, undetached, or pass weights='none'."
+                "enter: return it from training_step, undetached, or pass reweighting='none'."
             )
             return None
-        self._check_rows(source, [losses], [], Layout((self._batch_size,), 0, 1))
+        self._check_rows(source, [losses], [], InstanceLayout((self._batch_size,), 0, 1))
         if self._is_out_of_order([source]):
             return None
         values = losses.detach().float().clone()
-        return Observation(values, values.clone(), None, source)
+        return InstanceLosses(values, values.clone(), None, source)
 
     def _is_weighted(self, losses: Tensor, root: Any) -> bool:
         """Let the weights enter at named losses, or else at the user's own."""

@@ -19,7 +19,7 @@ from lightning_autoassist.trainer_support.batch_parts import tensors_in
 ROW_ORDERS = ("auto", "batch_major", "time_major")
 
 
-class Layout(NamedTuple):
+class InstanceLayout(NamedTuple):
     """A tensor's first ``num_axes`` axes are those of ``leading``, whose axis ``axis`` runs over the instances."""
 
     leading: tuple[int, ...]
@@ -49,7 +49,7 @@ class Layout(NamedTuple):
         return rows.reshape((*like.shape[: self.num_axes], *[1] * (like.ndim - self.num_axes)))
 
 
-def row_layout(num_rows: int, batch_size: int, order: str | None) -> Layout | None:
+def row_layout(num_rows: int, batch_size: int, order: str | None) -> InstanceLayout | None:
     """Layout of R rows; None where R is no multiple of B, or in an unknown order.
 
     Args:
@@ -58,16 +58,16 @@ def row_layout(num_rows: int, batch_size: int, order: str | None) -> Layout | No
         order: ``"batch_major"`` (rows of one instance adjacent), ``"time_major"``, or None: not known.
     """
     if batch_size == 1:  # all there is belongs to it, also without an axis for the batch
-        return Layout((1,), 0, 0)
+        return InstanceLayout((1,), 0, 0)
     if num_rows == batch_size:
-        return Layout((batch_size,), 0, 1)
+        return InstanceLayout((batch_size,), 0, 1)
     if num_rows % batch_size:
         return None
     per_instance = num_rows // batch_size
     if order == "batch_major":
-        return Layout((batch_size, per_instance), 0, 1)
+        return InstanceLayout((batch_size, per_instance), 0, 1)
     if order == "time_major":
-        return Layout((per_instance, batch_size), 1, 1)
+        return InstanceLayout((per_instance, batch_size), 1, 1)
     return None
 
 
@@ -159,7 +159,9 @@ class RowOrders:
         """Restore :meth:`state_dict`."""
         self._untold = set(state)
 
-    def layout(self, named: NamedLoss, arguments: Arguments, source: str, batch: Any, batch_size: int) -> Layout | None:
+    def layout(
+        self, named: NamedLoss, arguments: Arguments, source: str, batch: Any, batch_size: int
+    ) -> InstanceLayout | None:
         """Layout of a call's rows; None where R is no multiple of B, in an order that nothing tells, or B by chance."""
         layout = self._layout(named, arguments, source, batch, batch_size)
         if batch_size == 1 or (layout is not None and not self._untold):
@@ -172,7 +174,7 @@ class RowOrders:
 
     def _layout(
         self, named: NamedLoss, arguments: Arguments, source: str, batch: Any, batch_size: int
-    ) -> Layout | None:
+    ) -> InstanceLayout | None:
         values, num_rows = arguments[named.inputs[0]], named.num_rows(arguments)
         layout = row_layout(num_rows, batch_size, None)
         if layout is not None or num_rows == 0:
@@ -180,7 +182,7 @@ class RowOrders:
         if num_rows % batch_size == 0:
             return row_layout(num_rows, batch_size, self._order(values, arguments, source, batch, batch_size, num_rows))
         if named.num_axes == 1 and values.ndim > 1 and values.shape[1] == batch_size:
-            return Layout((num_rows, batch_size), 1, 2)  # (T, B, *d), as recurrent networks return it
+            return InstanceLayout((num_rows, batch_size), 1, 2)  # (T, B, *d), as recurrent networks return it
         return None
 
     def _order(
@@ -203,7 +205,12 @@ class RowOrders:
 
 
 def fold(
-    losses: Tensor, norms: Tensor | None, counts: Tensor, layout: Layout, tokens: bool, totals: Tensor | None = None
+    losses: Tensor,
+    norms: Tensor | None,
+    counts: Tensor,
+    layout: InstanceLayout,
+    tokens: bool,
+    totals: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Losses and scores of instances from those of their elements.
 

@@ -85,7 +85,7 @@ class InstanceLossCapture:
         Args:
             batch: What the step is given.
             batch_size: B.
-            weights: Shape ``(B,)``, on the Boss's device: instance i's gradient is multiplied by ``weights[i]``;
+            weights: Shape ``(B,)``, on the model's device: instance i's gradient is multiplied by ``weights[i]``;
                 the loss keeps its value. None leaves everything as it is, bit for bit.
             module: The module whose step it is, for its ``instance_loss`` method and for messages.
 

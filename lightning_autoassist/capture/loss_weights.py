@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_autoassist.capture.instance_layout import Layout
+from lightning_autoassist.capture.instance_layout import InstanceLayout
 from lightning_autoassist.losses.functional import Arguments, NamedLoss, class_axis, counted
 
 # Up to so many log-probabilities their rows are weighted all over.
@@ -19,7 +19,7 @@ _FEW_NUMBERS = 2**16
 
 
 def weighted_call(
-    named: NamedLoss, arguments: Arguments, layout: Layout, weights: Tensor
+    named: NamedLoss, arguments: Arguments, layout: InstanceLayout, weights: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """The call with its value as it is, and with row i's gradient multiplied by its instance's weight.
 
@@ -45,7 +45,9 @@ def weighted_call(
     return named.function(**{**arguments, **inputs}), None
 
 
-def weighted_rows(values: Tensor, named: NamedLoss, layout: Layout, weights: Tensor, arguments: Arguments) -> Tensor:
+def weighted_rows(
+    values: Tensor, named: NamedLoss, layout: InstanceLayout, weights: Tensor, arguments: Arguments
+) -> Tensor:
     """An input of a loss, the gradient of whose rows is weighted."""
     if layout.num_axes == 0:
         factor = weights

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lightning_autoassist.capture.attribution import Missed, Share
-from lightning_autoassist.capture.captured_loss import Contribution, Found
+from lightning_autoassist.capture.captured_loss import CapturedLoss, WeightedLoss
 from lightning_autoassist.capture.reductions import Reduction
 
 WAYS_OUT = (
@@ -22,12 +22,14 @@ def because_of(source: str, error: Exception) -> str:
     return f"{source} could not be told apart by rows ({type(error).__name__}: {error})"
 
 
-def sources(parts: Sequence[Contribution]) -> str:
+def sources(parts: Sequence[WeightedLoss]) -> str:
     """The calls that losses come from."""
     return " + ".join(dict.fromkeys(part.found.source for part in parts))
 
 
-def why_nothing(where: str, missed: Sequence[Missed], unshown: Sequence[Reduction], named: Sequence[Found]) -> str:
+def why_nothing(
+    where: str, missed: Sequence[Missed], unshown: Sequence[Reduction], named: Sequence[CapturedLoss]
+) -> str:
     """Why no loss was captured behind what ``where`` returned."""
     notes: dict[str, None] = dict.fromkeys(each.note for each in missed)
     notes.update((f"{end.source} was not shown to have one value an instance", None) for end in unshown)
@@ -38,7 +40,7 @@ def why_nothing(where: str, missed: Sequence[Missed], unshown: Sequence[Reductio
     return f"No per-instance loss was found behind what {where} returned.{noted} {WAYS_OUT}"
 
 
-def why_too_little(where: str, share: Share, parts: Sequence[Contribution]) -> str:
+def why_too_little(where: str, share: Share, parts: Sequence[WeightedLoss]) -> str:
     """Why the captured losses do not decide."""
     return (
         f"Only {share.ratio:.0%} of the gradient of what {where} returned comes from losses whose instances are known "

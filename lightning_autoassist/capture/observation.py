@@ -10,11 +10,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Observation(NamedTuple):
+class InstanceLosses(NamedTuple):
     """What one step said about its instances: complete when backward has run.
 
     Attributes:
-        losses: Unweighted losses, shape ``(B,)``, float32, detached, on the Boss's device.
+        losses: Unweighted losses, shape ``(B,)``, float32, detached, on the model's device.
         scores: Scores, shape ``(B,)``, float32, detached; of a large cross-entropy NaN until backward has run.
         labels: The captured loss's target where it is integer and has shape ``(B,)``, int64, else None.
         source: Which call they come from, as "cross_entropy at train.py:31".
@@ -25,7 +25,7 @@ class Observation(NamedTuple):
     labels: Tensor | None
     source: str
 
-    def plain(self) -> Observation:
+    def plain(self) -> InstanceLosses:
         """The same in plain tensors: subclasses of tensors, as MONAI's, may forbid what is done to them later."""
         if type(self.losses) is Tensor and type(self.scores) is Tensor and type(self.labels) in (Tensor, type(None)):
             return self

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from lightning_autoassist.capture.autograd_graph import LossPart, loss_part
-from lightning_autoassist.capture.captured_loss import Found, times
-from lightning_autoassist.capture.instance_layout import Layout
+from lightning_autoassist.capture.captured_loss import CapturedLoss, times
+from lightning_autoassist.capture.instance_layout import InstanceLayout
 from lightning_autoassist.capture.place import Place
-from lightning_autoassist.losses.functional import Elements
+from lightning_autoassist.losses.functional import ElementwiseLoss
 
 # What was shown at so many batch sizes is no coincidence of lengths.
 _ENOUGH_SIZES = 3
@@ -57,17 +57,19 @@ class Reduction(NamedTuple):
         """Where its result stands in the graph."""
         return GradientEdge(self.node, 0)
 
-    def found(self, batch_size: int, labels: Tensor | None) -> Found:
+    def found(self, batch_size: int, labels: Tensor | None) -> CapturedLoss:
         """The loss, with ``values``, shape ``(B, *d)``, for its rows."""
-        values, node, layout = self.values.detach(), self.node, Layout((batch_size,), 0, 1)
+        values, node, layout = self.values.detach(), self.node, InstanceLayout((batch_size,), 0, 1)
 
         def weigh(weights: Tensor) -> None:
             factor = layout.spread(weights, values)
             # What the reduction gives back, and not what else is done with its values.
             node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
 
-        reduction, elements = "sum" if self.is_sum else "mean", Elements(values.float(), None, None)
-        return Found(self.source, reduction, self.edge, elements, layout, labels=labels, weigh=weigh, is_by_hand=True)
+        reduction, elements = "sum" if self.is_sum else "mean", ElementwiseLoss(values.float(), None, None)
+        return CapturedLoss(
+            self.source, reduction, self.edge, elements, layout, labels=labels, weigh=weigh, is_by_hand=True
+        )
 
 
 def own_node(node: Node) -> Node:

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_autoassist.capture.instance_layout import Layout
+from lightning_autoassist.capture.instance_layout import InstanceLayout
 from lightning_autoassist.capture.row_matching import columns_of, match
 from lightning_autoassist.capture.row_numbers import Rows
 from lightning_autoassist.capture.row_propagation import RowPropagation
@@ -97,7 +97,7 @@ class RowTracker:
         """A function of torch was called in the step; never raises."""
         self._propagation.note(func, args, kwargs, result)
 
-    def check(self, source: str, inputs: Sequence[Any], others: Sequence[Any], layout: Layout) -> None:
+    def check(self, source: str, inputs: Sequence[Any], others: Sequence[Any], layout: InstanceLayout) -> None:
         """Look at the rows of a loss.
 
         Args:
@@ -123,11 +123,11 @@ class RowTracker:
             problems = {**self._problems_of_targets, **problems}
         return next((problems[source] for source in sources if source in problems), None)
 
-    def _known_of(self, tensors: Sequence[Any], layout: Layout) -> list[Rows]:
+    def _known_of(self, tensors: Sequence[Any], layout: InstanceLayout) -> list[Rows]:
         known = [rows for tensor in tensors if (rows := self._propagation.rows(tensor)) is not None]
         return [rows for rows in known if len(rows.of) in (len(self._in_order), layout.num_rows)]
 
-    def _judge(self, source: str, known: Sequence[Rows], layout: Layout, problems: dict[str, str]) -> bool:
+    def _judge(self, source: str, known: Sequence[Rows], layout: InstanceLayout, problems: dict[str, str]) -> bool:
         """Whether some of the rows are in order; if not, that is a problem."""
         if any(rows.is_order(self._expected(rows, layout)) for rows in known):
             return True
@@ -143,7 +143,7 @@ class RowTracker:
             return []
         return [Rows(np.full(num_rows, num_rows) if found.rows is None else found.rows, 0)]
 
-    def _expected(self, rows: Rows, layout: Layout) -> IndexArray:
+    def _expected(self, rows: Rows, layout: InstanceLayout) -> IndexArray:
         if len(rows.of) == layout.num_rows != len(self._in_order):
             column = [1] * len(layout.leading)
             column[layout.axis] = layout.batch_size

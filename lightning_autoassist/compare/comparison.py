@@ -33,8 +33,8 @@ class Curve(NamedTuple):
     """A metric of a run, and where it was measured; NaN where that is not known.
 
     Attributes:
-        updates: Boss updates, shape ``(R,)``.
-        instances: Instances the Boss had seen, shape ``(R,)``.
+        updates: optimizer steps, shape ``(R,)``.
+        instances: Instances the model had seen, shape ``(R,)``.
         seconds: Shape ``(R,)``.
         values: The metric, shape ``(R,)``.
     """
@@ -274,7 +274,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve | None:
 def _axes_at(
     run: LoggedRun, rows: npt.NDArray[np.int64], batch_size: int | None, is_wall: bool
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Boss updates, instances and seconds at rows of a run, each of shape ``(R,)``, NaN where not known."""
+    """Optimizer steps, instances and seconds at rows of a run, each of shape ``(R,)``, NaN where not known."""
     updates, instances, seconds = (_logged(run, PREFIX + name, rows) for name in AXES)
     updates = np.where(np.isnan(updates), run.steps[rows] + 1, updates)
     if batch_size is not None:

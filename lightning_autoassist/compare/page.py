@@ -25,7 +25,7 @@ from lightning_autoassist.compare.shareable import bounded, finite, without_path
 from lightning_autoassist.compare.tables import Table, tables
 from lightning_autoassist.compare.terminal import printable, shortened
 
-AXIS_TITLES = ("Boss updates", "instances seen", "seconds")
+AXIS_TITLES = ("optimizer steps", "instances seen", "seconds")
 MAX_POINTS = 300  # of a curve
 MAX_METRICS = 20
 MAX_SETTINGS = 2_000  # of a run
@@ -70,7 +70,7 @@ def draw(
     comparison: Comparison,
     runs: Sequence[LoggedRun],
 ) -> None:
-    """Draw the metric against Boss updates, instances and seconds.
+    """Draw the metric against optimizer steps, instances and seconds.
 
     Args:
         path: The file; its suffix, ``.png`` or ``.svg``, decides the format.

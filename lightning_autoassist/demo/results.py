@@ -17,16 +17,16 @@ class RunResult:
 
     Args:
         name: Of the run.
-        boss_updates: Optimizer steps.
-        instances_seen: Instances that the Boss was trained on, repeats included.
+        optimizer_steps: Optimizer steps.
+        instances_seen: Instances that the model was trained on, repeats included.
         seconds: Of training, without validation.
         accuracy: On the held-out instances at the end, in [0, 1].
         keep_rate: Share of the candidates that entered a batch; None where everything is kept.
-        curve: Boss updates and held-out accuracy at the end of each epoch.
+        curve: optimizer steps and held-out accuracy at the end of each epoch.
     """
 
     name: str
-    boss_updates: int
+    optimizer_steps: int
     instances_seen: int
     seconds: float
     accuracy: float
@@ -68,12 +68,12 @@ def as_table(results: list[RunResult]) -> Table:
     """
     table = Table()
     table.add_column("run", no_wrap=True)
-    for title in ("Boss updates", "instances seen", "seconds", "test accuracy", "keep rate"):
+    for title in ("optimizer steps", "instances seen", "seconds", "test accuracy", "keep rate"):
         table.add_column(title, justify="right")
     for result in results:
         table.add_row(
             result.name,
-            f"{result.boss_updates:,}",
+            f"{result.optimizer_steps:,}",
             f"{result.instances_seen:,}",
             f"{result.seconds:.1f}",
             f"{result.accuracy:.2%}",
@@ -83,7 +83,7 @@ def as_table(results: list[RunResult]) -> Table:
 
 
 def draw(results: list[RunResult], path: Path) -> None:
-    """Draw held-out accuracy against Boss updates.
+    """Draw held-out accuracy against optimizer steps.
 
     Args:
         results: One line each.
@@ -92,7 +92,7 @@ def draw(results: list[RunResult], path: Path) -> None:
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and a backend for the whole process
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="Boss updates", ylabel="test accuracy (%)")
+    axes = figure.add_subplot(xlabel="optimizer steps", ylabel="test accuracy (%)")
     for result in results:
         updates, accuracies = zip(*result.curve, strict=True)
         axes.plot(updates, [100 * accuracy for accuracy in accuracies], marker="o", markersize=3, label=result.name)

@@ -41,7 +41,7 @@ def run_demo(
 
     Args:
         data: A name in ``DEMO_DATA``.
-        budget: Share of the full run's Boss updates that the other two get, in (0, 1].
+        budget: Share of the full run's optimizer steps that the other two get, in (0, 1].
         num_epochs: Epochs of each run; None: what suits the data.
         seed: Of the network's parameters and the order of the instances.
         wandb_mode: ``"online"``, ``"offline"`` or ``"off"``; None: offline where W&B is installed.
@@ -102,7 +102,7 @@ def _report(console: Console, results: list[RunResult], caveat: str, out: Path, 
         caveat,
         sep="\n",
     )
-    console.print(f"Accuracy against Boss updates: {out / PLOT_NAME}", soft_wrap=True)
+    console.print(f"Accuracy against optimizer steps: {out / PLOT_NAME}", soft_wrap=True)
     if mode != "off":
         console.print(f"W&B runs ({mode}): {out / 'wandb'}", soft_wrap=True)
 
@@ -130,7 +130,7 @@ def _train(
         trainer.fit(module, datamodule=data_module)
     return RunResult(
         name=name,
-        boss_updates=trainer.global_step,
+        optimizer_steps=trainer.global_step,
         instances_seen=recorder.instances_seen,
         seconds=recorder.seconds,
         accuracy=recorder.curve[-1][1],

@@ -1,4 +1,4 @@
-"""The callback: connects the Boss's losses, the Assistant and the batch generator at the Trainer's hooks.
+"""The callback: connects the model's losses, the Assistant and the batch generator at the Trainer's hooks.
 
 Shapes: N data set, n candidates.
 """
@@ -31,16 +31,22 @@ from lightning_autoassist.filtering.learner import Learner
 from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
 from lightning_autoassist.filtering.memory.features import MAX_FEATURES, FeatureFunction
 from lightning_autoassist.filtering.memory.store import FEATURE_MEMORY, InstanceStore
-from lightning_autoassist.filtering.names import GivenAssistantName, GivenPolicyName, ScoreName, UpdateName, WeightsName
-from lightning_autoassist.filtering.observed_steps import ObservedSteps, warn_of_mean_weights
+from lightning_autoassist.filtering.names import (
+    GivenAssistantName,
+    GivenPolicyName,
+    ReweightingName,
+    ScoreName,
+    UpdateName,
+)
+from lightning_autoassist.filtering.observed_steps import ObservedSteps, warn_of_normalized_weights
 from lightning_autoassist.filtering.options import (
     LOGGED_SETTINGS,
     UPDATES,
     ResolvedOptions,
     check_functions,
+    chosen_reweighting,
     chosen_score,
-    chosen_tail,
-    chosen_weights,
+    chosen_unfiltered_tail,
     is_auto,
     made_assistant,
     made_policy,
@@ -54,14 +60,14 @@ from lightning_autoassist.filtering.selection import Selection
 from lightning_autoassist.filtering.trained_batches import TrainedBatches
 from lightning_autoassist.filtering.validation import IsolatedValidation, is_within_fit
 from lightning_autoassist.trainer_support.arguments import check_choice, check_whole
-from lightning_autoassist.trainer_support.executors import Jobs
+from lightning_autoassist.trainer_support.executors import InlineExecutor
 from lightning_autoassist.trainer_support.muted_warning import MutedWarning
 from lightning_autoassist.trainer_support.process_group import Ranks
 from lightning_autoassist.trainer_support.variants import CallbackBase, overrides
 
 
 class AutoAssistCallback(CallbackBase):
-    """Trains an Assistant beside the Boss and lets it decide which instances are worth a place in a batch.
+    """Trains an Assistant beside the model and lets it decide which instances are worth a place in a batch.
 
     Goes with an :class:`~lightning_autoassist.AutoAssistDataModule`; the module that is trained stays as it is. The
     first pass over the data keeps everything, as does anything that goes wrong later: then training goes on
@@ -70,14 +76,14 @@ class AutoAssistCallback(CallbackBase):
     Source: Zhang, Yu & Dhillon, AutoAssist, NeurIPS 2019, arXiv:1905.03381.
 
     Args:
-        assistant: What predicts scores: a name in ``ASSISTANTS``, an :class:`~lightning_autoassist.Assistant`, or
-            ``"auto"``: the policy's own; on a stream ``"logistic"``, if the policy's own needs to remember instances.
         policy: What turns predicted scores into keep probabilities: a :class:`~lightning_autoassist.Policy`, or a name
             in ``POLICIES`` for one with the defaults that suit the budget.
+        assistant: What predicts scores: a name in ``ASSISTANTS``, an :class:`~lightning_autoassist.Assistant`, or
+            ``"auto"``: the policy's own; on a stream ``"logistic"``, if the policy's own needs to remember instances.
         score: What the Assistant predicts: ``"gradient_norm"`` of the instance's loss at the loss's input,
             ``"loss"``, or ``"auto"``: what the policy's source uses.
-        weights: What balances kept against dropped instances: ``"none"``, ``"sum"``, ``"mean"`` (see
-            :class:`~lightning_autoassist.ShrinkingBatchSampler`), or ``"auto"``: the policy's own.
+        reweighting: What balances kept against dropped instances: ``"none"``, ``"inverse_probability"``,
+            ``"normalized"`` (see :class:`~lightning_autoassist.ShrinkingBatchSampler`); ``"auto"``: the policy's own.
         features: Gets a batch and returns ``(B, F)`` features for the Assistant, or one or two ``(B, T)`` tensors of
             token ids for one that reads tokens; None takes them from the batch, see
             ``BatchFeatures`` and
@@ -102,19 +108,19 @@ class AutoAssistCallback(CallbackBase):
         TypeError: If something is of another type, as a class where an object is wanted.
 
     Example:
-        >>> AutoAssistCallback(policy="uniform").weights
+        >>> AutoAssistCallback(policy="uniform").reweighting
         'none'
     """
 
     def __init__(
         self,
-        assistant: GivenAssistantName | Assistant = "auto",
         policy: GivenPolicyName | Policy = "proportional",
+        assistant: GivenAssistantName | Assistant = "auto",
         *,
         score: ScoreName | Literal["auto"] = "auto",
-        weights: WeightsName | Literal["auto"] = "auto",
+        reweighting: ReweightingName | Literal["auto"] = "auto",
         features: FeatureFunction | None = None,
-        tail: float | None = None,
+        unfiltered_tail: float | None = None,
         max_features: int = MAX_FEATURES,
         feature_memory: int = FEATURE_MEMORY,
         lag: int | None = None,
@@ -129,29 +135,31 @@ class AutoAssistCallback(CallbackBase):
         check_functions(features, decode)
         self.features, self.decode = features, decode
         self.lag = None if lag is None else check_whole("lag", lag, "[0, inf)", "None suits every device")
-        self.tail = chosen_tail(tail, self.policy)
+        self.unfiltered_tail = chosen_unfiltered_tail(unfiltered_tail, self.policy)
         self.max_features = check_whole("max_features", max_features, "[1, inf)", f"{MAX_FEATURES} is the default")
         self.feature_memory = check_whole("feature_memory", feature_memory, "[0, inf)", "0 keeps features in a file")
         self.exchange_every = check_whole("exchange_every", exchange_every, "[1, inf)", "16 is the default")
         self.update = check_choice("update", update, UPDATES)
-        self._in_force = ResolvedOptions(chosen_weights(weights, self.policy), self.lag or 0)
+        self._in_force = ResolvedOptions(chosen_reweighting(reweighting, self.policy), self.lag or 0)
         # What a policy without scores does not use.
         self._given = {"assistant": not self._suits_data, "score": not is_auto(score), "features": features is not None}
         self._build_parts()
 
     def _build_parts(self) -> None:
         # Weights other than 1 enter the backward pass at the captured losses, whether or not anyone wants scores.
-        self._watches_losses = self.policy.needs_scores or (self.weights != "none" and not self.policy.keeps_everything)
+        self._watches_losses = self.policy.needs_scores or (
+            self.reweighting != "none" and not self.policy.keeps_everything
+        )
         self.report = FilterReport()
         self._log = RunLog(self)
         self._ranks = Ranks()
-        self._jobs = Jobs()
+        self._jobs = InlineExecutor()
         self._learner = Learner(
             self.assistant,
             self.policy,
-            self.assistant.reader(self.features, self.max_features),
+            self.assistant.feature_extractor(self.features, self.max_features),
             self.report,
-            tail=self.tail,
+            unfiltered_tail=self.unfiltered_tail,
             feature_memory=self.feature_memory,
             exchange_every=self.exchange_every,
             watches_losses=self._watches_losses,
@@ -161,7 +169,7 @@ class AutoAssistCallback(CallbackBase):
             self._learner,
             self.report,
             keeps_answers=self.policy.needs_scores,
-            weights=self.weights,
+            reweighting=self.reweighting,
         )
         self._gradients = OpenWindow()
         self._state = RunState(self._learner, self._steps, self.report, self._log, self._gradients)
@@ -177,9 +185,9 @@ class AutoAssistCallback(CallbackBase):
         self._has_begun = self._is_on_stream = False
 
     @property
-    def weights(self) -> WeightsName:
-        """The weights in force: those that were given or are the policy's own, ``"mean"`` once no others suit."""
-        return self._in_force.weights
+    def reweighting(self) -> ReweightingName:
+        """The reweighting in force: the given one or the policy's; ``"normalized"`` once no other suits the loss."""
+        return self._in_force.reweighting
 
     # ---- connecting to the Trainer
 
@@ -193,7 +201,7 @@ class AutoAssistCallback(CallbackBase):
             self._ranks = Ranks(trainer.global_rank, trainer.world_size)
         self.report.num_ranks = self._ranks.world_size
         self._learner.join(self._ranks)
-        self._in_force = resolve(self.weights, self.lag, self.update, trainer)
+        self._in_force = resolve(self.reweighting, self.lag, self.update, trainer)
         self._jobs.close()
         self._jobs = self._in_force.executor()
         self._learner.work_in(self._jobs)
@@ -206,7 +214,7 @@ class AutoAssistCallback(CallbackBase):
         return Selection(
             self._learner.keep_probability,
             self.policy.keeps_everything,
-            self.weights,
+            self.reweighting,
             self._prepare_store,
             self._prepare_rows,
             self._learner.keep_rows,
@@ -236,7 +244,7 @@ class AutoAssistCallback(CallbackBase):
             self._data.start_fetching()
         stream = self._data.candidate_stream
         self.report.limits = Limits.of(trainer)
-        self._length_checks.check(trainer, stream, self._learner.judges_unseen)
+        self._length_checks.check(trainer, stream, self._learner.scores_unseen)
         self.report.start_epoch(stream)
         self._log.start(trainer)
         self.report.training.run()
@@ -256,18 +264,18 @@ class AutoAssistCallback(CallbackBase):
     def _end_batch(self, trainer: Any, batch_idx: int) -> None:
         assert self._data is not None
         # After a resume, a stream is there from here on.
-        self._length_checks.check(trainer, self._data.candidate_stream, self._learner.judges_unseen)
+        self._length_checks.check(trainer, self._data.candidate_stream, self._learner.scores_unseen)
         self._batches.end_batch(trainer, self._data, batch_idx, self._jobs, self._in_force.lag)
 
     def _fall_to_mean_weights(self) -> None:
         """Keep the balance between the instances' losses and terms of the loss that have no instances."""
-        if self.weights == "mean":
+        if self.reweighting == "normalized":
             return
-        warn_of_mean_weights(self._steps.capture, self.weights)
-        self._in_force = replace(self._in_force, weights="mean")
-        self._steps.weights = "mean"
+        warn_of_normalized_weights(self._steps.capture, self.reweighting)
+        self._in_force = replace(self._in_force, reweighting="normalized")
+        self._steps.reweighting = "normalized"
         if self._data is not None:
-            self._data.weigh_by("mean")
+            self._data.reweight_by("normalized")
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.report.training.stop()
@@ -282,7 +290,7 @@ class AutoAssistCallback(CallbackBase):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
-        self._learner.settle()
+        self._learner.wait_all()
         classes = summed(self._ranks.gather(self._log.class_counts()))
         self._log.end_epoch(trainer, pl_module, classes)
         metrics = self._ranks.gather(self.report.end_epoch(self._data.candidate_stream))
@@ -300,15 +308,15 @@ class AutoAssistCallback(CallbackBase):
         self._disconnect()
 
     def summary(self) -> dict[str, float]:
-        """Totals of the run so far: Boss updates, instances, rates, and what the plug-in cost.
+        """Totals of the run so far: optimizer steps, instances, rates, and what the plug-in cost.
 
         Returns:
-            ``boss_updates``, ``instances_seen``, ``seconds`` (of training, without validation), ``saved_ratio`` (of an
-            unfiltered run's Boss updates), ``candidates_seen``, ``keep_rate``, ``mean_keep_prob``,
+            ``optimizer_steps``, ``instances_seen``, ``seconds`` (of training, without validation), ``saved_ratio``
+            (of an unfiltered run's optimizer steps), ``candidates_seen``, ``keep_rate``, ``mean_keep_prob``,
             ``nonfinite_instances``, ``overhead_ms`` (milliseconds a step), and with an Assistant ``assistant_loss``
             (nats) and ``assistant_auroc`` of the last epoch.
         """
-        self._learner.settle()
+        self._learner.wait_all()
         return self.report.summary(None if self._data is None else self._data.candidate_stream)
 
     def keep_probability(self, indices: Iterable[int]) -> npt.NDArray[np.floating[Any]]:
@@ -322,13 +330,13 @@ class AutoAssistCallback(CallbackBase):
                 "the Trainer trained in processes of its own, and what they remember of instances is not in this one, "
                 "so the chances are those of instances that were never seen: load a checkpoint of the run to have them"
             )
-        self._learner.settle()
+        self._learner.wait_all()
         return self._learner.keep_probability(np.fromiter(indices, np.int64), pass_index=1)
 
     @property
     def instances(self) -> InstanceStore | None:
         """What is remembered of each instance; None before the first batch, and where the policy needs no scores."""
-        self._learner.settle()
+        self._learner.wait_all()
         return self._learner.store
 
     @property
@@ -378,7 +386,7 @@ class AutoAssistCallback(CallbackBase):
         self._is_on_stream = True
         if self._suits_data and self._learner.rows.refusal is not None:
             self.assistant = LogisticAssistant()
-            self._learner.use(self.assistant, self.assistant.reader(self.features, self.max_features))
+            self._learner.use(self.assistant, self.assistant.feature_extractor(self.features, self.max_features))
 
     def _disconnect(self) -> None:
         self._log.disconnect()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_autoassist.filtering.guard import Guard
-from lightning_autoassist.trainer_support.executors import Jobs
+from lightning_autoassist.trainer_support.executors import InlineExecutor
 
 # So many steps in a row whose losses cannot be told apart end filtering; so many at the start are reported.
 MAX_UNTOLD, FIRST_UNTOLD = 50, 3
@@ -30,7 +30,7 @@ class FilterStatus:
     """
 
     def __init__(self, is_filtering: bool, on_stop: Callable[[], None]) -> None:
-        self.jobs = Jobs()
+        self.jobs = InlineExecutor()
         self.is_filtering = is_filtering
         self.is_told = True
         self.reason: str | None = None

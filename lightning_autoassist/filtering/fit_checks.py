@@ -100,17 +100,17 @@ class LengthChecks:
         self._is_done = False
         self._schedules = ScheduleCheck(built_from_length=trainer.train_dataloader is not None)
 
-    def check(self, trainer: Any, stream: CandidateStream | None, judges_unseen: bool) -> None:
+    def check(self, trainer: Any, stream: CandidateStream | None, scores_unseen: bool) -> None:
         """Check a fit once, as soon as there is a candidate stream, which knows its length.
 
         Args:
             trainer: Of the fit.
             stream: The candidate stream; None where there is none yet.
-            judges_unseen: Whether the first pass over the data is filtered, too.
+            scores_unseen: Whether the first pass over the data is filtered, too.
         """
         if stream is not None and not self._is_done:
             self._is_done = True
-            warn_about_limits(trainer, stream, keeps_first_pass=not judges_unseen)
+            warn_about_limits(trainer, stream, keeps_first_pass=not scores_unseen)
             self._schedules.start(trainer, stream)
 
     def start_epoch(self, trainer: Any, stream: CandidateStream | None) -> None:

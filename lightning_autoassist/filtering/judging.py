@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader, Outcome
+from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader, UpdateResult
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.policies.base import Policy
 
@@ -30,7 +30,7 @@ def chances(assistant: Assistant, policy: Policy, instances: Instances, labels: 
     return probs.where(~probs.isnan(), 1.0)
 
 
-def learn(assistant: Assistant, policy: Policy, instances: Instances, scores: Tensor) -> Outcome:
+def learn(assistant: Assistant, policy: Policy, instances: Instances, scores: Tensor) -> UpdateResult:
     """Let Assistant and policy learn from instances whose scores, shape ``(B,)``, are known."""
     outcome = assistant.update(instances, scores)
     policy.observe(outcome.predictions, outcome.targets)

@@ -21,11 +21,11 @@ from lightning_autoassist.filtering.memory.store import InstanceStore
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.row_learner import RowLearner
-from lightning_autoassist.filtering.sampling.candidates import Draw, Rows
+from lightning_autoassist.filtering.sampling.candidates import Rows, SelectedBatch
 from lightning_autoassist.filtering.stored_learner import StoredLearner
-from lightning_autoassist.filtering.waiting_steps import Observed, WaitingSteps, on_host
+from lightning_autoassist.filtering.waiting_steps import PendingUpdate, WaitingSteps, on_host
 from lightning_autoassist.trainer_support.arrays import IndexArray
-from lightning_autoassist.trainer_support.executors import Jobs
+from lightning_autoassist.trainer_support.executors import InlineExecutor
 from lightning_autoassist.trainer_support.process_group import Ranks
 
 # Most batches that wait to be learnt from together, where no other process waits for what they showed: one after the
@@ -34,7 +34,7 @@ LEARNT_TOGETHER = 8
 
 
 class Learner:
-    """Lets the Assistant learn from the Boss's answers, and turns its predictions into chances.
+    """Lets the Assistant learn from the model's answers, and turns its predictions into chances.
 
     Args:
         assistant: Predicts scores.
@@ -44,7 +44,7 @@ class Learner:
         tail: Share of training at whose end every candidate is kept.
         feature_memory: See ``InstanceStore``.
         exchange_every: Steps between two exchanges with the other processes, where there are any.
-        watches_losses: Whether the Boss's losses are captured, for scores or for weights.
+        watches_losses: Whether the model's losses are captured, for scores or for weights.
 
     Attributes:
         status: Whether there is any filtering, and why not.
@@ -62,7 +62,7 @@ class Learner:
         features: BatchReader,
         report: FilterReport,
         *,
-        tail: float,
+        unfiltered_tail: float,
         feature_memory: int,
         exchange_every: int,
         watches_losses: bool = True,
@@ -70,7 +70,7 @@ class Learner:
         self.assistant = assistant
         self.policy = policy
         self.report = report
-        self.tail = tail
+        self.unfiltered_tail = unfiltered_tail
         self.exchange_every = exchange_every
         self.watches_losses = watches_losses
         self.progress = 0.0
@@ -109,9 +109,9 @@ class Learner:
         """Learn from what all of ``ranks`` see, beginning with one Assistant; all processes must call this."""
         self._ranks = ranks
         if ranks.world_size > 1:
-            self.assistant.load_state_dict(ranks.shared(self.assistant.state_dict()))
+            self.assistant.load_state_dict(ranks.broadcast_object(self.assistant.state_dict()))
 
-    def work_in(self, jobs: Jobs) -> None:
+    def work_in(self, jobs: InlineExecutor) -> None:
         """Learn in ``jobs``; whatever is asked in the training loop waits for what was submitted there before."""
         self.status.jobs = jobs
 
@@ -119,7 +119,7 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """State of all processes, which must all call this, as tensors and builtins."""
-        self.settle()
+        self.wait_all()
         own = {
             **self._waiting.state_dict(),
             **self.status.state_dict(),
@@ -176,9 +176,9 @@ class Learner:
     # ---- the batch generator asks
 
     @property
-    def judges_unseen(self) -> bool:
-        """Whether instances are filtered that the Boss has not seen."""
-        return self.stored.judges_unseen
+    def scores_unseen(self) -> bool:
+        """Whether instances are filtered that the model has not seen."""
+        return self.stored.scores_unseen
 
     def keep_probability(self, indices: IndexArray, pass_index: int) -> npt.NDArray[np.floating[Any]]:
         """Chances of candidates, shape ``(n,)``: 1 in the first pass, for unseen instances, when not filtering.
@@ -186,19 +186,19 @@ class Learner:
         Where the Assistant judges unseen instances, the first pass is one like the others.
         """
         everything = np.ones(len(indices), np.float32)
-        if (pass_index == 0 and not self.judges_unseen) or not self._judges_now():
+        if (pass_index == 0 and not self.scores_unseen) or not self._judges_now():
             return everything
         if not self.policy.needs_scores:
             return self.policy.keep_probability(torch.from_numpy(everything)).numpy()
         if self.store is not None:
-            self.settle()
+            self.wait_all()
             with self.status.unfiltered_on_error:
                 return self.stored.keep_probability(indices)
         return everything
 
     def keep_rows(self, rows: Rows, pass_index: int) -> npt.NDArray[np.floating[Any]]:
         """Chances of a stream's rows, shape ``(n,)``; there is no unseen one to be kept."""
-        self.settle()
+        self.wait_all()
         if self._judges_now():
             with self.status.unfiltered_on_error:
                 return self.rows.keep_probability(rows)
@@ -207,7 +207,7 @@ class Learner:
     def _judges_now(self) -> bool:
         """Whether training is before its tail, and nothing has gone wrong."""
         is_on = not self.watches_losses or (self.status.is_filtering and self.status.is_told)
-        return is_on and self.progress <= 1 - self.tail
+        return is_on and self.progress <= 1 - self.unfiltered_tail
 
     def row_features(self, batch: Any, num_rows: int) -> Tensor | None:
         """Features of a stream's batch, shape ``(n, F)``; None where nobody reads them."""
@@ -223,9 +223,9 @@ class Learner:
                 return self.stored.lacks_features(indices)
         return False
 
-    # ---- the Boss answers
+    # ---- the model answers
 
-    def new_features(self, draw: Draw, batch: Any) -> Tensor | None:
+    def new_features(self, draw: SelectedBatch, batch: Any) -> Tensor | None:
         """Features of the batch, where they are still to be had."""
         if draw.rows is not None:
             return draw.rows.features
@@ -236,7 +236,7 @@ class Learner:
 
     def end_step(
         self,
-        observed: Observed | None,
+        observed: PendingUpdate | None,
         *,
         lag: int,
         progress: float,
@@ -267,10 +267,10 @@ class Learner:
         elif self._num_steps % self.exchange_every == 0:
             self._exchange()
 
-    def settle(self) -> None:
+    def wait_all(self) -> None:
         """Have everything learnt that is due, before somebody looks."""
         self.status.jobs.submit(self._catch_up)
-        self.status.jobs.settle()
+        self.status.jobs.wait_all()
 
     def _catch_up(self) -> None:
         """Learn from the batches that wait; several processes do so when they exchange them."""
@@ -292,13 +292,13 @@ class Learner:
         if self.refuses_labels:
             self.stored.forget_labels()
 
-    def _learn_in_turn(self, ready: list[list[Observed]]) -> None:
+    def _learn_in_turn(self, ready: list[list[PendingUpdate]]) -> None:
         for observed in chain.from_iterable(ready):
             if self.is_filtering:
                 self._learn(on_host(observed))
 
-    def _learn(self, observed: Observed) -> None:
-        """Let the Assistant learn from one batch of the Boss."""
+    def _learn(self, observed: PendingUpdate) -> None:
+        """Let the Assistant learn from one batch of the model."""
         if self.refuses_labels:
             observed = observed._replace(labels=None)
         if observed.pass_index > self._pass_index:  # of several processes, the first to get there
@@ -309,7 +309,7 @@ class Learner:
         else:
             self._learn_from_rows(observed, observed.integers)
 
-    def _learn_from_rows(self, observed: Observed, integers: dict[str, Tensor]) -> None:
+    def _learn_from_rows(self, observed: PendingUpdate, integers: dict[str, Tensor]) -> None:
         """The same for a stream's batch."""
         scores = observed.scores.where(observed.losses.isfinite(), torch.nan)
         self.report.count_nonfinite(int((~scores.isfinite()).sum()))

@@ -13,7 +13,7 @@ PolicyName = Literal[
 ]
 AssistantName = Literal["logistic", "memory", "hybrid", "mlp", "text"]
 ScoreName = Literal["gradient_norm", "loss"]
-WeightsName = Literal["none", "sum", "mean"]
+ReweightingName = Literal["none", "inverse_probability", "normalized"]
 UpdateName = Literal["sync", "async"]
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from torch import Tensor
 from lightning_autoassist.capture.captured_step import CapturedStep
 from lightning_autoassist.capture.interceptor import TrainingStep, observe_training_steps
 from lightning_autoassist.capture.loss_capture import InstanceLossCapture
-from lightning_autoassist.capture.observation import Observation
+from lightning_autoassist.capture.observation import InstanceLosses
 from lightning_autoassist.filtering.data.arrivals import TransferOrder, hooks_of
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
 from lightning_autoassist.filtering.learner import Learner
-from lightning_autoassist.filtering.names import WeightsName
+from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
-from lightning_autoassist.filtering.sampling.candidates import Draw
+from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 
 # So many batches in a row pass unfiltered before filtering stops, where their rows cannot be told apart.
 MOST_UNKNOWN = 16
@@ -36,8 +36,8 @@ class Answer(NamedTuple):
         features: Shape ``(B, F)``, or rows of tokens, where they were still to be had.
     """
 
-    draw: Draw
-    observation: Observation
+    draw: SelectedBatch
+    observation: InstanceLosses
     features: Tensor | None
 
 
@@ -49,11 +49,11 @@ class ObservedSteps:
         learner: Hears whether the losses could be told apart.
         report: Gets the share of the loss that was captured, and the time that this takes.
         keeps_answers: Whether anybody asks for them.
-        weights: The weights in force.
+        reweighting: The weights in force.
 
     Attributes:
         capture: See above.
-        weights: See above; may change in the middle of training.
+        reweighting: See above; may change in the middle of training.
         answer: Of the current batch; None where there is none.
         reason: Why the losses of the latest observed step could not be told apart; None where they could.
     """
@@ -65,10 +65,10 @@ class ObservedSteps:
         report: FilterReport,
         *,
         keeps_answers: bool,
-        weights: WeightsName,
+        reweighting: ReweightingName,
     ) -> None:
         self.capture = capture
-        self.weights: WeightsName = weights
+        self.reweighting: ReweightingName = reweighting
         self.answer: Answer | None = None
         self.reason: str | None = None
         self._learner = learner
@@ -85,7 +85,7 @@ class ObservedSteps:
 
         Args:
             strategy: The Trainer's.
-            module: The Boss.
+            module: The model.
             data: Knows which instances the current batch holds.
         """
         self._module, self._data = module, data
@@ -116,11 +116,11 @@ class ObservedSteps:
             self._observe(captured, output, draw, features)
         return output
 
-    def _captured(self, draw: Draw, batch: Any) -> CapturedStep:
+    def _captured(self, draw: SelectedBatch, batch: Any) -> CapturedStep:
         weights = None if draw.weights is None else torch.from_numpy(draw.weights).to(self._module.device)
         return self.capture.step(batch, len(draw.indices), weights=weights, module=self._module)
 
-    def _knows_rows(self, draw: Draw, batch: Any) -> bool:
+    def _knows_rows(self, draw: SelectedBatch, batch: Any) -> bool:
         """Whether the rows of the batch are the draw's instances."""
         self._num_unknown = 0 if draw.knows_rows else self._num_unknown + 1
         refusal = self._transfers.refusal(draw, batch) if draw.knows_rows else None
@@ -133,7 +133,7 @@ class ObservedSteps:
             self._learner.status.stop(refusal)
         return draw.knows_rows and refusal is None
 
-    def _observe(self, captured: CapturedStep, output: Any, draw: Draw, features: Tensor | None) -> None:
+    def _observe(self, captured: CapturedStep, output: Any, draw: SelectedBatch, features: Tensor | None) -> None:
         observation = captured.observe(output)
         self.reason = captured.reason
         if output is None and self._module.automatic_optimization:
@@ -152,20 +152,24 @@ class ObservedSteps:
         self._report.captured_share = self.capture.share.ratio
         note = self.capture.note_on_share()
         if note is not None:
-            rank_zero_warn(note if self.weights in ("none", "mean") else f"{note}. {why_mean_weights(self.weights)}")
+            rank_zero_warn(
+                note
+                if self.reweighting in ("none", "normalized")
+                else f"{note}. {why_normalized_weights(self.reweighting)}"
+            )
 
 
-def warn_of_mean_weights(capture: InstanceLossCapture, weights: WeightsName) -> None:
-    """Say that weights="mean" are used from now on, unless the note on the captured share has said so."""
+def warn_of_normalized_weights(capture: InstanceLossCapture, reweighting: ReweightingName) -> None:
+    """Say that reweighting="normalized" is used from now on, unless the note on the captured share has said so."""
     missed = "; ".join(capture.share.missed)
     terms = missed or "which depend on the parameters alone, as a penalty on the weights does"
     if not (missed and capture.is_share_told):
-        rank_zero_warn(f"the loss has terms beside the instances' own ({terms}). {why_mean_weights(weights)}")
+        rank_zero_warn(f"the loss has terms beside the instances' own ({terms}). {why_normalized_weights(reweighting)}")
 
 
-def why_mean_weights(weights: WeightsName) -> str:
-    """Why other weights than "mean" do not suit a loss with terms that have no instances."""
+def why_normalized_weights(reweighting: ReweightingName) -> str:
+    """Why another reweighting than "normalized" do not suit a loss with terms that have no instances."""
     return (
-        f'With weights="{weights}" filtering would shift the balance between them and the instances\' losses, '
-        'so weights="mean" are used'
+        f'With reweighting="{reweighting}" filtering would shift the balance between them and the instances\' losses, '
+        'so reweighting="normalized" is used'
     )

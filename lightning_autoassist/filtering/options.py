@@ -8,21 +8,27 @@ from typing import Any, Literal, get_args
 
 from lightning_autoassist.filtering.assistants.base import Assistant
 from lightning_autoassist.filtering.assistants.registry import ASSISTANTS
-from lightning_autoassist.filtering.names import GivenAssistantName, GivenPolicyName, ScoreName, UpdateName, WeightsName
+from lightning_autoassist.filtering.names import (
+    GivenAssistantName,
+    GivenPolicyName,
+    ReweightingName,
+    ScoreName,
+    UpdateName,
+)
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.policies.registry import POLICIES
 from lightning_autoassist.trainer_support.arguments import check_choice, check_function, check_named, check_number
-from lightning_autoassist.trainer_support.executors import Jobs, UpdateThread
+from lightning_autoassist.trainer_support.executors import InlineExecutor, UpdateThread
 
 SCORE_NAMES: tuple[ScoreName | Literal["auto"], ...] = ("auto", *get_args(ScoreName))
-WEIGHT_NAMES: tuple[WeightsName | Literal["auto"], ...] = ("auto", *get_args(WeightsName))
+REWEIGHTING_NAMES: tuple[ReweightingName | Literal["auto"], ...] = ("auto", *get_args(ReweightingName))
 UPDATES: tuple[UpdateName | Literal["auto"], ...] = ("auto", *get_args(UpdateName))
 # Beside policy and Assistant, in the order in which loggers get them.
 LOGGED_SETTINGS = (
     "score",
-    "weights",
+    "reweighting",
     "features",
-    "tail",
+    "unfiltered_tail",
     "max_features",
     "feature_memory",
     "lag",
@@ -37,43 +43,43 @@ class ResolvedOptions:
     """What is in force in one run, where the user leaves it open or where training changes it.
 
     Attributes:
-        weights: ``"mean"`` also where the loss turned out to have terms beside the instances' own.
+        reweighting: ``"normalized"`` also where the loss turned out to have terms beside the instances' own.
         lag: Steps between a batch and the Assistant's learning from it.
         is_beside: Whether the Assistant learns, and batches are drawn, in a thread beside the training loop.
     """
 
-    weights: WeightsName
+    reweighting: ReweightingName
     lag: int = 0
     is_beside: bool = False
 
-    def executor(self) -> Jobs:
+    def executor(self) -> InlineExecutor:
         """Where the Assistant learns and batches are drawn; a thread has begun."""
         # Wherever the jobs are done, their order is the same for the same lag, and so is what is drawn.
         draws_ahead = min(self.lag, 1)
-        return UpdateThread(draws_ahead) if self.is_beside else Jobs(draws_ahead)
+        return UpdateThread(draws_ahead) if self.is_beside else InlineExecutor(draws_ahead)
 
 
 def resolve(
-    weights: WeightsName, lag: int | None, update: UpdateName | Literal["auto"], trainer: Any
+    reweighting: ReweightingName, lag: int | None, update: UpdateName | Literal["auto"], trainer: Any
 ) -> ResolvedOptions:
     """What is in force in a run of ``trainer``.
 
     Args:
-        weights: In force so far.
+        reweighting: In force so far.
         lag: In steps; None: what suits the Trainer's device.
         update: ``"sync"``, ``"async"`` or ``"auto"``.
         trainer: Has its strategy.
 
     Example:
         >>> from pytorch_lightning import Trainer
-        >>> resolve("sum", None, "auto", Trainer(accelerator="cpu", logger=False))
-        ResolvedOptions(weights='sum', lag=0, is_beside=False)
+        >>> resolve("inverse_probability", None, "auto", Trainer(accelerator="cpu", logger=False))
+        ResolvedOptions(reweighting='inverse_probability', lag=0, is_beside=False)
     """
     is_on_cpu = trainer.strategy.root_device.type == "cpu"
     is_beside = update == "async" or (update == "auto" and not is_on_cpu)
     # Such precisions change torch's default data type while a step runs, and all threads share that.
     is_beside &= trainer.precision == "32-true" or not trainer.precision.endswith("-true")
-    return ResolvedOptions(weights, (0 if is_on_cpu else 4) if lag is None else lag, is_beside)
+    return ResolvedOptions(reweighting, (0 if is_on_cpu else 4) if lag is None else lag, is_beside)
 
 
 def is_auto(option: object) -> bool:
@@ -100,17 +106,17 @@ def chosen_score(score: ScoreName | Literal["auto"], policy: Policy) -> ScoreNam
     return policy.default_score if score == "auto" else score
 
 
-def chosen_weights(weights: WeightsName | Literal["auto"], policy: Policy) -> WeightsName:
-    """The weights that are given, or the policy's own for ``"auto"``."""
-    weights = check_choice("weights", weights, WEIGHT_NAMES)
-    return policy.default_weights if weights == "auto" else weights
+def chosen_reweighting(reweighting: ReweightingName | Literal["auto"], policy: Policy) -> ReweightingName:
+    """The reweighting that is given, or the policy's own for ``"auto"``."""
+    reweighting = check_choice("reweighting", reweighting, REWEIGHTING_NAMES)
+    return policy.default_reweighting if reweighting == "auto" else reweighting
 
 
-def chosen_tail(tail: float | None, policy: Policy) -> float:
+def chosen_unfiltered_tail(unfiltered_tail: float | None, policy: Policy) -> float:
     """The tail that is given, or the policy's own for None."""
-    if tail is None:
-        return policy.default_tail
-    return check_number("tail", tail, "[0, 1)", "0.125 leaves the last eighth unfiltered")
+    if unfiltered_tail is None:
+        return policy.default_unfiltered_tail
+    return check_number("unfiltered_tail", unfiltered_tail, "[0, 1)", "0.125 leaves the last eighth unfiltered")
 
 
 def check_functions(features: Callable[..., Any] | None, decode: Callable[..., Any] | None) -> None:

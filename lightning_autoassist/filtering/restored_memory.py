@@ -74,7 +74,7 @@ def drop_unfit(restored: dict[str, Any] | None, assistant: Assistant, differing:
         restored["scores"].zero_()
         lost.append("the instances' scores")
     has_tokens = restored["tokens"] is not None
-    is_other_kind = assistant.reads_batches and has_tokens != ("tokens" in assistant.reads)
+    is_other_kind = assistant.needs_batches and has_tokens != ("tokens" in assistant.required_columns)
     if restored["has_features"].any() and ("features" in differing or is_other_kind):
         restored["has_features"].zero_()
         restored.update(features=None, feature_file=None, tokens=None)

@@ -14,7 +14,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader, Outcome
+from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader, UpdateResult
 from lightning_autoassist.filtering.judging import chances, features_of, learn
 from lightning_autoassist.filtering.memory.features import bounded
 from lightning_autoassist.filtering.memory.instances import Instances
@@ -26,7 +26,7 @@ from lightning_autoassist.filtering.sampling.candidates import Rows
 class LabelColumn:
     """The integer column of a stream's batches that the captured loss has as its target.
 
-    It is asked for before the Boss sees a batch, and told by the loss only after: so it is the place in the batch at
+    It is asked for before the model sees a batch, and told by the loss only after: so it is the place in the batch at
     which the target of earlier steps stood. A column that once differs from the target is not it; where none is left
     (the step computes its target), labels are used neither to predict nor to learn.
 
@@ -57,7 +57,7 @@ class LabelColumn:
 
 
 class RowLearner:
-    """Turns rows of a stream into keep probabilities, and the Boss's answers into a better Assistant.
+    """Turns rows of a stream into keep probabilities, and the model's answers into a better Assistant.
 
     Args:
         assistant: Predicts scores.
@@ -78,13 +78,13 @@ class RowLearner:
     @property
     def reads_features(self) -> bool:
         """Whether rows are judged by their features or tokens."""
-        return self.policy.needs_scores and self.assistant.reads_batches
+        return self.policy.needs_scores and self.assistant.needs_batches
 
     @property
     def refusal(self) -> str | None:
         """Why streams cannot be filtered by this Assistant, and what to write; None where they can."""
         names = {"scores": "last score", "indices": "position in the data set"}
-        read = [name for column, name in names.items() if column in self.assistant.reads]
+        read = [name for column, name in names.items() if column in self.assistant.required_columns]
         if not self.policy.needs_scores or not read:
             return None
         return (
@@ -108,7 +108,7 @@ class RowLearner:
             ValueError: If the batch has none, or another number than earlier ones.
         """
         features = features_of(self._features, batch, num_rows)
-        if "tokens" in self.assistant.reads:
+        if "tokens" in self.assistant.required_columns:
             return features.cpu()
         self._width = self._width or features.shape[1]
         if features.shape[1] != self._width:
@@ -127,8 +127,8 @@ class RowLearner:
 
     def learn(
         self, features: Tensor | None, integers: Mapping[str, Tensor], target: Tensor | None, scores: Tensor
-    ) -> Outcome | None:
-        """Learn from a batch of the Boss.
+    ) -> UpdateResult | None:
+        """Learn from a batch of the model.
 
         Args:
             features: What :meth:`features` gave for its rows, shape ``(B, F)``.
@@ -148,6 +148,6 @@ class RowLearner:
         return learn(self.assistant, self.policy, self._instances(*columns), scores[finite])
 
     def _instances(self, features: Tensor | None, labels: Tensor | None) -> Instances:
-        if features is not None and "tokens" in self.assistant.reads:
+        if features is not None and "tokens" in self.assistant.required_columns:
             return Instances(labels=labels, tokens=tokens_of(features))
         return Instances(features, labels)

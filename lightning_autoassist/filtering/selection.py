@@ -9,7 +9,7 @@ from typing import Any
 from lightning_autoassist.filtering.sampling.index_batches import KeepProbability, ShrinkingBatchSampler
 from lightning_autoassist.filtering.sampling.row_stream import KeepRows, RowFeatures, RowStream
 from lightning_autoassist.trainer_support.arrays import IndexArray
-from lightning_autoassist.trainer_support.executors import Jobs
+from lightning_autoassist.trainer_support.executors import InlineExecutor
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Selection:
     Attributes:
         keep_probability: Gets candidates and the number of the pass, returns p; see ``ShrinkingBatchSampler``.
         keeps_everything: Whether p is always 1.
-        weights: ``"none"``, ``"sum"`` or ``"mean"``.
+        reweighting: ``"none"``, ``"inverse_probability"`` or ``"normalized"``.
         on_data: Called with the size of the data set before its first batch is drawn.
         on_stream: Called before a stream's first row is judged; raises where streams cannot be filtered so.
         keep_rows: Gets rows of a stream and the number of the pass, returns p; see ``RowStream``.
@@ -31,14 +31,14 @@ class Selection:
 
     keep_probability: KeepProbability
     keeps_everything: bool
-    weights: str
+    reweighting: str
     on_data: Callable[[int], None]
     on_stream: Callable[[], None]
     keep_rows: KeepRows
     row_features: RowFeatures
     on_considered: Callable[[Any, Any, Any], None]
     lacks_features: Callable[[IndexArray], bool]
-    jobs: Jobs
+    jobs: InlineExecutor
 
     def apply_to(self, stream: ShrinkingBatchSampler | RowStream, *, pass_whole: bool = False) -> None:
         """Let ``stream`` select so.
@@ -47,7 +47,7 @@ class Selection:
             stream: The candidates.
             pass_whole: Pass a stream's own batches on as they are.
         """
-        stream.weights = "none" if pass_whole else self.weights
+        stream.reweighting = "none" if pass_whole else self.reweighting
         if isinstance(stream, RowStream):
             stream.pass_whole = pass_whole
             stream.features = self.row_features

@@ -1,4 +1,4 @@
-"""An Assistant on instances of a data set: what the Boss answered is remembered of each of them.
+"""An Assistant on instances of a data set: what the model answered is remembered of each of them.
 
 Shapes: N data set, B batch, n candidates, F features.
 """
@@ -23,12 +23,12 @@ from lightning_autoassist.filtering.memory.store import InstanceStore
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.restored_memory import LabelComparison, drop_unfit, load_parts
-from lightning_autoassist.filtering.waiting_steps import Observed, WaitingSteps
+from lightning_autoassist.filtering.waiting_steps import PendingUpdate, WaitingSteps
 from lightning_autoassist.trainer_support.arrays import IndexArray
 
 
 class StoredLearner:
-    """Turns instances of a data set into keep probabilities, and the Boss's answers into a better Assistant.
+    """Turns instances of a data set into keep probabilities, and the model's answers into a better Assistant.
 
     Args:
         assistant: Predicts scores.
@@ -119,9 +119,9 @@ class StoredLearner:
     # ---- the batch generator asks
 
     @property
-    def judges_unseen(self) -> bool:
-        """Whether instances are filtered that the Boss has not seen."""
-        return self.policy.needs_scores and self.assistant.judges_unseen
+    def scores_unseen(self) -> bool:
+        """Whether instances are filtered that the model has not seen."""
+        return self.policy.needs_scores and self.assistant.scores_unseen
 
     def keep_probability(self, indices: IndexArray) -> npt.NDArray[np.floating[Any]]:
         """Chances of candidates, shape ``(n,)``: 1 for those of which too little is known."""
@@ -129,8 +129,8 @@ class StoredLearner:
         if self.store is None:
             return everything
         rows = self.store.places(torch.from_numpy(indices))
-        knows = self.store.holds if self.judges_unseen else self.store.knows
-        known = knows(rows, self.assistant.reads)
+        knows = self.store.holds if self.scores_unseen else self.store.knows
+        known = knows(rows, self.assistant.required_columns)
         if known.all():
             return self._chances(self.store, rows).numpy()
         # Policies compare scores with each other, so that they get none of instances that have none.
@@ -140,16 +140,16 @@ class StoredLearner:
 
     def _chances(self, store: InstanceStore, rows: Tensor) -> Tensor:
         labels = store.labels[rows] if self.policy.reads_labels and store.labels is not None else None
-        return chances(self.assistant, self.policy, store.rows(rows, self.assistant.reads), labels)
+        return chances(self.assistant, self.policy, store.rows(rows, self.assistant.required_columns), labels)
 
     def lacks_features(self, indices: IndexArray) -> bool:
         """Whether the Assistant reads features or tokens, and some of these instances have none yet."""
-        if not self.assistant.reads_batches or self.store is None:
+        if not self.assistant.needs_batches or self.store is None:
             return False
         places = self.store.places(torch.from_numpy(indices))
-        return not self.store.knows(places, self.assistant.reads).all()
+        return not self.store.knows(places, self.assistant.required_columns).all()
 
-    # ---- the Boss answers
+    # ---- the model answers
 
     def features(self, batch: Any, num_rows: int) -> Tensor | None:
         """Features of a batch, shape ``(B, F)``, or its tokens; None where nobody reads them.
@@ -157,15 +157,15 @@ class StoredLearner:
         Raises:
             ValueError: If the batch has none.
         """
-        return features_of(self._features, batch, num_rows) if self.assistant.reads_batches else None
+        return features_of(self._features, batch, num_rows) if self.assistant.needs_batches else None
 
     def forget_labels(self) -> None:
         """Labels are no property of the instances."""
         if self.store is not None:
             self.store.labels = None
 
-    def learn(self, observed: Observed) -> None:
-        """Learn from a batch of the Boss."""
+    def learn(self, observed: PendingUpdate) -> None:
+        """Learn from a batch of the model."""
         assert self.store is not None
         store, indices = self.store, self.store.places(observed.indices)
         if observed.labels is not None:
@@ -179,9 +179,9 @@ class StoredLearner:
         if observed.features is not None:
             self._put_features(store, indices[finite], observed.features[finite])
         scores, labels = observed.scores, observed.labels
-        if not are_finite or self.assistant.reads_batches:
+        if not are_finite or self.assistant.needs_batches:
             # A resumed run may have lost features of instances that the interrupted one was about to learn from.
-            learnt = finite & store.holds(indices, self.assistant.reads)
+            learnt = finite & store.holds(indices, self.assistant.required_columns)
             if not learnt.all():
                 indices, scores = indices[learnt], scores[learnt]
                 labels = None if labels is None else labels[learnt]
@@ -191,12 +191,12 @@ class StoredLearner:
     def _update(self, store: InstanceStore, indices: Tensor, scores: Tensor, labels: Tensor | None) -> None:
         if labels is not None:
             store.put_labels(indices, labels)
-        instances = store.rows(indices, self.assistant.reads)  # as remembered, before this batch
+        instances = store.rows(indices, self.assistant.required_columns)  # as remembered, before this batch
         store.put_scores(indices, scores)
         self._report.count_outcome(learn(self.assistant, self.policy, instances, scores))
 
     def _put_features(self, store: InstanceStore, indices: Tensor, features: Tensor) -> None:
-        if "tokens" in self.assistant.reads:
+        if "tokens" in self.assistant.required_columns:
             store.put_tokens(indices, features)
             return
         if self._fresh is not None and store.features is not None and store.features.shape[1] != features.shape[1]:

@@ -1,4 +1,4 @@
-"""What is counted and learnt when the Boss has been trained on a batch."""
+"""What is counted and learnt when the model has been trained on a batch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
 from lightning_autoassist.filtering.learner import Learner
 from lightning_autoassist.filtering.observed_steps import ObservedSteps
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
-from lightning_autoassist.filtering.waiting_steps import Observed, to_host
-from lightning_autoassist.trainer_support.executors import Jobs
+from lightning_autoassist.filtering.waiting_steps import PendingUpdate, to_host
+from lightning_autoassist.trainer_support.executors import InlineExecutor
 
 
 class TrainedBatches:
@@ -53,7 +53,9 @@ class TrainedBatches:
         """Remember the size of a batch that was not drawn here."""
         self._num_passed_on = batch_rows(batch) if data.current_draw is None else 0
 
-    def end_batch(self, trainer: Any, data: AutoAssistDataModule, batch_idx: int, jobs: Jobs, lag: int) -> None:
+    def end_batch(
+        self, trainer: Any, data: AutoAssistDataModule, batch_idx: int, jobs: InlineExecutor, lag: int
+    ) -> None:
         """A batch has ended: does nothing where this was said already, as where somebody saved a checkpoint before us.
 
         Args:
@@ -68,7 +70,7 @@ class TrainedBatches:
             return
         self._num_ended = number
         self._gradients.end_batch(trainer.global_step)
-        draw = data.confirm_draw()
+        draw = data.mark_consumed()
         self._report.count_batch(self._num_passed_on if draw is None else len(draw.indices), trainer.global_step)
         answer = self._steps.take_answer()
         with self._report.timed():
@@ -81,7 +83,7 @@ class TrainedBatches:
             jobs.submit(functools.partial(self._learn, observed, lag, progress, *told))
 
     def _learn(
-        self, observed: Observed | None, lag: int, progress: float, has_other_terms: bool, refuses_labels: bool
+        self, observed: PendingUpdate | None, lag: int, progress: float, has_other_terms: bool, refuses_labels: bool
     ) -> None:
         """The job at the end of a step, wherever it is done."""
         with self._learner.status.unfiltered_on_error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
-from lightning_autoassist.trainer_support.executors import Jobs
+from lightning_autoassist.trainer_support.executors import InlineExecutor
 
 
 class IsolatedValidation:
@@ -17,7 +17,7 @@ class IsolatedValidation:
     def __init__(self) -> None:
         self._loop: Any = None
 
-    def begin(self, loop: Any, data: AutoAssistDataModule, jobs: Jobs) -> None:
+    def begin(self, loop: Any, data: AutoAssistDataModule, jobs: InlineExecutor) -> None:
         """Isolate the validations of a fit, until :meth:`end`.
 
         Args:
@@ -28,7 +28,7 @@ class IsolatedValidation:
         self._loop, run = loop, loop.run
 
         def isolated_run() -> Any:
-            jobs.settle()  # validation's workers are forked, and a thread had better be at rest then
+            jobs.wait_all()  # validation's workers are forked, and a thread had better be at rest then
             with data.rng_given_back():
                 return run()
 

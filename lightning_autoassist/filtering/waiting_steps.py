@@ -1,4 +1,4 @@
-"""What steps showed, on its way from the Boss's device to the Assistant.
+"""What steps showed, on its way from the model's device to the Assistant.
 
 Shapes: B batch, F features.
 """
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_autoassist.capture.observation import Observation
-from lightning_autoassist.filtering.sampling.candidates import Draw
+from lightning_autoassist.capture.observation import InstanceLosses
+from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 
 
-class Observed(NamedTuple):
-    """One step's observation on its way from the Boss's device to the Assistant."""
+class PendingUpdate(NamedTuple):
+    """One step's observation on its way from the model's device to the Assistant."""
 
     indices: Tensor
     losses: Tensor
@@ -28,14 +28,14 @@ class Observed(NamedTuple):
     pass_index: int = 0
 
 
-def to_host(draw: Draw, observation: Observation, features: Tensor | None) -> Observed:
+def to_host(draw: SelectedBatch, observation: InstanceLosses, features: Tensor | None) -> PendingUpdate:
     """Start the copies to the CPU; on CUDA none of them is waited for."""
     on_cuda = observation.losses.is_cuda
 
     def started(tensor: Tensor) -> Tensor:
         return tensor if tensor.device.type == "cpu" else tensor.to("cpu", non_blocking=on_cuda)
 
-    return Observed(
+    return PendingUpdate(
         indices=torch.from_numpy(draw.indices),
         losses=started(observation.losses),
         scores=started(observation.scores),
@@ -47,7 +47,7 @@ def to_host(draw: Draw, observation: Observation, features: Tensor | None) -> Ob
     )
 
 
-def on_host(observed: Observed) -> Observed:
+def on_host(observed: PendingUpdate) -> PendingUpdate:
     """The same with its copies arrived."""
     if observed.arrived is None:
         return observed
@@ -63,16 +63,16 @@ class WaitingSteps:
     """
 
     def __init__(self) -> None:
-        self.ready: list[Observed] = []
-        self._pending: deque[Observed] = deque()  # younger than the lag
+        self.ready: list[PendingUpdate] = []
+        self._pending: deque[PendingUpdate] = deque()  # younger than the lag
 
-    def add(self, observed: Observed, lag: int) -> None:
+    def add(self, observed: PendingUpdate, lag: int) -> None:
         """A step has ended; those that ended ``lag`` steps before it are ready."""
         self._pending.append(observed)
         while len(self._pending) > lag:
             self.ready.append(self._pending.popleft())
 
-    def take_ready(self) -> list[Observed]:
+    def take_ready(self) -> list[PendingUpdate]:
         """The steps that are ready, to be learnt from now."""
         ready, self.ready = self.ready, []
         return ready
@@ -99,5 +99,5 @@ class WaitingSteps:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         self.clear()
-        self._pending.extend(Observed(**parts) for parts in state["pending"])
-        self.ready.extend(Observed(**parts) for parts in state["ready"])
+        self._pending.extend(PendingUpdate(**parts) for parts in state["pending"])
+        self.ready.extend(PendingUpdate(**parts) for parts in state["ready"])

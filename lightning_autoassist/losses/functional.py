@@ -24,7 +24,7 @@ Norms = Callable[[Arguments, Tensor], Tensor]
 _CACHED_NUMBERS = 2**17
 
 
-class Elements(NamedTuple):
+class ElementwiseLoss(NamedTuple):
     """What one call of a loss says about its rows, all detached.
 
     Attributes:
@@ -44,7 +44,8 @@ class NamedLoss:
     Args:
         function: The function of ``torch.nn.functional``.
         norms: Gets the call's arguments (tensors detached, floats as float32; with an ``ignore_index`` also
-            "counts", the mask of :class:`Elements`) and the unreduced losses, returns the norms in the losses' shape.
+            "counts", the mask of :class:`ElementwiseLoss`) and the unreduced losses, returns the norms in the
+            losses' shape.
         inputs: Names of the differentiable inputs, which have one row for each row of the loss.
         rows_axis: Where the inputs hold the rows.
         num_axes: How many axes an input needs to hold several rows; with fewer it is one row.
@@ -88,7 +89,9 @@ class NamedLoss:
         inputs = [arguments[name] for name in self.inputs]
         return max((each.shape[self.rows_axis] for each in inputs if _ndim(each) >= self.num_axes), default=1)
 
-    def elements(self, arguments: Arguments, unreduced: Tensor | None = None, *, with_norms: bool = True) -> Elements:
+    def elements(
+        self, arguments: Arguments, unreduced: Tensor | None = None, *, with_norms: bool = True
+    ) -> ElementwiseLoss:
         """Losses and norms of a call's rows.
 
         Args:
@@ -115,7 +118,7 @@ class NamedLoss:
                 # Its mean, alone among torch's, is of the losses by the lengths of their targets.
                 lengths = torch.as_tensor(detached["target_lengths"], device=losses.device).clamp(min=1)
                 losses, norms = losses / lengths, None if norms is None else norms / lengths
-            return Elements(losses, norms, mask)
+            return ElementwiseLoss(losses, norms, mask)
 
 
 def _detached(value: Any) -> Any:

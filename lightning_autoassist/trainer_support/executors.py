@@ -17,7 +17,7 @@ _DONE: Future[None] = Future()
 _DONE.set_result(None)
 
 
-class Jobs:
+class InlineExecutor:
     """Does every job at once, in the thread that asks.
 
     Args:
@@ -44,22 +44,22 @@ class Jobs:
         job()
         return _DONE
 
-    def settle(self) -> None:
+    def wait_all(self) -> None:
         """Wait until every job is done; raises what one of them raised."""
 
     def close(self) -> None:
         """Let no thread go on."""
 
 
-class UpdateThread(Jobs):
+class UpdateThread(InlineExecutor):
     """Does jobs one after the other in a thread of its own, in the order in which they were submitted.
 
     What the jobs do to each other's data depends on that order alone and never on who is faster. So two runs that
-    submit the same jobs draw the same instances, as long as nobody reads such data before :meth:`settle`, or before
+    submit the same jobs draw the same instances, as long as nobody reads such data before :meth:`wait_all`, or before
     the job that he waits for.
 
     Args:
-        draws_ahead: See :class:`Jobs`.
+        draws_ahead: See :class:`InlineExecutor`.
         max_waiting: Jobs that may be unfinished; submitting one more waits for the oldest.
 
     Example:
@@ -93,7 +93,7 @@ class UpdateThread(Jobs):
         self._queue.put((job, done))
         return done
 
-    def settle(self) -> None:
+    def wait_all(self) -> None:
         if self._thread is threading.current_thread():
             return
         while self._unfinished:

@@ -13,7 +13,7 @@ class Ranks:
     """The processes of a run, and this one's place among them.
 
     What they exchange goes over the CPU, in a group of its own: no device waits for it, and it cannot get between the
-    collectives of the Boss's gradients.
+    collectives of the model's gradients.
 
     Args:
         rank: Of this process.
@@ -41,6 +41,6 @@ class Ranks:
         distributed.all_gather_object(values, value, group=self._group)
         return values
 
-    def shared(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """The first process's value. All processes must call this at the same step."""
         return self.gather(value)[0]

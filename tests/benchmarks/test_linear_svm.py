@@ -209,12 +209,12 @@ def test_weights_leave_the_gradient_as_it_is(small, method):
         32,
         budget=1,
         keep_probability=chance,
-        weights="mean",
+        reweighting="normalized",
     )
     capture, batches = InstanceLossCapture(score="loss"), []
     for _ in range(300):
         for draw in sampler.draws():
-            sampler.confirm(draw)
+            sampler.mark_consumed(draw)
             batch = small.features[draw.indices], small.labels[draw.indices]
             with capture.step(batch, 32, weights=torch.from_numpy(draw.weights)) as captured:
                 loss = module.training_step(batch, 0)
@@ -248,7 +248,7 @@ def test_margins_of_candidates_are_counted(small):
     # One batch more is drawn ahead in some steps; nothing but candidates has its margin counted.
     assert row["gradient_evaluations"] < row["candidate_margins"] <= row["candidates"]
     assert row["candidate_margins"] > 0.9 * row["candidates"]
-    assert row["settings"]["weights"] == "mean"
+    assert row["settings"]["reweighting"] == "normalized"
     assert run(small, method="sgd")["candidate_margins"] == 0
 
 

@@ -55,7 +55,7 @@ def test_the_papers_method_is_its_own_for_translation():
     callback = Method(PAPER).callback()
     assert isinstance(callback.assistant, TextAssistant)
     assert (callback.policy.gamma, callback.policy.confidence_gate) == (0.5, True)
-    assert (callback.score, callback.weights) == ("loss", "none")
+    assert (callback.score, callback.reweighting) == ("loss", "none")
 
 
 def test_a_run_filters_and_its_row_says_what_it_was(tmp_path):

@@ -243,7 +243,7 @@ def test_detached_instance_loss_takes_no_weights():
     assert observed(step)[1].losses.shape == (B,)
     _, observation, reason = observed(step, weights=torch.ones(B))
     assert observation is None
-    assert "weights='none'" in reason
+    assert "reweighting='none'" in reason
 
 
 @pytest.mark.parametrize("output", [None, torch.zeros(()), {"loss": None}, {}, 3.0])

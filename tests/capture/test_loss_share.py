@@ -205,7 +205,7 @@ def test_only_logged_losses_are_not_missed():
 
 
 def test_a_larger_part_decides_and_one_warning_names_the_rest():
-    callback, messages = fit(with_some_dice, weights="none")
+    callback, messages = fit(with_some_dice, reweighting="none")
     (message,) = [each for each in messages if "Missed" in each]
     assert "only 7" in message or "only 8" in message or "only 6" in message
     assert "hand-written loss at test_loss_share.py" in message
@@ -217,18 +217,18 @@ def test_a_larger_part_decides_and_one_warning_names_the_rest():
 
 
 def test_weights_fall_to_mean_with_the_same_warning():
-    callback, messages = fit(with_some_dice, weights="sum")
+    callback, messages = fit(with_some_dice, reweighting="inverse_probability")
     (message,) = messages
     assert "Missed: hand-written loss at test_loss_share.py" in message
-    assert 'so weights="mean" are used' in message
-    assert callback.weights == "mean"
+    assert 'so reweighting="normalized" is used' in message
+    assert callback.reweighting == "normalized"
 
 
 def test_a_regularizer_is_not_missed_but_out_of_reach_of_weights():
-    callback, messages = fit(penalized, weights="sum")
+    callback, messages = fit(penalized, reweighting="inverse_probability")
     (message,) = messages
     assert "depend on the parameters alone" in message
-    assert callback.weights == "mean"
+    assert callback.reweighting == "normalized"
     assert callback.report.last_epoch["captured_share"] == 1
 
 

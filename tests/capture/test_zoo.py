@@ -130,11 +130,11 @@ def test_nothing_filtered_nothing_changed(case, options):
 def test_weights_of_one_change_nothing(case):
     """In the first pass everything is kept; its weights go all the way through."""
     expected = fit(case).state_dict()
-    callback = Recording(weights="sum", score="gradient_norm")
+    callback = Recording(reweighting="inverse_probability", score="gradient_norm")
     found = fit(case, callback).state_dict()
     assert len(callback.weights_drawn) == (3 if case.losses else 0)
     assert all((drawn == 1).all() for drawn in callback.weights_drawn)
-    assert callback.weights == "sum"
+    assert callback.reweighting == "inverse_probability"
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
 
@@ -221,9 +221,9 @@ def test_what_cannot_be_told_apart_trains_unfiltered_with_one_warning(case):
 
 
 @pytest.mark.parametrize("case", CAPTURED, ids=name_of)
-@pytest.mark.parametrize("weights", ["none", "sum"])
-def test_every_module_trains_filtered(case, weights):
-    callback = Recording(weights=weights, score="loss")
+@pytest.mark.parametrize("reweighting", ["none", "inverse_probability"])
+def test_every_module_trains_filtered(case, reweighting):
+    callback = Recording(reweighting=reweighting, score="loss")
     module = fit(case, callback, budget=1.0, epochs=6)
     assert callback.summary()["keep_rate"] < 1
     assert all(parameter.isfinite().all() for parameter in module.parameters())
@@ -269,8 +269,8 @@ def test_a_step_that_returns_nothing_now_and_then_costs_no_filtering():
 
 @pytest.mark.skipif(not KNOWS_COMPILED_CAPTURE, reason="torch.compile below 2.7 knows no function modes")
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch.compile itself
-@pytest.mark.parametrize("weights", ["none", "sum"])
-def test_a_module_compiled_as_a_whole_is_captured(weights):
+@pytest.mark.parametrize("reweighting", ["none", "inverse_probability"])
+def test_a_module_compiled_as_a_whole_is_captured(reweighting):
     """``trainer.fit(torch.compile(module))``: the step runs in compiled code, loss and all."""
 
     def fit_compiled(*callbacks):
@@ -283,7 +283,7 @@ def test_a_module_compiled_as_a_whole_is_captured(weights):
         run.fit(torch.compile(module, backend="aot_eager"), data)
         return module.state_dict()
 
-    callback = Recording(weights=weights, score="loss")
+    callback = Recording(reweighting=reweighting, score="loss")
     expected, found = fit_compiled(), fit_compiled(callback)
     assert [observation.source for observation, _ in callback.observations] == ["cross_entropy in compiled code"] * 3
     for observation, loss in callback.observations:
@@ -341,7 +341,7 @@ def test_models_of_transformers_are_captured(make_model):
         trainer(max_epochs=1, callbacks=list(callbacks)).fit(module, data)
         return module.state_dict()
 
-    for options in ({"policy": AutoAssistPolicy(gamma=1.0)}, {"weights": "sum"}):
+    for options in ({"policy": AutoAssistPolicy(gamma=1.0)}, {"reweighting": "inverse_probability"}):
         callback = Recording(by_hand, score="loss", **options)
         expected, found = run(), run(callback)
         assert len(callback.observations) == 3
@@ -384,7 +384,7 @@ def test_nothing_of_ours_is_left(case, fails):
             fitted.fit(module, data)
         return module, fitted
 
-    (plain, plain_run), (module, fitted) = run(), run(AutoAssistCallback(weights="sum"))
+    (plain, plain_run), (module, fitted) = run(), run(AutoAssistCallback(reweighting="inverse_probability"))
     for found, expected in zip(module.modules(), plain.modules(), strict=True):
         assert found.__dict__.keys() == expected.__dict__.keys()
         assert found._buffers.keys() == expected._buffers.keys()
@@ -397,14 +397,14 @@ def test_nothing_of_ours_is_left(case, fails):
     assert not torch.overrides._get_current_function_mode_stack()
 
 
-@pytest.mark.parametrize("weights", ["none", "sum"])
-def test_an_error_in_the_users_loss_is_the_users(weights):
+@pytest.mark.parametrize("reweighting", ["none", "inverse_probability"])
+def test_an_error_in_the_users_loss_is_the_users(reweighting):
     class Wrong(zoo.Base):
         def training_step(self, batch, batch_idx):
             return F.cross_entropy(self.net(batch[0]), batch[1] + 7 * batch_idx)
 
     case, messages = Case(Wrong, "features", ()), []
-    for callback in (None, AutoAssistCallback(weights=weights)):
+    for callback in (None, AutoAssistCallback(reweighting=reweighting)):
         with pytest.raises(IndexError) as raised:
             fit(case, callback)
         messages.append(str(raised.value))

@@ -452,7 +452,7 @@ def test_hover_in_a_browser(browser, tmp_path):
     shown = dom(browser, tmp_path / "hover.html", tmp_path / "profile")
     tip = re.search(r'<div id="tip"[^>]*>(.*?)</div>', shown, re.DOTALL)[1]
     assert "acc 0.7" in tip
-    assert "20 Boss updates" in tip
+    assert "20 optimizer steps" in tip
     assert "20 seconds" in tip
     assert shown.count('class="line"') == 2  # one of two runs was switched off, in two charts
 

@@ -37,14 +37,14 @@ def results(out):
 def test_budgeted_runs_make_the_budgets_updates(results):
     full, uniform, filtered = results
     num_batches = math.ceil(BUDGET * NUM_TRAIN / BATCH_SIZE)
-    assert full.boss_updates == NUM_EPOCHS * math.ceil(NUM_TRAIN / BATCH_SIZE)
-    assert uniform.boss_updates == filtered.boss_updates == NUM_EPOCHS * num_batches
+    assert full.optimizer_steps == NUM_EPOCHS * math.ceil(NUM_TRAIN / BATCH_SIZE)
+    assert uniform.optimizer_steps == filtered.optimizer_steps == NUM_EPOCHS * num_batches
 
 
 def test_instances_seen(results):
     full, uniform, filtered = results
     assert full.instances_seen == NUM_EPOCHS * NUM_TRAIN
-    assert uniform.instances_seen == filtered.instances_seen == uniform.boss_updates * BATCH_SIZE
+    assert uniform.instances_seen == filtered.instances_seen == uniform.optimizer_steps * BATCH_SIZE
 
 
 def test_only_the_filtered_run_drops_instances(results):
@@ -56,7 +56,7 @@ def test_only_the_filtered_run_drops_instances(results):
 def test_every_run_learns_and_is_validated_after_each_epoch(results):
     for result in results:
         updates = [updates for updates, _ in result.curve]
-        a_epoch = result.boss_updates // NUM_EPOCHS
+        a_epoch = result.optimizer_steps // NUM_EPOCHS
         assert updates == [a_epoch * epoch for epoch in range(1, NUM_EPOCHS + 1)]
         assert result.curve[-1][1] == result.accuracy > 0.9
         assert result.seconds > 0
@@ -69,7 +69,7 @@ def test_table_shows_the_runs_figures(results):
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.get().splitlines() if "│" in line]
     assert [row[0] for row in rows] == ["full", "uniform 60%", "AutoAssist 60%"]
     for row, result in zip(rows, results, strict=True):
-        assert row[1:3] == [f"{result.boss_updates:,}", f"{result.instances_seen:,}"]
+        assert row[1:3] == [f"{result.optimizer_steps:,}", f"{result.instances_seen:,}"]
         assert row[3:5] == [f"{result.seconds:.1f}", f"{100 * result.accuracy:.2f}%"]
         assert row[5] == ("-" if result.keep_rate is None else f"{100 * result.keep_rate:.1f}%")
 

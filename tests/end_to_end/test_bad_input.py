@@ -70,8 +70,8 @@ def test_loaders_beside_a_data_module():
         ({"policy": "best"}, "policy must be one of autoassist, .*uniform, random or an object, got 'best'"),
         ({"assistant": "big"}, "assistant must be one of logistic, memory, .* or an object, got 'big'"),
         ({"score": "margin"}, "score must be one of auto, gradient_norm, loss, got 'margin'"),
-        ({"weights": "all"}, "weights must be one of auto, none, sum, mean, got 'all'"),
-        ({"tail": 1.0}, r"tail must be in \[0, 1\), got 1.0"),
+        ({"reweighting": "all"}, "reweighting must be one of auto, none, inverse_probability, normalized, got 'all'"),
+        ({"unfiltered_tail": 1.0}, r"tail must be in \[0, 1\), got 1.0"),
         ({"lag": -1}, "lag must not be negative, got -1"),
         ({"max_features": 0}, "max_features must be at least 1, got 0"),
     ],
@@ -142,11 +142,11 @@ def test_validation_interval_longer_than_an_epoch():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_steps": 12}, "max_steps=12 fixes the number of Boss updates, so filtering saves none"),
+        ({"max_steps": 12}, "max_steps=12 fixes the number of optimizer steps, so filtering saves none"),
         ({"max_epochs": 4, "max_time": {"hours": 1}}, "max_time ends this run, so filtering saves no time"),
         (
             {"max_epochs": 4, "limit_train_batches": 6},
-            "limit_train_batches=6 fixes the number of Boss batches",
+            "limit_train_batches=6 fixes the number of training batches",
         ),
         ({"max_epochs": 2}, "trains on 120 instances, less than two passes over 100"),
     ],
@@ -247,10 +247,12 @@ def test_a_loss_with_other_terms_falls_to_mean_weights_with_a_warning():
 
     run = trainer(max_epochs=6, callbacks=[AutoAssistCallback()])
     data = AutoAssistDataModule(ClustersData(100, 10), budget=0.6)
-    with pytest.warns(UserWarning, match='terms beside the instances\' own.*weights="mean" are used') as caught:
+    with pytest.warns(
+        UserWarning, match='terms beside the instances\' own.*reweighting="normalized" is used'
+    ) as caught:
         run.fit(Regularised(), datamodule=data)
     assert sum("terms beside" in str(warning.message) for warning in caught) == 1
-    assert data.candidate_stream.weights == "mean"
+    assert data.candidate_stream.reweighting == "normalized"
     assert data.candidate_stream.num_kept < data.candidate_stream.num_considered
 
 

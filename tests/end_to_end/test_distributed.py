@@ -173,7 +173,7 @@ def test_each_process_counts_its_own_share_and_one_logs(runs):
     for run in (by_wandb, by_csv):
         last = [row.values for row in run.rows if "autoassist/candidates_seen" in row.values]
         assert len(last) == EPOCHS
-        assert last[-1]["autoassist/boss_updates"] == num_updates
+        assert last[-1]["autoassist/optimizer_steps"] == num_updates
         assert last[-1]["autoassist/candidates_seen"] == first["considered"] + second["considered"]
         for label in ("0", "1"):
             rate = f"autoassist/keep_rate_class_{label}"

@@ -26,7 +26,7 @@ def test_configurations_differ_and_are_named_by_their_numbers():
         "num_workers",
         "policy",
         "assistant",
-        "weights",
+        "reweighting",
         "update",
         "precision",
         "accumulate",

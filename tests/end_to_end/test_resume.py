@@ -57,12 +57,14 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
     pl.seed_everything(seed, verbose=False)
     module = module_type()
     settings = {name: options.pop(name) for name in ("assistant", "policy", "lag", "update") if name in options}
-    weights = options.pop("weights", "none")
+    reweighting = options.pop("reweighting", "none")
     memory = options.pop("feature_memory", FEATURE_MEMORY)
     tokens = {name: options.pop(name) for name in ("max_tokens", "lengths") if name in options}
     source = TextsData if module_type is BagOfWords else ClustersData
     data = AutoAssistDataModule(source(200, 10, **options), budget=0.6, seed=3, **tokens)
-    callback = AutoAssistCallback(**{"policy": "autoassist", **settings}, weights=weights, feature_memory=memory)
+    callback = AutoAssistCallback(
+        **{"policy": "autoassist", **settings}, reweighting=reweighting, feature_memory=memory
+    )
     saving = pl.callbacks.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     if saved_steps is not None:
         saving = Saving(folder, saved_steps)
@@ -118,12 +120,12 @@ LOADERS = {
     "2 workers": (FEWER, {"num_workers": 2}),
     "2 persistent workers": (FEWER, {"num_workers": 2, "persistent_workers": True}),
     "schedule": (STEPS, {"module_type": Scheduled}),
-    "weights": (STEPS, {"weights": "mean"}),
+    "weights": (STEPS, {"reweighting": "normalized"}),
     "lag": (STEPS, {"lag": 3}),
     "batches by tokens": (STEPS, {"max_tokens": 55, "lengths": [1 + index % 10 for index in range(200)]}),
     "batches by tokens, workers": (FEWER, {"max_tokens": 55, "lengths": [5, 6] * 100, "num_workers": 2}),
     "batches by tokens, async": (FEWER, {"max_tokens": 55, "lengths": [5, 6] * 100, "update": "async"}),
-    "async": (STEPS, {"update": "async", "weights": "mean"}),
+    "async": (STEPS, {"update": "async", "reweighting": "normalized"}),
     "async, lag, 2 workers": (FEWER, {"update": "async", "lag": 3, "num_workers": 2}),
     "async, 2 persistent workers": (FEWER, {"update": "async", "num_workers": 2, "persistent_workers": True}),
     "features in a file": (STEPS, {"feature_memory": 0}),
@@ -131,7 +133,7 @@ LOADERS = {
     "assistant text": (STEPS, {"assistant": "text", "module_type": BagOfWords}),
     "assistant text, async": (FEWER, {"assistant": "text", "module_type": BagOfWords, "update": "async"}),
     "assistant text, lag": (FEWER, {"assistant": "text", "module_type": BagOfWords, "lag": 3, "num_workers": 1}),
-    **{f"policy {name}": (FEWER, {"policy": name, "weights": "auto"}) for name in POLICIES},
+    **{f"policy {name}": (FEWER, {"policy": name, "reweighting": "auto"}) for name in POLICIES},
 }
 
 

@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
     pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled"),
-    pytest.mark.filterwarnings("ignore:max_steps=11 fixes the number of Boss updates"),
+    pytest.mark.filterwarnings("ignore:max_steps=11 fixes the number of optimizer steps"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
 ]
 
@@ -110,7 +110,7 @@ def test_a_validation_out_of_turn_gives_back_what_it_draws(tmp_path):
     "options",
     [
         {"accumulate_grad_batches": 3},
-        {"accumulate_grad_batches": 3, "val": None, "settings": {"weights": "sum"}},
+        {"accumulate_grad_batches": 3, "val": None, "settings": {"reweighting": "inverse_probability"}},
         {"every": 3},
         {"accumulate_grad_batches": 2, "budget": 1.0, "settings": {"policy": "uniform"}, "val": None},
     ],

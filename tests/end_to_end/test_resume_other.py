@@ -125,9 +125,9 @@ def test_weights_that_fell_to_mean_stay_so(tmp_path):
         from tests.helpers.resuming import SaveEvery, loader
 
         folder.mkdir(exist_ok=True)
-        callback, module = AutoAssistCallback(weights="sum"), Penalised()
+        callback, module = AutoAssistCallback(reweighting="inverse_probability"), Penalised()
         run = trainer(max_epochs=3, callbacks=[callback, SaveEvery(folder)])
-        with pytest.warns(UserWarning, match='weights="mean" are used'):
+        with pytest.warns(UserWarning, match='reweighting="normalized" is used'):
             run.fit(module, datamodule=AutoAssistDataModule(loader("global"), seed=11), ckpt_path=resume)
         return module.state_dict()
 
@@ -160,7 +160,7 @@ def test_a_checkpoint_of_plain_lightning_is_continued_with_one_warning(tmp_path)
     with pytest.warns(UserWarning, match="written without AutoAssist"):
         run.fit(Classifier(), datamodule=ours, ckpt_path=tmp_path / "plain.ckpt")
     assert ours.wrapped.number == 7
-    assert callback.summary()["boss_updates"] == 6 + 2 * 4
+    assert callback.summary()["optimizer_steps"] == 6 + 2 * 4
 
 
 def test_a_checkpoint_of_another_layout_is_continued_with_one_warning(tmp_path):

@@ -134,7 +134,7 @@ def test_the_length_of_an_epoch_can_be_given(num_workers):
 
 
 def test_dropped_rows_reach_no_training_step():
-    callback = AutoAssistCallback(assistant=Labels(), policy=EveryThird(), weights="none")
+    callback = AutoAssistCallback(assistant=Labels(), policy=EveryThird(), reweighting="none")
     _, module, data, _ = fit(DataLoader(SizedStream(90), batch_size=9), callback=callback, budget=1.0, epochs=6)
     assert callback._learner.rows.label_column.paths == ["1"]
     later = torch.tensor([index for step in module.steps[10:] for index in step])
@@ -276,8 +276,8 @@ def test_ragged_batches(pad_values):
     assert (len(data.candidate_stream._waiting) <= 1) or pad_values is None
 
 
-@pytest.mark.parametrize("weights", ["sum", "mean"])
-def test_weights_reach_the_gradients(weights):
+@pytest.mark.parametrize("reweighting", ["inverse_probability", "normalized"])
+def test_weights_reach_the_gradients(reweighting):
     """With a linear model the gradient is known: the weighted mean over the rows."""
 
     class Linear(Remembering):
@@ -295,7 +295,7 @@ def test_weights_reach_the_gradients(weights):
             torch.testing.assert_close(self.net.weight.grad, expected)
             self.checked += len(set(draw.weights.tolist())) > 1
 
-    callback = AutoAssistCallback(weights=weights)
+    callback = AutoAssistCallback(reweighting=reweighting)
     _, module, _, _ = fit(DataLoader(SizedStream(96), batch_size=8), Linear(), callback=callback, budget=1.0)
     assert module.checked > 20
 
@@ -380,7 +380,7 @@ RESUMED = {
     "no workers": {},
     "2 workers": {"num_workers": 2},
     "2 persistent workers": {"num_workers": 2, "persistent_workers": True},
-    "weights": {"weights": "mean"},
+    "weights": {"reweighting": "normalized"},
     "lag": {"lag": 3},
     "async": {"lag": 3, "update": "async"},
     "names": {"collate_fn": as_dataclass},
@@ -388,7 +388,7 @@ RESUMED = {
 
 
 def outcome(folder, steps=(), loader_type=StatefulLoader, ckpt_path=None, seed=0, extra=(), **options):
-    settings = {name: options.pop(name) for name in ("weights", "lag", "update") if name in options}
+    settings = {name: options.pop(name) for name in ("reweighting", "lag", "update") if name in options}
     callback = AutoAssistCallback(**settings)
     loader = loader_type(Stream(100), batch_size=8, **options)
     saving = Saving(folder, steps)
@@ -530,15 +530,15 @@ def test_remembered_scores_are_refused():
         r"MemoryAssistant reads an instance's last score.*AutoAssistCallback\(policy=..., assistant=\"logistic\"\)"
     )
     with pytest.raises(MisconfigurationException, match=message):
-        fit(PlainBatches(), callback=AutoAssistCallback("memory"))
+        fit(PlainBatches(), callback=AutoAssistCallback(assistant="memory"))
 
 
 def test_positions_in_the_data_set_are_refused():
     class Positions(LogisticAssistant):
-        reads = ("indices",)
+        required_columns = ("indices",)
 
     with pytest.raises(MisconfigurationException, match="Positions reads an instance's position in the data set"):
-        fit(PlainBatches(), callback=AutoAssistCallback(Positions()))
+        fit(PlainBatches(), callback=AutoAssistCallback(assistant=Positions()))
 
 
 @pytest.mark.parametrize("policy", ["autoassist", "proportional", "infobatch", "selective_backprop", "random"])

@@ -19,8 +19,8 @@ from lightning_autoassist import (
     AutoAssistPolicy,
     ClassQuotaPolicy,
     LogisticAssistant,
-    Outcome,
     ProportionalPolicy,
+    UpdateResult,
 )
 from tests.helpers.ordinary import Classifier, ClustersData, CountingDataset, ModuleLossClassifier, index_of, trainer
 from tests.helpers.texts import BagOfWords, TextsData
@@ -48,7 +48,7 @@ def assert_equal(left, right):
 # ---- nothing filtered, nothing changed
 
 BIT_IDENTICAL = {
-    "uniform": lambda: AutoAssistCallback(policy="uniform", weights="none"),
+    "uniform": lambda: AutoAssistCallback(policy="uniform", reweighting="none"),
     "assistant that keeps all": lambda: AutoAssistCallback(policy=AutoAssistPolicy(gamma=1.0)),
 }
 
@@ -128,7 +128,7 @@ def test_an_unmodified_module_trains_with_filtering(make_module):
     assert run.global_step == 6 * 18
     assert run.callback_metrics["val_loss"] < 0.8
     summary = callback.summary()
-    assert summary["boss_updates"] == 6 * 18
+    assert summary["optimizer_steps"] == 6 * 18
     assert summary["instances_seen"] == 6 * 18 * 10
     assert summary["candidates_seen"] > summary["instances_seen"] + 100
     assert 0.3 < summary["keep_rate"] < 1
@@ -159,7 +159,7 @@ def test_informative_instances_are_kept_more_often():
 
     loader = DataLoader(TensorDataset(features, labels), batch_size=20, shuffle=True)
     data = AutoAssistDataModule(loader, budget=0.6)
-    callback = AutoAssistCallback(LogisticAssistant(lr=1.0))
+    callback = AutoAssistCallback(assistant=LogisticAssistant(lr=1.0))
     parameters_after(lambda: Counting(4), data, callback, max_epochs=30)
     assert seen[~easy].mean() > 1.3 * seen[easy].mean()
     assert seen.min() > 0
@@ -286,8 +286,8 @@ def test_every_policy_trains(policy):
 
 @pytest.mark.parametrize("assistant", ASSISTANTS)
 def test_every_assistant_trains(assistant):
-    callback = AutoAssistCallback(assistant, "proportional")
-    reads_text = "tokens" in callback.assistant.reads
+    callback = AutoAssistCallback(assistant=assistant, policy="proportional")
+    reads_text = "tokens" in callback.assistant.required_columns
     data = AutoAssistDataModule(TextsData(300, 10) if reads_text else ClustersData(300, 10), budget=0.6)
     make = BagOfWords if reads_text else lambda: Classifier(lr=0.01)
     _, run = parameters_after(make, data, callback, max_epochs=8)
@@ -297,7 +297,9 @@ def test_every_assistant_trains(assistant):
 
 
 def test_a_class_quota_is_met_in_training():
-    callback = AutoAssistCallback(policy=ClassQuotaPolicy(ProportionalPolicy(0.3, 0.1), min_rate=0.5), tail=0)
+    callback = AutoAssistCallback(
+        policy=ClassQuotaPolicy(ProportionalPolicy(0.3, 0.1), min_rate=0.5), unfiltered_tail=0
+    )
     data = AutoAssistDataModule(ClustersData(300, 10), budget=0.6)
     parameters_after(Classifier, data, callback, max_epochs=8)
     probs, labels = torch.from_numpy(callback.keep_probability(range(300))), callback.instances.labels
@@ -314,7 +316,9 @@ def test_the_tail_keeps_everything():
         def on_train_epoch_end(self, run, module):
             rates.append(run.callback_metrics["autoassist/keep_rate"].item())
 
-    parameters_after(Classifier, data, AutoAssistCallback(policy="infobatch", tail=0.25), Watching(), max_epochs=8)
+    parameters_after(
+        Classifier, data, AutoAssistCallback(policy="infobatch", unfiltered_tail=0.25), Watching(), max_epochs=8
+    )
     assert max(rates[3:5]) < 0.9
     assert rates[-1] == 1.0
 
@@ -348,14 +352,14 @@ def test_the_first_pass_keeps_everything():
 class EvenOnes(Assistant):
     """Knows beforehand that every second instance is worth nothing."""
 
-    reads = ("indices",)
-    judges_unseen = True
+    required_columns = ("indices",)
+    scores_unseen = True
 
     def predict(self, instances):
         return (instances.indices % 2 == 0).float()
 
     def update(self, instances, scores):
-        return Outcome(0.0, self.predict(instances), scores > 0)
+        return UpdateResult(0.0, self.predict(instances), scores > 0)
 
     def state_dict(self):
         return {}
@@ -416,13 +420,13 @@ def test_metrics_are_logged_each_epoch(tmp_path):
 def test_auroc_is_torchmetrics_over_the_epochs_predictions(batch_size):
     from sklearn.metrics import roc_auc_score
 
-    from lightning_autoassist.filtering.assistants.base import Outcome
+    from lightning_autoassist.filtering.assistants.base import UpdateResult
     from lightning_autoassist.filtering.reporting.metrics import FilterReport
 
     report = FilterReport()
     predictions, targets = torch.rand(2400), torch.rand(2400) > 0.5
     for rows in torch.arange(2400).split(batch_size):
-        report.count_outcome(Outcome(0.5, predictions[rows], targets[rows]))
+        report.count_outcome(UpdateResult(0.5, predictions[rows], targets[rows]))
     metrics = report.end_epoch(None)
     assert metrics["autoassist/assistant_auroc"] == pytest.approx(roc_auc_score(targets, predictions), abs=1e-6)
     assert metrics["autoassist/assistant_loss"] == 0.5

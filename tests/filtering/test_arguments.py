@@ -56,7 +56,7 @@ def tokens(**options):
 # What takes a number, whole or not, by the argument's name.
 NUMBERS = {
     data: ("budget",),
-    AutoAssistCallback: ("tail",),
+    AutoAssistCallback: ("unfiltered_tail",),
     AutoAssistPolicy: ("gamma", "accuracy_decay"),
     RandomPolicy: ("keep_rate",),
     ProportionalPolicy: ("keep_rate", "floor", "cap_quantile"),
@@ -80,7 +80,7 @@ WHOLE = {
     tokens: ("max_tokens", "pool_batches", "seed", "chunk_size"),
     lambda **options: diagnose(Classifier(), ClustersData(), **options): ("num_steps",),
 }
-MAY_BE_NONE = {"tail", "seed", "steps_per_epoch", "max_tokens", "lag", "chunk_size", "total_tokens"}
+MAY_BE_NONE = {"unfiltered_tail", "seed", "steps_per_epoch", "max_tokens", "lag", "chunk_size", "total_tokens"}
 
 
 def pairs(arguments):
@@ -125,10 +125,17 @@ def test_numbers_of_numpy_are_numbers():
     assert data(budget=Fraction(1, 2)).budget == 0.5
     assert type(data(budget=1).budget) is int
     assert len(ShrinkingBatchSampler(range(1000), np.int64(10), budget=np.float32(0.6))) == 60
-    callback = AutoAssistCallback(tail=np.float32(0.25), lag=np.int64(2), feature_memory=1e9, max_features=64.0)
-    assert (callback.tail, callback.lag, callback.feature_memory, callback.max_features) == (0.25, 2, 10**9, 64)
+    callback = AutoAssistCallback(
+        unfiltered_tail=np.float32(0.25), lag=np.int64(2), feature_memory=1e9, max_features=64.0
+    )
+    assert (callback.unfiltered_tail, callback.lag, callback.feature_memory, callback.max_features) == (
+        0.25,
+        2,
+        10**9,
+        64,
+    )
     assert type(callback.lag) is type(callback.feature_memory) is type(callback.max_features) is int
-    assert TextAssistant(pad_id=np.int64(3)).reader(None, 8).pad_ids == (3, 3)
+    assert TextAssistant(pad_id=np.int64(3)).feature_extractor(None, 8).pad_ids == (3, 3)
     assert sampler(drop_last=np.True_).drop_last is True
 
 
@@ -143,7 +150,7 @@ def test_what_is_neither_true_nor_false_is_refused(maker, name):
         assert line.endswith(f"write {name}=True or {name}=False")
 
 
-NAMES = {AutoAssistCallback: ("score", "weights", "update"), sampler: ("weights",), tokens: ("weights",)}
+NAMES = {AutoAssistCallback: ("score", "reweighting", "update"), sampler: ("reweighting",), tokens: ("reweighting",)}
 
 
 @pytest.mark.parametrize(("maker", "name"), pairs(NAMES))
@@ -154,7 +161,7 @@ def test_what_is_no_name_is_refused(maker, name):
 
 WRITE = {
     "a class of policies": (lambda: AutoAssistCallback(policy=InfoBatchPolicy), "write policy=InfoBatchPolicy()"),
-    "a class of Assistants": (lambda: AutoAssistCallback(MLPAssistant), "write assistant=MLPAssistant()"),
+    "a class of Assistants": (lambda: AutoAssistCallback(assistant=MLPAssistant), "write assistant=MLPAssistant()"),
     "a class in a quota": (lambda: ClassQuotaPolicy(RandomPolicy), "write policy=RandomPolicy()"),
     "no policy": (lambda: AutoAssistCallback(policy=None), "got None; leave it out, or write policy='autoassist'"),
     "no assistant": (lambda: AutoAssistCallback(None), "got None; leave it out, or write assistant='logistic'"),
@@ -164,11 +171,17 @@ WRITE = {
         lambda: AutoAssistCallback(InfoBatchPolicy()),
         "got an InfoBatchPolicy, which is a policy; write policy=InfoBatchPolicy(...)",
     ),
-    "a policy's name there": (lambda: AutoAssistCallback("infobatch"), "which is a policy; write policy='infobatch'"),
+    "a policy's name there": (
+        lambda: AutoAssistCallback(assistant="infobatch"),
+        "which is a policy; write policy='infobatch'",
+    ),
     "an Assistant's name": (lambda: AutoAssistCallback(policy="mlp"), "which is an assistant; write assistant='mlp'"),
     "a typo": (lambda: AutoAssistCallback(policy="InfoBach"), "got 'InfoBach'; write policy='infobatch'"),
     "a hyphen": (lambda: AutoAssistCallback(policy="class-quota"), "write policy='class_quota'"),
-    "another typo": (lambda: AutoAssistCallback(weights="sums"), "got 'sums'; write weights='sum'"),
+    "another typo": (
+        lambda: AutoAssistCallback(reweighting="sums"),
+        "got 'sums'; write reweighting='inverse_probability'",
+    ),
     "features": (lambda: AutoAssistCallback(features="x"), "write features=lambda batch: batch[0]"),
     "a class of features": (lambda: AutoAssistCallback(features=torch.nn.Flatten), "write features=Flatten(...)"),
     "decode": (lambda: AutoAssistCallback(decode=3), "write decode=lambda instance: str(instance)"),

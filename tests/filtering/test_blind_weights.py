@@ -66,8 +66,8 @@ class Rows(IterableDataset):
         return (self.source[index] for index in range(100))
 
 
-def fit(module, policy, weights="sum", data=None, **options):
-    callback = AutoAssistCallback(policy=policy, weights=weights, tail=0)
+def fit(module, policy, reweighting="inverse_probability", data=None, **options):
+    callback = AutoAssistCallback(policy=policy, reweighting=reweighting, unfiltered_tail=0)
     run = trainer(**{"max_epochs": 6, "limit_val_batches": 0, **options}, callbacks=[callback])
     wrapped = Remembering(data or ClustersData(100, 10), budget=0.6, seed=0)
     pl.seed_everything(0, verbose=False)
@@ -75,14 +75,14 @@ def fit(module, policy, weights="sum", data=None, **options):
     return callback, wrapped
 
 
-@pytest.mark.parametrize("weights", ["sum", "mean"])
+@pytest.mark.parametrize("reweighting", ["inverse_probability", "normalized"])
 @pytest.mark.parametrize("policy", [lambda: RandomPolicy(0.4), EverySecond], ids=["random", "a user's"])
-def test_weights_enter_the_gradient(policy, weights):
+def test_weights_enter_the_gradient(policy, reweighting):
     module = Linear()
-    callback, data = fit(module, policy(), weights)
+    callback, data = fit(module, policy(), reweighting)
     assert data.candidate_stream.num_kept < data.candidate_stream.num_considered
     assert callback.instances is None
-    if weights == "sum":
+    if reweighting == "inverse_probability":
         assert torch.cat(module.noted[-6:]).max() > 2
 
 
@@ -101,7 +101,7 @@ def test_without_weights_nothing_is_captured():
 
     _, data = fit(Asking(), "random", "none")
     assert data.candidate_stream.num_kept < data.candidate_stream.num_considered
-    fit(Asking(), "uniform", "sum")  # its weights are 1
+    fit(Asking(), "uniform", "inverse_probability")  # its weights are 1
 
 
 def test_where_losses_cannot_be_captured_training_is_unfiltered_with_one_warning():
@@ -115,15 +115,15 @@ def test_where_losses_cannot_be_captured_training_is_unfiltered_with_one_warning
     assert data.candidate_stream.num_kept == data.candidate_stream.num_considered
 
 
-def test_other_terms_of_the_loss_fall_to_mean_weights():
+def test_other_terms_of_the_loss_fall_to_normalized_weights():
     class Regularised(Classifier):
         def training_step(self, batch, batch_idx):
             penalty = sum(parameter.square().sum() for parameter in self.parameters())
             return super().training_step(batch, batch_idx) + 1e-3 * penalty
 
-    with pytest.warns(UserWarning, match='weights="mean" are used'):
+    with pytest.warns(UserWarning, match='reweighting="normalized" is used'):
         callback, data = fit(Regularised(), "random")
-    assert callback.weights == data.candidate_stream.weights == "mean"
+    assert callback.reweighting == data.candidate_stream.reweighting == "normalized"
 
 
 def test_a_quota_over_a_blind_rule_holds():
@@ -142,11 +142,11 @@ def test_a_quota_over_a_blind_rule_holds():
 
 def test_a_resumed_run_keeps_its_weights(tmp_path):
     saver = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=20, save_top_k=-1)
-    whole = AutoAssistCallback(policy="random", weights="sum")
+    whole = AutoAssistCallback(policy="random", reweighting="inverse_probability")
     module = Linear()
     run = trainer(max_epochs=6, limit_val_batches=0, callbacks=[whole, saver], enable_checkpointing=True)
     run.fit(module, datamodule=Remembering(ClustersData(100, 10), budget=0.6, seed=0))
-    again, resumed = AutoAssistCallback(policy="random", weights="sum"), Linear()
+    again, resumed = AutoAssistCallback(policy="random", reweighting="inverse_probability"), Linear()
     run = trainer(max_epochs=6, limit_val_batches=0, callbacks=[again])
     data = Remembering(ClustersData(100, 10), budget=0.6, seed=0)
     with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
@@ -155,7 +155,11 @@ def test_a_resumed_run_keeps_its_weights(tmp_path):
 
 
 def test_settings_that_nobody_reads_are_named():
-    run = trainer(max_epochs=4, limit_val_batches=0, callbacks=[AutoAssistCallback("mlp", "random", score="loss")])
+    run = trainer(
+        max_epochs=4,
+        limit_val_batches=0,
+        callbacks=[AutoAssistCallback(assistant="mlp", policy="random", score="loss")],
+    )
     data = AutoAssistDataModule(ClustersData(100, 10), budget=0.6)
     with pytest.warns(UserWarning, match="RandomPolicy needs no scores, so that assistant=, score= are not") as caught:
         run.fit(Classifier(), datamodule=data)

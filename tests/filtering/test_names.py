@@ -12,8 +12,8 @@ import pytest
 import lightning_autoassist
 from lightning_autoassist import ASSISTANTS, POLICIES, AutoAssistCallback, Policy
 from lightning_autoassist.capture.loss_capture import SCORES
-from lightning_autoassist.filtering.names import AssistantName, PolicyName, ScoreName, WeightsName
-from lightning_autoassist.filtering.sampling.candidates import WEIGHT_MODES
+from lightning_autoassist.filtering.names import AssistantName, PolicyName, ReweightingName, ScoreName
+from lightning_autoassist.filtering.sampling.candidates import REWEIGHTINGS
 
 ROOT = Path(lightning_autoassist.__file__).parents[1]
 # The rest of the world is left out: what it would take to check it has nothing to do with these names.
@@ -38,23 +38,23 @@ def callback(policy: PolicyName = "infobatch", **options: Any) -> AutoAssistCall
 """
 RIGHT = """
 AutoAssistCallback()
-AutoAssistCallback("mlp", "infobatch", score="loss", weights="mean", update="async", lag=2)
-AutoAssistCallback("auto", Mine(), score="auto", weights="auto", update="auto")
+AutoAssistCallback("infobatch", "mlp", score="loss", reweighting="normalized", update="async", lag=2)
+AutoAssistCallback(assistant="auto", policy=Mine(), score="auto", reweighting="auto", update="auto")
 AutoAssistCallback(assistant=MLPAssistant(), policy=ProportionalPolicy(0.4))
 ClassQuotaPolicy("random")
 ClassQuotaPolicy(Mine())
-ShrinkingBatchSampler(range(10), 2, weights="sum")
-callback("uniform", tail=0.1)
+ShrinkingBatchSampler(range(10), 2, reweighting="inverse_probability")
+callback("uniform", unfiltered_tail=0.1)
 """
 WRONG = (
     'AutoAssistCallback(policy="infobach")',
     'AutoAssistCallback(assistant="linear")',
     "AutoAssistCallback(policy=Mine)",
     'AutoAssistCallback(score="gradient")',
-    'AutoAssistCallback(weights="average")',
+    'AutoAssistCallback(reweighting="average")',
     'AutoAssistCallback(update="asynchronous")',
     'ClassQuotaPolicy("propotional")',
-    'ShrinkingBatchSampler(range(10), 2, weights="auto")',
+    'ShrinkingBatchSampler(range(10), 2, reweighting="auto")',
     'callback("unifrom")',
 )
 
@@ -63,7 +63,7 @@ def test_the_types_are_the_registries():
     assert get_args(PolicyName) == tuple(POLICIES)
     assert get_args(AssistantName) == tuple(ASSISTANTS)
     assert set(get_args(ScoreName)) == set(SCORES)
-    assert get_args(WeightsName) == WEIGHT_MODES
+    assert get_args(ReweightingName) == REWEIGHTINGS
 
 
 def test_a_type_checker_sees_typos(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.filtering.options import resolve
-from lightning_autoassist.trainer_support.executors import Jobs, UpdateThread
+from lightning_autoassist.trainer_support.executors import InlineExecutor, UpdateThread
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 
 
@@ -35,9 +35,9 @@ def fit(callback, module=None, **options):
     ],
 )
 def test_lag_and_thread_suit_the_device(device, lag, update, expected):
-    options = resolve("sum", lag, update, trainer_on(device))
+    options = resolve("inverse_probability", lag, update, trainer_on(device))
     assert (options.lag, options.is_beside) == expected
-    assert options.weights == "sum"
+    assert options.reweighting == "inverse_probability"
 
 
 @pytest.mark.parametrize(("precision", "is_beside"), [("bf16-true", False), ("bf16-mixed", True), ("32-true", True)])
@@ -49,7 +49,7 @@ def test_the_executor_is_what_was_resolved():
     beside = resolve("none", 2, "async", trainer_on("cpu")).executor()
     assert (type(beside), beside.draws_ahead) == (UpdateThread, 1)
     beside.close()
-    assert type(resolve("none", 0, "sync", trainer_on("cpu")).executor()) is Jobs
+    assert type(resolve("none", 0, "sync", trainer_on("cpu")).executor()) is InlineExecutor
 
 
 def test_a_lag_that_is_left_open_stays_open_and_what_is_in_force_is_logged():
@@ -62,7 +62,7 @@ def test_a_lag_that_is_left_open_stays_open_and_what_is_in_force_is_logged():
 def test_a_callback_is_resolved_anew_for_another_device():
     callback = AutoAssistCallback()
     fit(callback)
-    assert resolve(callback.weights, callback.lag, callback.update, trainer_on("cuda")).lag == 4
+    assert resolve(callback.reweighting, callback.lag, callback.update, trainer_on("cuda")).lag == 4
 
 
 def test_a_lag_that_was_given_is_logged_before_a_fit():
@@ -74,9 +74,9 @@ def test_weights_that_fell_to_mean_stay_so_in_the_next_fit_without_another_warni
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) + 1e-3 * sum((p**2).sum() for p in self.parameters())
 
-    callback = AutoAssistCallback(weights="sum")
-    with pytest.warns(UserWarning, match='weights="mean" are used'):
+    callback = AutoAssistCallback(reweighting="inverse_probability")
+    with pytest.warns(UserWarning, match='reweighting="normalized" is used'):
         fit(callback, Penalized())
-    assert callback.weights == callback.filter_settings["weights"] == "mean"
+    assert callback.reweighting == callback.filter_settings["reweighting"] == "normalized"
     fit(callback, Penalized())  # warnings are errors
-    assert callback.weights == "mean"
+    assert callback.reweighting == "normalized"

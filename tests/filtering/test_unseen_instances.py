@@ -18,7 +18,7 @@ def learner_that_saw(policy, num_seen, num_instances):
         policy,
         lambda batch, size: None,
         FilterReport(),
-        tail=0.0,
+        unfiltered_tail=0.0,
         feature_memory=2**20,
         exchange_every=16,
         watches_losses=True,

@@ -179,7 +179,7 @@ def test_labels_of_every_type_that_cross_entropy_takes_filter_alike(dtype, polic
     rates = []
     for labels in (data.labels, data.labels.to(dtype)):
         pl.seed_everything(0, verbose=False)
-        callback = AutoAssistCallback(policy=policy, weights="sum")
+        callback = AutoAssistCallback(policy=policy, reweighting="inverse_probability")
         loader = DataLoader(TensorDataset(data.features, labels), B, shuffle=True)
         module = Classifier()
         trainer(max_epochs=6, callbacks=[callback]).fit(module, datamodule=AutoAssistDataModule(loader, budget=0.6))

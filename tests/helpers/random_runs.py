@@ -64,8 +64,8 @@ class Configuration:
     policy: str
     assistant: str
     score: str
-    weights: str
-    tail: float | None
+    reweighting: str
+    unfiltered_tail: float | None
     update: str
     lag: int
     feature_memory: int
@@ -112,8 +112,8 @@ def configuration(number: int) -> Configuration:
         policy=policy,
         assistant=draw.choice(assistants),
         score=draw.choice(("auto", "loss", "gradient_norm")),
-        weights=draw.choice(("auto", "none", "sum", "mean")),
-        tail=draw.choice((None, 0.0, 0.25)),
+        reweighting=draw.choice(("auto", "none", "inverse_probability", "normalized")),
+        unfiltered_tail=draw.choice((None, 0.0, 0.25)),
         update=draw.choice(("sync", "sync", "async")),
         lag=draw.choice((0, 0, 1, 4)),
         feature_memory=draw.choice((2**28, 2**28, 0)),
@@ -265,8 +265,8 @@ def fit(
         config.assistant,
         config.policy,
         score=config.score,
-        weights=config.weights,
-        tail=config.tail,
+        reweighting=config.reweighting,
+        unfiltered_tail=config.unfiltered_tail,
         update=config.update,
         lag=config.lag,
         feature_memory=config.feature_memory,

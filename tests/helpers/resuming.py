@@ -182,7 +182,7 @@ class Fit:
     @property
     def result(self) -> dict[str, Any]:
         summary = self.callback.summary()
-        counted = ("boss_updates", "instances_seen", "candidates_seen", "keep_rate", "saved_ratio")
+        counted = ("optimizer_steps", "instances_seen", "candidates_seen", "keep_rate", "saved_ratio")
         return {
             **self.module.state_dict(),
             "lr": torch.tensor(self.run.optimizers[0].param_groups[0]["lr"]),

@@ -24,7 +24,7 @@ from lightning_autoassist import (
     ShrinkingBatchSampler,
 )
 from lightning_autoassist.losses import functional as losses
-from lightning_autoassist.trainer_support.executors import Jobs, UpdateThread
+from lightning_autoassist.trainer_support.executors import InlineExecutor, UpdateThread
 from tests.helpers.ordinary import Classifier, ClustersData, CountingDataset, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
@@ -36,7 +36,7 @@ def fit(module=None, data=None, *, assistant="auto", max_epochs=5, **options):
     """One run of five epochs of twelve batches; the callback, the module and the data module."""
     pl.seed_everything(0, verbose=False)
     module = module or Classifier()
-    callback = AutoAssistCallback(assistant, **{"policy": "autoassist", **options})
+    callback = AutoAssistCallback(assistant=assistant, **{"policy": "autoassist", **options})
     data = AutoAssistDataModule(data or ClustersData(200, 10), budget=0.6)
     trainer(max_epochs=max_epochs, callbacks=[callback]).fit(module, datamodule=data)
     return callback, module, data
@@ -64,10 +64,10 @@ class Slow(LogisticAssistant):
         {},
         {"lag": 1},
         {"lag": 3},
-        {"weights": "sum", "lag": 2},
+        {"reweighting": "inverse_probability", "lag": 2},
         {"policy": "proportional"},
-        {"policy": "proportional", "lag": 4, "tail": 0.3},
-        {"policy": "class_quota", "lag": 1, "weights": "mean"},
+        {"policy": "proportional", "lag": 4, "unfiltered_tail": 0.3},
+        {"policy": "class_quota", "lag": 1, "reweighting": "normalized"},
     ],
     ids=str,
 )
@@ -115,7 +115,7 @@ def test_jobs_are_done_in_order_and_few_wait():
     assert submitter.is_alive()  # waits for the first of three
     begin.set()
     submitter.join(10)
-    thread.settle()
+    thread.wait_all()
     thread.close()
     assert done == [0, 1, 2]
 
@@ -126,7 +126,7 @@ def test_what_a_job_raises_reaches_who_waits():
     with pytest.raises(ZeroDivisionError):
         job.result()
     with pytest.raises(ZeroDivisionError):
-        thread.settle()
+        thread.wait_all()
     thread.submit(lambda: None).result(10)  # it lives on
     thread.close()
     assert not update_threads()
@@ -173,7 +173,7 @@ def test_an_assistant_that_fails_in_the_thread_costs_no_run():
         callback, _, data = fit(assistant=Failing(), update="async")
     assert sum("AutoAssist stopped" in str(one.message) for one in caught) == 1
     assert data.candidate_stream.num_kept == data.candidate_stream.num_considered
-    assert callback.summary()["boss_updates"] == 60
+    assert callback.summary()["optimizer_steps"] == 60
 
 
 def test_a_users_sampler_that_fails_ends_the_run():
@@ -196,7 +196,7 @@ def test_a_users_sampler_that_fails_ends_the_run():
 def test_a_second_fit_goes_on():
     callback, module, data = fit(update="async", max_epochs=4)
     trainer(max_epochs=4, callbacks=[callback]).fit(module, datamodule=data)
-    assert callback.summary()["boss_updates"] == 48
+    assert callback.summary()["optimizer_steps"] == 48
     assert not update_threads()
 
 
@@ -312,8 +312,8 @@ def test_the_training_loop_waits_for_no_device(name, policy, monkeypatch):
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_true_precisions_change_the_default_data_type_of_no_thread_of_ours(precision):
     """Lightning sets torch's default data type, which all threads share, while a step runs."""
-    callback = AutoAssistCallback("hybrid", update="async", lag=2)
+    callback = AutoAssistCallback(assistant="hybrid", update="async", lag=2)
     run = trainer(max_epochs=4, callbacks=[callback], precision=precision)
     run.fit(Classifier(), datamodule=AutoAssistDataModule(ClustersData(), budget=0.6))
     assert callback.summary()["keep_rate"] < 1
-    assert type(callback._jobs) is Jobs
+    assert type(callback._jobs) is InlineExecutor

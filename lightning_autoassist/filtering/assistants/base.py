@@ -1,7 +1,7 @@
-"""Assistants: tiny models that predict how much an instance would still improve the Boss.
+"""Assistants: tiny models that predict how much an instance would still improve the model.
 
 An Assistant sees rows of the ``InstanceStore`` and learns online from the scores
-that the Boss's own batches gave. Adding one takes a class and a line in
+that the model's own batches gave. Adding one takes a class and a line in
 ``ASSISTANTS``.
 
 Shapes: n candidates, B batch, F features, C classes.
@@ -24,7 +24,7 @@ MAX_CLASSES = 65_536
 BatchReader = Callable[[Any, int], "Tensor | None"]
 
 
-class Outcome(NamedTuple):
+class UpdateResult(NamedTuple):
     """What one update of an Assistant showed, before it learnt from the batch.
 
     Attributes:
@@ -43,24 +43,24 @@ class Assistant:
     """Base class of the Assistants.
 
     Attributes:
-        reads: The columns of the instance store that :meth:`predict` needs, a subset of
+        required_columns: The columns of the instance store that :meth:`predict` needs, a subset of
             ``{"features", "labels", "scores", "ages", "tokens", "indices"}``. Columns that are not named are not
             gathered; ``"tokens"`` take the place of ``"features"``.
-        judges_unseen: Whether :meth:`predict` needs nothing that the Boss has shown of an instance, as where the
+        scores_unseen: Whether :meth:`predict` needs nothing that the model has shown of an instance, as where the
             Assistant was given what it reads beforehand. Then candidates are filtered from the first one on; else
-            each is kept until the Boss has seen it, and the whole first pass is. One that reads the Boss's own weights
-            wants ``AutoAssistCallback(update="sync")``: beside the training loop they change while it reads.
+            each is kept until the model has seen it, and the whole first pass is. One that reads the model's own
+            weights wants ``AutoAssistCallback(update="sync")``: beside the training loop they change while it reads.
     """
 
-    reads: tuple[str, ...] = ()
-    judges_unseen: bool = False
+    required_columns: tuple[str, ...] = ()
+    scores_unseen: bool = False
 
     @property
-    def reads_batches(self) -> bool:
+    def needs_batches(self) -> bool:
         """Whether it reads what only the batches can tell."""
-        return any(name in self.reads for name in FROM_BATCHES)
+        return any(name in self.required_columns for name in FROM_BATCHES)
 
-    def reader(self, function: FeatureFunction | None, max_features: int) -> BatchReader:
+    def feature_extractor(self, function: FeatureFunction | None, max_features: int) -> BatchReader:
         """What takes from a batch, on its device, what this Assistant reads of it.
 
         Args:
@@ -76,12 +76,12 @@ class Assistant:
         """Predicted score of each candidate, shape ``(n,)``, float32."""
         raise NotImplementedError
 
-    def update(self, instances: Instances, scores: Tensor) -> Outcome:
-        """Learn from one batch of the Boss.
+    def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
+        """Learn from one batch of the model.
 
         Args:
             instances: The batch's rows.
-            scores: What the Boss's batch gave, shape ``(B,)``, float32, finite.
+            scores: What the model's batch gave, shape ``(B,)``, float32, finite.
         """
         raise NotImplementedError
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_autoassist.filtering.assistants.base import MAX_CLASSES, Assistant, Outcome, RunningMean
+from lightning_autoassist.filtering.assistants.base import MAX_CLASSES, Assistant, RunningMean, UpdateResult
 from lightning_autoassist.filtering.assistants.classes import class_indices
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.trainer_support.arguments import check_number, check_whole
@@ -87,7 +87,7 @@ class HybridAssistant(Assistant):
         tensor([0.5000, 2.0000])
     """
 
-    reads = ("features", "labels", "scores", "ages")
+    required_columns = ("features", "labels", "scores", "ages")
 
     def __init__(self, decay: float = 0.99, ridge: float = 1.0, max_inputs: int = 64, mean_decay: float = 0.75) -> None:
         self.decay = check_number("decay", decay, "(0, 1]", "0.99 remembers about a hundred batches")
@@ -108,7 +108,7 @@ class HybridAssistant(Assistant):
             return scores
         return (self.inputs(instances) @ self.weight).clamp(min=0).float()
 
-    def update(self, instances: Instances, scores: Tensor) -> Outcome:
+    def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
         predictions = self.predict(instances)
         _, ages = _remembered(instances)
         scores = scores.clamp(-SCORE_BOUND, SCORE_BOUND)
@@ -118,7 +118,7 @@ class HybridAssistant(Assistant):
             self._learn(self.inputs(instances)[known], scores[known].double())
         self.class_means.update(class_indices(instances, len(scores), MAX_CLASSES), scores)
         targets = scores > self.mean_score.update(scores)
-        return Outcome(float((predictions - scores).abs().mean()), predictions, targets)
+        return UpdateResult(float((predictions - scores).abs().mean()), predictions, targets)
 
     def inputs(self, instances: Instances) -> Tensor:
         r"""The inputs :math:`\phi`, shape ``(n, D)``, double precision; the remembered score is the last but two."""

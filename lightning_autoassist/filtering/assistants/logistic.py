@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_autoassist.filtering.assistants.base import MAX_CLASSES, Assistant, Outcome, RunningMean
+from lightning_autoassist.filtering.assistants.base import MAX_CLASSES, Assistant, RunningMean, UpdateResult
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.trainer_support.arguments import check_number
 from lightning_autoassist.trainer_support.arrays import IndexArray
@@ -20,7 +20,7 @@ class LogisticAssistant(Assistant):
     r"""The paper's Assistant for images, :math:`a_i = \sigma(W \cdot x_i + U_{y_i})`.
 
     Its target is "the score is above the running mean of the scores"; one step of SGD on the mean logistic loss of
-    the batch, with L2 on :math:`W` and :math:`U`, follows each batch of the Boss. Without class labels :math:`U` has
+    the batch, with L2 on :math:`W` and :math:`U`, follows each batch of the model. Without class labels :math:`U` has
     one entry, an ordinary bias. An instance without a class among others that have one has no bias.
 
     Source: Zhang, Yu & Dhillon, AutoAssist, NeurIPS 2019, arXiv:1905.03381.
@@ -42,7 +42,7 @@ class LogisticAssistant(Assistant):
         tensor([0.6225, 0.3775])
     """
 
-    reads = ("features", "labels")
+    required_columns = ("features", "labels")
 
     def __init__(self, lr: float = 0.01, weight_decay: float = 1e-3, mean_decay: float = 0.75) -> None:
         self.lr = check_number("lr", lr, "(0, inf)", "the paper uses 0.01")
@@ -54,7 +54,7 @@ class LogisticAssistant(Assistant):
     def predict(self, instances: Instances) -> Tensor:
         return torch.sigmoid(self._logits(*self._inputs(instances)))
 
-    def update(self, instances: Instances, scores: Tensor) -> Outcome:
+    def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
         features, classes = self._inputs(instances)
         self._fit_sizes(features, classes)
         targets = scores.numpy() > np.float32(self.mean_score.update(scores))
@@ -69,7 +69,7 @@ class LogisticAssistant(Assistant):
         has_class = classes >= 0
         bias_step = np.bincount(classes[has_class], residual[has_class], len(self.bias))
         self.bias.mul_(shrunk).sub_(torch.from_numpy(bias_step), alpha=self.lr)
-        return Outcome(loss, predictions, torch.from_numpy(targets))
+        return UpdateResult(loss, predictions, torch.from_numpy(targets))
 
     def state_dict(self) -> dict[str, Any]:
         return {"weight": self.weight.clone(), "bias": self.bias.clone(), "mean_score": self.mean_score.value}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_autoassist.filtering.assistants.base import Assistant, Outcome, RunningMean
+from lightning_autoassist.filtering.assistants.base import Assistant, RunningMean, UpdateResult
 from lightning_autoassist.filtering.memory.instances import Instances
 
 
@@ -27,7 +27,7 @@ class MemoryAssistant(Assistant):
         tensor([0.5000, 2.0000])
     """
 
-    reads = ("scores",)
+    required_columns = ("scores",)
 
     def __init__(self, mean_decay: float = 0.75) -> None:
         self.mean_score = RunningMean(mean_decay)
@@ -37,12 +37,12 @@ class MemoryAssistant(Assistant):
             raise ValueError("MemoryAssistant needs remembered scores, got instances without any")
         return instances.scores
 
-    def update(self, instances: Instances, scores: Tensor) -> Outcome:
+    def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
         remembered = self.predict(instances)
         targets = torch.from_numpy(scores.numpy() > np.float32(self.mean_score.update(scores)))
         # In numpy, whose calls take a third of torch's on so few numbers.
         errors = np.abs(remembered.numpy() - scores.numpy())
-        return Outcome(float(np.add.reduce(errors)) / len(errors), remembered, targets)
+        return UpdateResult(float(np.add.reduce(errors)) / len(errors), remembered, targets)
 
     def state_dict(self) -> dict[str, Any]:
         return {"mean_score": self.mean_score.value}

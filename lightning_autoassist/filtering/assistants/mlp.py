@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_autoassist.filtering.assistants.base import Assistant, Outcome, RunningMean
+from lightning_autoassist.filtering.assistants.base import Assistant, RunningMean, UpdateResult
 from lightning_autoassist.filtering.assistants.classes import class_indices
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.trainer_support.arguments import check_number, check_whole
@@ -18,7 +18,7 @@ class MLPAssistant(Assistant):
 
     z are the features, scaled to zero mean and unit variance as seen so far; E has a row for each class, and
     :math:`\bar{s}` is the running mean of the scores, so that step sizes do not depend on their unit. One step of Adam
-    on the mean squared error, in units of :math:`\bar{s}`, follows each batch of the Boss.
+    on the mean squared error, in units of :math:`\bar{s}`, follows each batch of the model.
 
     Source: the paper's idea of a light model, with one hidden layer in place of none; Adam: Kingma & Ba, ICLR 2015,
     arXiv:1412.6980.
@@ -40,7 +40,7 @@ class MLPAssistant(Assistant):
         tensor([2., 0.])
     """
 
-    reads = ("features", "labels")
+    required_columns = ("features", "labels")
     max_classes = 1024  # rows of E: one for those without a class, and classes beyond the others share them
     betas = (0.9, 0.999)
 
@@ -64,7 +64,7 @@ class MLPAssistant(Assistant):
         hidden = self._hidden(self._scaled(features), classes)
         return ((hidden @ self.weights["v"]) * (self.mean_score.value or 0.0)).clamp(min=0)
 
-    def update(self, instances: Instances, scores: Tensor) -> Outcome:
+    def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
         predictions = self.predict(instances)
         targets = scores > self.mean_score.update(scores)
         features, classes = self._inputs(instances)
@@ -84,7 +84,7 @@ class MLPAssistant(Assistant):
                 "v": hidden.T @ error,
             }
         )
-        return Outcome(float((predictions - scores).abs().mean()), predictions, targets)
+        return UpdateResult(float((predictions - scores).abs().mean()), predictions, targets)
 
     def state_dict(self) -> dict[str, Any]:
         return {

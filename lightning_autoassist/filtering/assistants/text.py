@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader, Outcome, RunningMean
+from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader, RunningMean, UpdateResult
 from lightning_autoassist.filtering.memory.features import FeatureFunction
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.memory.token_features import BatchTokens, PadId, pad_ids
@@ -45,7 +45,7 @@ class TextAssistant(Assistant):
     time.) Sequences without tokens add nothing, so one sequence works as well as two.
 
     The target is "the score is above its mean in the last pass"; in the first pass, above its running mean. One step of
-    SGD on the logistic loss with L2 follows each batch of the Boss; both are divided by B, as the paper's code has it.
+    SGD on the logistic loss with L2 follows each batch of the model; both are divided by B, as the paper's code has it.
 
     Deviations from the paper's code: weights begin at 0; :math:`u_s` is 10 tokens, or the mean length of the sequence
     where that is more, since long documents would else make the steps diverge; TF-IDF is not computed beforehand; a
@@ -74,7 +74,7 @@ class TextAssistant(Assistant):
         tensor([ True, False])
     """
 
-    reads = ("tokens", "ages")
+    required_columns = ("tokens", "ages")
 
     def __init__(
         self, lr: float = 0.5, weight_decay: float = 0.1, mean_decay: float = 0.99, pad_id: PadId = None
@@ -95,7 +95,7 @@ class TextAssistant(Assistant):
         self.num_documents = 0
         self.length_sum = torch.zeros(NUM_SEQUENCES, dtype=torch.float64)
 
-    def reader(self, function: FeatureFunction | None, max_features: int) -> BatchReader:
+    def feature_extractor(self, function: FeatureFunction | None, max_features: int) -> BatchReader:
         return BatchTokens(function, self.pad_id, max_features)
 
     def begin_pass(self) -> None:
@@ -106,7 +106,7 @@ class TextAssistant(Assistant):
     def predict(self, instances: Instances) -> Tensor:
         return torch.sigmoid(self._logits(self._inputs(_tokens(instances))))
 
-    def update(self, instances: Instances, scores: Tensor) -> Outcome:
+    def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
         tokens = _tokens(instances)
         self._fit_sizes(tokens)
         is_new = torch.ones(len(scores), dtype=torch.bool) if instances.ages is None else instances.ages < 0
@@ -118,7 +118,7 @@ class TextAssistant(Assistant):
         loss = F.binary_cross_entropy_with_logits(logits, targets.float())
         predictions = torch.sigmoid(logits)
         self._step(inputs, predictions - targets.float())
-        return Outcome(float(loss), predictions, targets)
+        return UpdateResult(float(loss), predictions, targets)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_autoassist.capture.row_matching import Match, columns_of, match
 from lightning_autoassist.filtering.data.collation import ENOUGH_BITS
-from lightning_autoassist.filtering.sampling.candidates import Draw
+from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.trainer_support.batch_parts import leaves_of
 from lightning_autoassist.trainer_support.internals import num_changes
 from lightning_autoassist.trainer_support.variants import overrides
@@ -50,7 +50,7 @@ class Arrivals:
     def __init__(self) -> None:
         self._left = _MOST_STEPS
 
-    def noted(self, batch: Any, draw: Draw) -> Draw:
+    def noted(self, batch: Any, draw: SelectedBatch) -> SelectedBatch:
         """The draw with its batch; without, after a run's first steps."""
         if not self._left:
             return draw
@@ -77,7 +77,7 @@ class TransferOrder:
         self._bits = 0.0
         self._is_settled = False
 
-    def refusal(self, draw: Draw, batch: Any) -> str | None:
+    def refusal(self, draw: SelectedBatch, batch: Any) -> str | None:
         """Why rows cannot be told apart; None where nothing speaks against their order.
 
         Args:

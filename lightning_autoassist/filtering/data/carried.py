@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lightning_autoassist.filtering.sampling.candidates import Draw
+from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.trainer_support.batch_parts import tensors_in
 
 
-class Carried:
+class TrackedBatch:
     """A batch of the user's, with the indices and weights that it was drawn with.
 
     Only the Trainer's own fetching sees this type; the data module strips it before any hook of the user's runs. It is
@@ -22,7 +22,7 @@ class Carried:
 
     __slots__ = ("batch", "draw")
 
-    def __init__(self, batch: Any, draw: Draw | None) -> None:
+    def __init__(self, batch: Any, draw: SelectedBatch | None) -> None:
         self.batch = batch
         self.draw = draw
 
@@ -39,7 +39,7 @@ def convert_carried(plugin: Any) -> Callable[[], None]:
     convert, others = plugin.convert_input, plugin.__dict__.get("convert_input")
 
     def convert_input(data: Any) -> Any:
-        return Carried(convert(data.batch), data.draw) if isinstance(data, Carried) else convert(data)
+        return TrackedBatch(convert(data.batch), data.draw) if isinstance(data, TrackedBatch) else convert(data)
 
     def undo() -> None:
         if plugin.__dict__.get("convert_input") is convert_input:

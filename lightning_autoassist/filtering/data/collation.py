@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lightning_autoassist.capture.row_matching import Column, Match, columns_of, columns_of_instances, match
-from lightning_autoassist.filtering.sampling.candidates import Draw
+from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.trainer_support.arrays import IndexArray
 from lightning_autoassist.trainer_support.batch_parts import leaves_of
 from lightning_autoassist.trainer_support.rng import restore_rng_state, rng_state
@@ -149,7 +149,7 @@ def _num_rows(batch: Any, num_instances: int) -> int:
     return fewer[0] if fewer and num_instances not in sizes else num_instances
 
 
-def in_order_of(rows: IndexArray | None, draw: Draw) -> Draw:
+def in_order_of(rows: IndexArray | None, draw: SelectedBatch) -> SelectedBatch:
     """A draw whose indices and weights are those of the batch's rows.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_autoassist.filtering.data.carried import Carried, convert_carried
+from lightning_autoassist.filtering.data.carried import TrackedBatch, convert_carried
 from lightning_autoassist.filtering.data.command_line import TrainData, made
 from lightning_autoassist.filtering.data.data_checks import check_is_no_wrapper
 from lightning_autoassist.filtering.data.filtering_run import FilteringRun
@@ -20,7 +20,7 @@ from lightning_autoassist.filtering.data.refusal import Refusal
 from lightning_autoassist.filtering.data.settings import DataSettings
 from lightning_autoassist.filtering.data.trainer_fetching import TrainerFetching
 from lightning_autoassist.filtering.reporting.wandb_log import group_runs
-from lightning_autoassist.filtering.sampling.candidates import Draw
+from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
 from lightning_autoassist.filtering.sampling.row_stream import RowStream
 from lightning_autoassist.filtering.sampling.rows import PadValues
@@ -46,7 +46,7 @@ class AutoAssistDataModule(ForwardingDataModule):
     Args:
         data: A ``LightningDataModule``, a train ``DataLoader`` or another iterable of batches, or a
             ``LightningModule`` with loaders of its own.
-        budget: Boss updates to spend, as a share of an unfiltered run's, in (0, 1].
+        budget: optimizer steps to spend, as a share of an unfiltered run's, in (0, 1].
         seed: Decides, with the scores, which instances are kept; where None, torch's initial seed (which
             ``seed_everything`` sets) is used.
         flatten: Take candidates one by one, in its order, from a batch sampler of the user's own.
@@ -105,7 +105,7 @@ class AutoAssistDataModule(ForwardingDataModule):
         self._fetching = TrainerFetching(self._run, self._position)
         self._builder = LoaderBuilder(self._run, self._position, self._fetching)
         self._undo_convert: Callable[[], None] | None = None
-        self.current_draw: Draw | None = None
+        self.current_draw: SelectedBatch | None = None
         super().__init__(data, {"val": val_dataloaders, "test": test_dataloaders, "predict": predict_dataloaders})
 
     # ---- what is asked of the user's data
@@ -158,22 +158,22 @@ class AutoAssistDataModule(ForwardingDataModule):
         if restart:
             self._position.restart()
 
-    def weigh_by(self, weights: str) -> None:
-        """Weight the instances otherwise from now on: ``"none"``, ``"sum"`` or ``"mean"``."""
+    def reweight_by(self, reweighting: str) -> None:
+        """Weight the instances otherwise from now on: ``"none"``, ``"inverse_probability"`` or ``"normalized"``."""
         if self._run.selection is not None:
-            self._run.selection = replace(self._run.selection, weights=weights)
+            self._run.selection = replace(self._run.selection, reweighting=reweighting)
         if self.candidate_stream is not None:
-            self.candidate_stream.weights = weights
+            self.candidate_stream.reweighting = reweighting
 
     def start_fetching(self) -> None:
         """Begin the Trainer's first iteration now, as plain Lightning does, not at its first batch."""
         self._fetching.start()
 
-    def confirm_draw(self) -> Draw | None:
-        """The Boss was trained on the current batch: its draw, or None where it was not drawn here."""
+    def mark_consumed(self) -> SelectedBatch | None:
+        """The model was trained on the current batch: its draw, or None where it was not drawn here."""
         draw, self.current_draw = self.current_draw, None
         if draw is not None:
-            self._fetching.confirm(draw)
+            self._fetching.mark_consumed(draw)
         return draw
 
     def rng_given_back(self) -> AbstractContextManager[None]:
@@ -207,7 +207,7 @@ class AutoAssistDataModule(ForwardingDataModule):
         return self._builder.loader_for(loader) if self._run.is_fitting else loader
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if isinstance(batch, Carried):
+        if isinstance(batch, TrackedBatch):
             batch, self.current_draw = batch.batch, batch.draw
         return super().on_before_batch_transfer(batch, dataloader_idx)
 

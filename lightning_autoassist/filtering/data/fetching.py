@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from lightning_autoassist.filtering.sampling.candidates import Draw
+from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 
 if TYPE_CHECKING:
     from lightning_autoassist.filtering.data.loader import FetchedLoader
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 class DrawSource(Protocol):
     """What a train loader is fed from, epoch after epoch."""
 
-    def draws(self, limit: int | None = None) -> Iterator[Draw]:
+    def draws(self, limit: int | None = None) -> Iterator[SelectedBatch]:
         """The batches of one epoch, ``limit`` of them where it is given."""
 
-    def confirm(self, draw: Draw) -> None:
-        """The Boss was trained on ``draw``."""
+    def mark_consumed(self, draw: SelectedBatch) -> None:
+        """The model was trained on ``draw``."""
 
 
 class Fetching(Protocol):
@@ -27,7 +27,7 @@ class Fetching(Protocol):
     def is_fetching(self, iterator: object) -> bool:
         """Whether ``iterator`` is the one that the Trainer takes its batches from."""
 
-    def begin(self, loader: FetchedLoader) -> Iterator[Draw]:
+    def begin(self, loader: FetchedLoader) -> Iterator[SelectedBatch]:
         """The Trainer's iteration over ``loader`` begins: its draws."""
 
     @property

@@ -33,7 +33,7 @@ class FilteringRun:
 
     def join(self, ranks: Ranks) -> None:
         """Train in these processes; all of them must call this at the same step."""
-        self.ranks, self.shared_seed = ranks, ranks.shared(self.seed)
+        self.ranks, self.shared_seed = ranks, ranks.broadcast_object(self.seed)
 
     @property
     def seed(self) -> int:

@@ -15,10 +15,10 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_autoassist.filtering.data.arrivals import Arrivals
-from lightning_autoassist.filtering.data.carried import Carried
+from lightning_autoassist.filtering.data.carried import TrackedBatch
 from lightning_autoassist.filtering.data.collation import Collated, WatchedCollate, in_order_of
 from lightning_autoassist.filtering.data.fetching import DrawSource, Fetching
-from lightning_autoassist.filtering.sampling.candidates import Draw
+from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.trainer_support.internals import keep_iterator, kept_iterator, own_copy
 
 # Whatever has these is asked for a state by Lightning; the state of what was drawn is the data module's.
@@ -26,7 +26,7 @@ _NOT_ANSWERED = ("state_dict", "load_state_dict")
 
 
 class FetchedLoader:
-    """Iterable over ``Carried`` batches for the Trainer's fetching, over the user's plain batches for anyone else.
+    """Iterable over ``TrackedBatch`` batches for the Trainer's fetching, over the user's plain batches for anyone else.
 
     Every other attribute is that of the user's loader, to read and to set.
 
@@ -80,7 +80,7 @@ class FetchedLoader:
         """The user's loader."""
         return self._plain
 
-    def _carried_batches(self) -> Iterator[Carried]:
+    def _carried_batches(self) -> Iterator[TrackedBatch]:
         raise NotImplementedError
 
     def _plain_has_changed(self) -> None:
@@ -136,7 +136,7 @@ class CarryingLoader(FetchedLoader):
     def _iterator(self, iterator: Any) -> None:
         keep_iterator(self._loader, iterator)
 
-    def _carried_batches(self) -> Iterator[Carried]:
+    def _carried_batches(self) -> Iterator[TrackedBatch]:
         draws = self._fetching.begin(self)
         self._feed.open(draws, self._fetching.has_begun)
         self._watch_order(self._fetching.needs_order)
@@ -151,13 +151,13 @@ class CarryingLoader(FetchedLoader):
         is_torchs = iterate is DataLoader.__iter__ or iterate.__module__.startswith("torchdata.")
         self._loader.collate_fn = self._collate if is_needed and is_torchs else self._collate.collate
 
-    def _carried(self, batch: Any, draw: Draw | None) -> Carried:
+    def _carried(self, batch: Any, draw: SelectedBatch | None) -> TrackedBatch:
         if isinstance(batch, Collated):
             self._collate.learn(batch)
             if draw is not None:
                 draw = self._arrivals.noted(batch.batch, in_order_of(batch.rows, draw))
             batch = batch.batch
-        return Carried(batch, draw)
+        return TrackedBatch(batch, draw)
 
 
 class BatchIterator:
@@ -190,12 +190,12 @@ class _Feed:
     """
 
     def __init__(self) -> None:
-        self._draws: Iterator[Draw] = iter(())
-        self._fed: deque[Draw] = deque()
+        self._draws: Iterator[SelectedBatch] = iter(())
+        self._fed: deque[SelectedBatch] = deque()
         self._has_begun: Callable[[], None] = _nothing
         self._has_warned = False
 
-    def open(self, draws: Iterator[Draw], has_begun: Callable[[], None]) -> None:
+    def open(self, draws: Iterator[SelectedBatch], has_begun: Callable[[], None]) -> None:
         """Start an epoch; what an abandoned iteration had asked ahead is forgotten here, not by its source."""
         self._draws, self._fed, self._has_begun = draws, deque(), has_begun
 
@@ -206,7 +206,7 @@ class _Feed:
             fed.append(draw)
             yield draw.indices.tolist()
 
-    def next_fed(self) -> Draw | None:
+    def next_fed(self) -> SelectedBatch | None:
         """The draw of the batch that came out just now; None where nobody asked for that batch."""
         if self._fed:
             return self._fed.popleft()

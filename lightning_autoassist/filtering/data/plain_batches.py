@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler
 
-from lightning_autoassist.filtering.sampling.candidates import Draw
+from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.filtering.sampling.order_pieces import announce_epoch, index_array
 from lightning_autoassist.trainer_support.rng import RunRng
 
@@ -37,17 +37,17 @@ class PlainBatches:
         self._at_start: dict[str, Any] | None = None  # of the epoch
         self._limit: int | None = None
         self._num_confirmed = 0
-        self._in_flight: deque[Draw] = deque()
+        self._in_flight: deque[SelectedBatch] = deque()
         self._restored: dict[str, Any] | None = None
 
-    def draws(self, limit: int | None = None) -> Iterator[Draw]:
+    def draws(self, limit: int | None = None) -> Iterator[SelectedBatch]:
         # Lightning would have called set_epoch on the user's loader; it does not see that one.
         announce_epoch(
             getattr(self.batch_sampler, "sampler", None), self.num_epochs if self._epoch is None else self._epoch()
         )
         self.num_epochs += 1
         restored, self._restored = self._restored, None
-        again: list[Draw] = []
+        again: list[SelectedBatch] = []
         if restored is not None and _is_rest(restored, limit):
             batches, again = self._continued(restored)
         else:
@@ -56,11 +56,11 @@ class PlainBatches:
         self._in_flight = deque(again)
         yield from again
         for batch in islice(batches, None if limit is None else max(0, limit - len(again))):
-            draw = Draw(index_array(batch), None, lacks_features=True)
+            draw = SelectedBatch(index_array(batch), None, lacks_features=True)
             self._in_flight.append(draw)
             yield draw
 
-    def confirm(self, draw: Draw) -> None:
+    def mark_consumed(self, draw: SelectedBatch) -> None:
         self._in_flight.popleft()
         self._num_confirmed += 1
 
@@ -77,11 +77,11 @@ class PlainBatches:
         """Restore :meth:`state_dict`: the next epoch is the rest of the interrupted one, if that has a rest."""
         self._restored = state
 
-    def _continued(self, state: dict[str, Any]) -> tuple[Iterator[Any], list[Draw]]:
+    def _continued(self, state: dict[str, Any]) -> tuple[Iterator[Any], list[SelectedBatch]]:
         """The rest of an interrupted epoch: its batches, and before them those that had been asked for."""
         self._at_start, self._limit = state["at_start"], state["limit"]
         self._num_confirmed = state["num_confirmed"]
-        again = [Draw(indices.numpy(), None, lacks_features=True) for indices in state["in_flight"]]
+        again = [SelectedBatch(indices.numpy(), None, lacks_features=True) for indices in state["in_flight"]]
         now = self._rng.state_dict()
         self._rng.load_state_dict(state["at_start"])
         batches = iter(self.batch_sampler)

@@ -12,7 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lightning_autoassist.filtering.data.carried import Carried
+from lightning_autoassist.filtering.data.carried import TrackedBatch
 from lightning_autoassist.filtering.data.fetching import Fetching
 from lightning_autoassist.filtering.data.loader import FetchedLoader
 from lightning_autoassist.filtering.sampling.candidates import batches_per_epoch
@@ -163,11 +163,11 @@ class StreamedLoader(FetchedLoader):
         self._stream = self._make()
         return self._stream
 
-    def _carried_batches(self) -> Iterator[Carried]:
+    def _carried_batches(self) -> Iterator[TrackedBatch]:
         self._is_open = True
         draws = self._fetching.begin(self)
         assert self._stream is not None
         # Not in the generator below: workers must start now, as plain Lightning's do.
         self._stream.start()
         self._fetching.has_begun()
-        return (Carried(cast("Any", draw.rows).batch, draw) for draw in draws)
+        return (TrackedBatch(cast("Any", draw.rows).batch, draw) for draw in draws)

@@ -8,7 +8,7 @@ from lightning_autoassist.filtering.data.fetching import DrawSource
 from lightning_autoassist.filtering.data.filtering_run import FilteringRun
 from lightning_autoassist.filtering.data.loader import BatchIterator, CarryingLoader, FetchedLoader
 from lightning_autoassist.filtering.data.position import DataPosition
-from lightning_autoassist.filtering.sampling.candidates import Draw
+from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.trainer_support.internals import fetching_iterators
 
 
@@ -37,18 +37,18 @@ class TrainerFetching:
             if isinstance(iterator, BatchIterator):
                 iterator.start()
 
-    def confirm(self, draw: Draw) -> None:
-        """The Boss was trained on ``draw``."""
+    def mark_consumed(self, draw: SelectedBatch) -> None:
+        """The model was trained on ``draw``."""
         assert self.source is not None
-        self.source.confirm(draw.drawn or draw)
+        self.source.mark_consumed(draw.drawn or draw)
 
     def is_fetching(self, iterator: object) -> bool:
         return any(iterator is own for own in fetching_iterators(self._run.trainer))
 
-    def begin(self, loader: FetchedLoader) -> Iterator[Draw]:
+    def begin(self, loader: FetchedLoader) -> Iterator[SelectedBatch]:
         selection, trainer = self._run.selection, self._run.trainer
         if selection is not None:
-            selection.jobs.settle()  # workers are forked next, and a thread had better be at rest then
+            selection.jobs.wait_all()  # workers are forked next, and a thread had better be at rest then
             if isinstance(loader, CarryingLoader):
                 selection.on_data(loader.num_instances)
         self.source = loader.draw_source()

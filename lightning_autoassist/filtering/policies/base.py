@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_autoassist.filtering.names import ScoreName, WeightsName
+from lightning_autoassist.filtering.names import ReweightingName, ScoreName
 
 MAX_CLASSES = 65_536
 NO_FLOOR = "with no floor an instance can vanish for good"
@@ -29,8 +29,9 @@ class Policy:
         default_assistant: What predicts the scores when the user does not say: a name in ``ASSISTANTS``.
         default_score: What the Assistant learns to predict when the user does not say:
             ``"loss"`` or ``"gradient_norm"``.
-        default_weights: ``"none"``, ``"sum"`` or ``"mean"``, see :class:`~lightning_autoassist.ShrinkingBatchSampler`.
-        default_tail: Share of training at whose end everything is kept.
+        default_reweighting: ``"none"``, ``"inverse_probability"`` or ``"normalized"``, see
+            :class:`~lightning_autoassist.ShrinkingBatchSampler`.
+        default_unfiltered_tail: Share of training at whose end everything is kept.
     """
 
     needs_scores: bool = True
@@ -38,8 +39,8 @@ class Policy:
     reads_labels: bool = False
     default_assistant: str = "memory"
     default_score: ScoreName = "gradient_norm"
-    default_weights: WeightsName = "none"
-    default_tail: float = 0.0
+    default_reweighting: ReweightingName = "none"
+    default_unfiltered_tail: float = 0.0
 
     def prepare(self, num_candidates: int) -> None:
         """Learn how many candidates make a pass, before the first one is judged; streams do not tell.
@@ -69,7 +70,7 @@ class Policy:
         return probs
 
     def observe(self, predictions: Tensor, targets: Tensor) -> None:
-        """Learn from what the Boss's batch turned out to be.
+        """Learn from what the model's batch turned out to be.
 
         Args:
             predictions: What the Assistant had predicted for the batch, shape ``(B,)``.

@@ -50,7 +50,7 @@ class ClassQuotaPolicy(Policy):
         self._counts = torch.zeros(0)
         self.keeps_everything = self.policy.keeps_everything
         self.needs_scores = not self.keeps_everything  # the labels come with the losses
-        for name in ("default_assistant", "default_score", "default_weights", "default_tail"):
+        for name in ("default_assistant", "default_score", "default_reweighting", "default_unfiltered_tail"):
             setattr(self, name, getattr(self.policy, name))
 
     def keep_probability(self, scores: Tensor) -> Tensor:

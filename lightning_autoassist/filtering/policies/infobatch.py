@@ -14,9 +14,9 @@ from lightning_autoassist.trainer_support.arguments import check_number
 class InfoBatchPolicy(RelativePolicy):
     """InfoBatch's rule: of the instances below the mean loss a fixed share is dropped; the others are kept.
 
-    Goes with weights ``"sum"``, which scale those that stay up by 1 / (1 - prune_ratio), and an unfiltered tail of one
-    eighth (delta = 0.875), as the source has it. The mean is of the last 8,192 candidates, or of the last pass where
-    that is shorter, instead of the whole pass before.
+    Goes with reweighting ``"inverse_probability"``, which scales those that stay up by 1 / (1 - prune_ratio), and an
+    unfiltered tail of one eighth (delta = 0.875), as the source has it. The mean is of the last 8,192 candidates,
+    or of the last pass where that is shorter, instead of the whole pass before.
 
     Source: Qin et al., InfoBatch, ICLR 2024, arXiv:2303.04947.
 
@@ -32,8 +32,8 @@ class InfoBatchPolicy(RelativePolicy):
     """
 
     default_score = "loss"
-    default_weights = "sum"
-    default_tail = 0.125
+    default_reweighting = "inverse_probability"
+    default_unfiltered_tail = 0.125
 
     def __init__(self, prune_ratio: float = 0.5) -> None:
         super().__init__()

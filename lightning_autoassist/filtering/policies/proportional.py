@@ -33,8 +33,8 @@ class ProportionalPolicy(RelativePolicy):
         tensor([0.2000, 0.2667, 0.5333, 1.0000])
     """
 
-    default_weights = "sum"
-    default_tail = 0.125
+    default_reweighting = "inverse_probability"
+    default_unfiltered_tail = 0.125
 
     def __init__(self, keep_rate: float = 0.5, floor: float = 0.2, cap_quantile: float = 1.0) -> None:
         super().__init__()

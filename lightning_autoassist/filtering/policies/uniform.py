@@ -9,7 +9,7 @@ from lightning_autoassist.filtering.policies.base import Policy
 
 
 class UniformPolicy(Policy):
-    """Keep every candidate: the same number of Boss updates as a filtered run, nothing selected.
+    """Keep every candidate: the same number of optimizer steps as a filtered run, nothing selected.
 
     The strong baseline that every filter has to beat.
 

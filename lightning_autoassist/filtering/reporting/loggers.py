@@ -123,7 +123,7 @@ class RunLog:
         """Log this plug-in's metrics through the module, whose ``log`` may be the user's own.
 
         Args:
-            pl_module: The Boss.
+            pl_module: The model.
             metrics: By their names.
             options: Of ``LightningModule.log_dict``.
         """
@@ -192,7 +192,7 @@ class RunLog:
         show_in_progress_bar(
             trainer,
             keep_rate=report.epoch_keep_rate(stream),
-            saved_updates=ShownCount(report.boss_updates * saved / (1 - saved) + 0.5),
+            saved_updates=ShownCount(report.optimizer_steps * saved / (1 - saved) + 0.5),
         )
 
     def class_counts(self) -> ClassCounts:
@@ -215,7 +215,7 @@ class RunLog:
 
         Args:
             trainer: The Trainer.
-            pl_module: The Boss.
+            pl_module: The model.
             classes: The :meth:`class_counts` of all processes.
         """
         if self.counts is None:

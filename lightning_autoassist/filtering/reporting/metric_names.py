@@ -2,4 +2,4 @@
 
 PREFIX = "autoassist/"
 # What every metric can be plotted against.
-AXES = ("boss_updates", "instances_seen", "seconds")
+AXES = ("optimizer_steps", "instances_seen", "seconds")

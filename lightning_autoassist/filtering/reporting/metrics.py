@@ -14,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from lightning_autoassist.filtering.assistants.base import Outcome
+from lightning_autoassist.filtering.assistants.base import UpdateResult
 from lightning_autoassist.filtering.checks.run_length import Limits
 from lightning_autoassist.filtering.reporting.metric_names import AXES, PREFIX
 from lightning_autoassist.filtering.reporting.shared_totals import SharedTotals
@@ -95,13 +95,13 @@ class FilterReport:
         num_ranks: Processes that train, each on as many instances; what this one counts stands for all.
         limits: What ends the run; None before training.
         captured_share: Share of the loss's gradient that comes from losses whose instances are known; None: not known.
-        training: Runs while the Boss is trained, and stands during validation.
+        training: Runs while the model is trained, and stands during validation.
     """
 
     def __init__(self) -> None:
         self.num_ranks = 1
         self.limits: Limits | None = None
-        self.boss_updates = 0
+        self.optimizer_steps = 0
         self.instances_seen = 0
         self.nonfinite_instances = 0
         self.captured_share: float | None = None
@@ -131,20 +131,20 @@ class FilterReport:
         self.training.seconds = seconds
 
     def axes(self) -> dict[str, float]:
-        """Boss updates, instances and seconds so far, under ``autoassist/``."""
+        """Optimizer steps, instances and seconds so far, under ``autoassist/``."""
         return {PREFIX + name: float(getattr(self, name)) for name in AXES}
 
-    def count_batch(self, num_instances: int, boss_updates: int) -> None:
-        """One more batch of the Boss; ``boss_updates`` is the Trainer's own count of optimizer steps."""
+    def count_batch(self, num_instances: int, optimizer_steps: int) -> None:
+        """One more batch of the model; ``optimizer_steps`` is the Trainer's own count of optimizer steps."""
         self.num_batches += 1
         self.instances_seen += num_instances * self.num_ranks
-        self.boss_updates = boss_updates
+        self.optimizer_steps = optimizer_steps
 
     def count_nonfinite(self, num_instances: int) -> None:
         """Instances whose loss was NaN or infinite."""
         self.nonfinite_instances += num_instances
 
-    def count_outcome(self, outcome: Outcome) -> None:
+    def count_outcome(self, outcome: UpdateResult) -> None:
         """One more update of the Assistant."""
         self._num_outcomes += 1
         self._loss_sum += outcome.loss
@@ -193,7 +193,7 @@ class FilterReport:
         return PastStream(*counts, self.saved_ratio(sampler))
 
     def saved_ratio(self, sampler: CandidateStream | PastStream | None) -> float:
-        """Share of an unfiltered run's Boss updates that this one does without, in [0, 1); 0 before training."""
+        """Share of an unfiltered run's optimizer steps that this one does without, in [0, 1); 0 before training."""
         if isinstance(sampler, PastStream):
             return sampler.saved_ratio
         if sampler is None or not sampler.batch_size or self.limits is None:
@@ -233,7 +233,7 @@ class FilterReport:
         """Counters that go on after a resume."""
         past = self._past if sampler is None else self._past_of(sampler)
         names = (
-            "boss_updates",
+            "optimizer_steps",
             "instances_seen",
             "nonfinite_instances",
             "num_batches",
@@ -308,15 +308,15 @@ def warn_about_limits(trainer: Any, stream: CandidateStream, *, keeps_first_pass
     own, full = limits.lengths(stream)
     if own.num_steps == full.num_steps == trainer.max_steps:
         rank_zero_warn(
-            f"max_steps={trainer.max_steps} fixes the number of Boss updates, so filtering saves none: give the "
+            f"max_steps={trainer.max_steps} fixes the number of optimizer steps, so filtering saves none: give the "
             "Trainer max_epochs instead"
         )
     if limits.has_time_limit:
         rank_zero_warn("max_time ends this run, so filtering saves no time: give the Trainer max_epochs instead")
     if isinstance(trainer.limit_train_batches, int) and own.num_batches == full.num_batches:
         rank_zero_warn(
-            f"limit_train_batches={trainer.limit_train_batches} fixes the number of Boss batches, so filtering saves "
-            "none: lower it yourself, or use a fraction"
+            f"limit_train_batches={trainer.limit_train_batches} fixes the number of training batches, so filtering "
+            "saves none: lower it yourself, or use a fraction"
         )
     epochs = trainer.max_epochs or -1
     trained = epochs * trainer.num_training_batches * stream.batch_size

@@ -13,7 +13,7 @@ import os
 import torch
 
 TOTALS = (
-    "boss_updates",
+    "optimizer_steps",
     "instances_seen",
     "seconds",
     "saved_ratio",

@@ -14,7 +14,7 @@ from lightning_autoassist.trainer_support.arguments import check_number, receive
 
 def check_budget(budget: float) -> float:
     """``budget``; raises an error unless it is a number in (0, 1]."""
-    hint = "it is the share of Boss updates to spend, 0.6 saves 40 %"
+    hint = "it is the share of optimizer steps to spend, 0.6 saves 40 %"
     return check_number("budget", budget, "(0, 1]", hint)
 
 

@@ -1,4 +1,4 @@
-"""What every stream of candidates has: counts, weights, and batches on their way to the Boss.
+"""What every stream of candidates has: counts, weights, and batches on their way to the model.
 
 Shapes: N data set, B batch, K batches an epoch, n candidates, F features.
 """
@@ -17,13 +17,13 @@ from torch import Tensor
 from lightning_autoassist.trainer_support.arguments import check_choice
 from lightning_autoassist.trainer_support.arrays import FloatArray, IndexArray
 
-WEIGHT_MODES = ("none", "sum", "mean")
+REWEIGHTINGS = ("none", "inverse_probability", "normalized")
 # The last N candidates are counted in entries of at most this share of N.
 MIN_RECENT = 4096
 
 
 def batches_per_epoch(num_instances: float, batch_size: int, budget: float, drop_last: bool = False) -> int:
-    """K, the number of Boss batches of every epoch: ceil(budget·N / B), floor where the last batch is dropped.
+    """K, the number of training batches of every epoch: ceil(budget·N / B), floor where the last batch is dropped.
 
     N and B may be counted in tokens.
 
@@ -52,7 +52,7 @@ class Rows(NamedTuple):
     integers: dict[str, Tensor]
 
 
-class Draw(NamedTuple):
+class SelectedBatch(NamedTuple):
     """One batch of kept instances.
 
     Attributes:
@@ -72,7 +72,7 @@ class Draw(NamedTuple):
     pass_index: int = 0
     lacks_features: bool = False
     knows_rows: bool = True
-    drawn: Draw | None = None
+    drawn: SelectedBatch | None = None
     arrived: Any = None
 
 
@@ -80,7 +80,7 @@ class CandidateStream:
     """Base of what draws batches of kept instances: counts candidates, weights what was kept, remembers what is out.
 
     Args:
-        weights: ``"none"``, ``"sum"`` or ``"mean"``.
+        reweighting: ``"none"``, ``"inverse_probability"`` or ``"normalized"``.
         seed: Of the generator that decides what is kept.
 
     Attributes:
@@ -95,7 +95,7 @@ class CandidateStream:
         pass_index: Number of the pass, from 0.
 
     Raises:
-        ValueError: If ``weights`` names no mode.
+        ValueError: If ``reweighting`` names no mode.
     """
 
     num_instances: int
@@ -103,16 +103,16 @@ class CandidateStream:
     drop_last: bool = False
     keep_probability: Callable[..., npt.NDArray[np.floating[Any]]] | None
 
-    def __init__(self, weights: str, seed: int) -> None:
-        check_weights(weights)
-        self.weights = weights
+    def __init__(self, reweighting: str, seed: int) -> None:
+        check_reweighting(reweighting)
+        self.reweighting = reweighting
         self.num_considered = 0
         self.num_kept = 0
         self.prob_sum = 0.0
         self.seconds = 0.0
         self.pass_index = -1
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        # For weights="mean": (candidates, sum of their p) of the runs of chunks that make up the last N candidates.
+        # For "normalized": (candidates, sum of their p) of the runs of chunks that make up the last N candidates.
         self._recent: deque[tuple[int, float]] = deque()
         self._recent_count, self._recent_sum = 0, 0.0
 
@@ -145,9 +145,9 @@ class CandidateStream:
 
     def _weights_of(self, probs: npt.NDArray[np.float64]) -> FloatArray | None:
         """Weights of instances kept with ``probs``, shape ``(B,)``."""
-        if self.weights == "none":
+        if self.reweighting == "none":
             return None
-        scale = self._recent_sum / self._recent_count if self.weights == "mean" else 1.0
+        scale = self._recent_sum / self._recent_count if self.reweighting == "normalized" else 1.0
         return (scale / probs).astype(np.float32)
 
     def _counts(self) -> dict[str, Any]:
@@ -176,6 +176,6 @@ class CandidateStream:
             )
 
 
-def check_weights(weights: str) -> None:
-    """Raise an error unless ``weights`` names a mode."""
-    check_choice("weights", weights, WEIGHT_MODES)
+def check_reweighting(reweighting: str) -> None:
+    """Raise an error unless ``reweighting`` names a mode."""
+    check_choice("reweighting", reweighting, REWEIGHTINGS)

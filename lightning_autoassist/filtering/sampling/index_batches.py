@@ -18,24 +18,24 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Sampler
 
-from lightning_autoassist.filtering.names import WeightsName
+from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.sampling.candidate_sources import (
     check_budget,
     check_candidates,
     check_fills_batch,
     num_candidates,
 )
-from lightning_autoassist.filtering.sampling.candidates import CandidateStream, Draw, batches_per_epoch
+from lightning_autoassist.filtering.sampling.candidates import CandidateStream, SelectedBatch, batches_per_epoch
 from lightning_autoassist.filtering.sampling.order_pieces import OrderInPieces, announce_epoch
 from lightning_autoassist.filtering.sampling.pass_orders import pass_order
 from lightning_autoassist.trainer_support.arguments import check_flag, check_function, check_whole
 from lightning_autoassist.trainer_support.arrays import IndexArray
-from lightning_autoassist.trainer_support.executors import Jobs
+from lightning_autoassist.trainer_support.executors import InlineExecutor
 
 KeepProbability = Callable[[IndexArray, int], npt.NDArray[np.floating[Any]]]
 
 # Batches for which candidates are judged at once. A call costs as much as judging thousands, so that one a batch would
-# be most of what filtering costs; and the more batches, the older the scores when the Boss sees the last of them.
+# be most of what filtering costs; and the more batches, the older the scores when the model sees the last of them.
 BATCHES_AHEAD = 4
 
 
@@ -46,9 +46,10 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
     its own probability p until a batch is full, so every batch has exactly B instances and every epoch exactly
     K = ``batches_per_epoch`` batches. A dropped candidate is never loaded.
 
-    An instance kept with probability p is under-represented by that factor. ``weights`` gives each kept instance:
-    ``"sum"``: 1/p, so that a pass adds up to the gradient of an unfiltered pass; ``"mean"``: 1/p times the mean of p
-    over the last N candidates, whose expectation over kept instances is 1; ``"none"``: nothing (the paper's filter).
+    An instance kept with probability p is under-represented by that factor. ``reweighting`` gives each kept instance:
+    ``"inverse_probability"``: 1/p, so that a pass adds up to the gradient of an unfiltered pass; ``"normalized"``:
+    1/p times the mean of p over the last N candidates, whose expectation over kept instances is 1; ``"none"``:
+    nothing (the paper's filter).
 
     Used alone, it is a batch sampler: ``DataLoader(dataset, batch_sampler=ShrinkingBatchSampler(...))``.
 
@@ -60,7 +61,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         budget: Share of an unfiltered epoch's batches that an epoch has, in (0, 1].
         keep_probability: Gets candidates, shape ``(n,)``, and the number of the pass, from 0; returns p in (0, 1],
             shape ``(n,)``. None keeps everything.
-        weights: ``"none"``, ``"sum"`` or ``"mean"``.
+        reweighting: ``"none"``, ``"inverse_probability"`` or ``"normalized"``.
         drop_last: Whether K is rounded down instead of up.
         seed: Of the generator that decides what is kept; the global RNGs stay untouched.
         chunk_size: Candidates that are scored at once; None: as many as the next four batches are likely to need.
@@ -86,14 +87,14 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         *,
         budget: float = 0.6,
         keep_probability: KeepProbability | None = None,
-        weights: WeightsName = "none",
+        reweighting: ReweightingName = "none",
         drop_last: bool = False,
         seed: int = 0,
         chunk_size: int | None = None,
         pass_size: int | None = None,
         num_batches: int | None = None,
     ) -> None:
-        super().__init__(weights, check_whole("seed", seed, "[0, inf)", "0 is the default"))
+        super().__init__(reweighting, check_whole("seed", seed, "[0, inf)", "0 is the default"))
         budget = check_budget(budget)
         batch_size = check_whole("batch_size", batch_size, "[1, inf)", "32 is usual")
         if chunk_size is not None:
@@ -116,7 +117,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         self.on_considered: Callable[[IndexArray, Any, Any], None] | None = None
         # Gets kept instances, says whether features of some of them are still to be had.
         self.lacks_features: Callable[[IndexArray], bool] | None = None
-        self.jobs = Jobs()
+        self.jobs = InlineExecutor()
         self._num_batches = num_batches
         self._pieces = None if pass_size is None else OrderInPieces(sampler)
         self._num_read = self.num_instances  # of the pass that is on, where it is read in pieces
@@ -129,7 +130,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         # Kept instances that wait for their batch to fill, and batches handed out but not confirmed.
         self._kept_indices: IndexArray = np.empty(0, np.int64)
         self._kept_probs = np.empty(0, np.float64)
-        self._in_flight: deque[Draw] = deque()
+        self._in_flight: deque[SelectedBatch] = deque()
 
     def __len__(self) -> int:
         return self._num_batches or self.batches_at(self.budget)
@@ -144,17 +145,17 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for draw in self.draws():
-            self.confirm(draw)
+            self.mark_consumed(draw)
             yield draw.indices.tolist()
 
-    def draws(self, limit: int | None = None) -> Iterator[Draw]:
+    def draws(self, limit: int | None = None) -> Iterator[SelectedBatch]:
         """One epoch. Batches that were handed out earlier and never confirmed come first.
 
         Args:
             limit: Batches of the epoch, where they are fewer than K: the rest of an epoch that was interrupted.
         """
         count = len(self) if limit is None else limit
-        self.jobs.settle()
+        self.jobs.wait_all()
         out = deque(self._in_flight)  # drawn, and not handed out
         num_drawn = len(out)
 
@@ -174,7 +175,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
                 earlier.result()
             earlier = later
             if not out:
-                self.jobs.settle()
+                self.jobs.wait_all()
             while not out:
                 # Here and not in a job: the user's sampler draws from the global RNG, as his module does.
                 self._read_on()
@@ -182,15 +183,15 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
             self.seconds += time.perf_counter() - started
             yield out.popleft()
 
-    def confirm(self, draw: Draw) -> None:
-        """Take note that the Boss was trained on ``draw``, the oldest unconfirmed batch."""
+    def mark_consumed(self, draw: SelectedBatch) -> None:
+        """Take note that the model was trained on ``draw``, the oldest unconfirmed batch."""
         oldest = self._in_flight.popleft()
         # Not whether it is the same object: whatever got between may have copied it.
-        assert np.array_equal(oldest.indices, draw.indices), "the Boss gets batches in the order they were drawn"
+        assert np.array_equal(oldest.indices, draw.indices), "the model gets batches in the order they were drawn"
 
     def state_dict(self) -> dict[str, Any]:
         """Position and order of the stream, RNG, kept and unconfirmed instances, totals: tensors and builtins."""
-        self.jobs.settle()
+        self.jobs.wait_all()
         return {
             **self._counts(),
             "num_instances": self.num_instances,
@@ -241,7 +242,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         self._kept_indices = state["kept_indices"].numpy().copy()
         self._kept_probs = state["kept_probs"].numpy().copy()
         self._in_flight = deque(
-            Draw(
+            SelectedBatch(
                 indices.numpy().copy(),
                 None if weights is None else weights.numpy().copy(),
                 pass_index=pass_index,
@@ -250,7 +251,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
             for indices, weights, pass_index, lacks_features in state["in_flight"]
         )
 
-    def _draw(self) -> Draw | None:
+    def _draw(self) -> SelectedBatch | None:
         """The next batch; None where the pass ends before it is full."""
         while len(self._kept_indices) < self.batch_size:
             if not self._consider_next():
@@ -260,11 +261,11 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         probs, self._kept_probs = self._kept_probs[: self.batch_size], self._kept_probs[self.batch_size :]
         return self._draw_of(taken, probs)
 
-    def _draw_of(self, indices: IndexArray, probs: npt.NDArray[np.float64]) -> Draw:
+    def _draw_of(self, indices: IndexArray, probs: npt.NDArray[np.float64]) -> SelectedBatch:
         """The batch of instances that were kept with ``probs``."""
         lacks_features = self.lacks_features is not None and self.lacks_features(indices)
         weights = self._weights_of(probs)
-        return Draw(indices, weights, pass_index=self.pass_index, lacks_features=lacks_features)
+        return SelectedBatch(indices, weights, pass_index=self.pass_index, lacks_features=lacks_features)
 
     def _read_on(self) -> None:
         """Read the next pass, or the next piece of it, once all candidates that were read have been considered."""

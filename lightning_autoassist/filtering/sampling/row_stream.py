@@ -16,7 +16,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_autoassist.filtering.sampling.candidates import CandidateStream, Draw, Rows
+from lightning_autoassist.filtering.sampling.candidates import CandidateStream, Rows, SelectedBatch
 from lightning_autoassist.filtering.sampling.columns import Column
 from lightning_autoassist.filtering.sampling.rows import Form, PadValues, RowSplitter
 from lightning_autoassist.filtering.sampling.stream_reading import StreamReader
@@ -33,7 +33,7 @@ MAX_KINDS = 256
 class _Out(NamedTuple):
     """A batch that was handed out. Its columns are kept beside it: users take parts out of batches."""
 
-    draw: Draw
+    draw: SelectedBatch
     kind: str
     piece: Piece
 
@@ -56,18 +56,19 @@ class RowStream(CandidateStream):
         loader: Iterable of batches; iterated anew for every pass.
         num_batches: K.
         batch_size: B; None takes that of the first batch.
-        num_instances: N: candidates that are kept at first, and over which the mean of p for ``weights="mean"`` runs;
-            None: K·B.
+        num_instances: N: candidates that are kept at first, and over which the mean of p for
+            ``reweighting="normalized"`` runs; None: K·B.
         keep_probability: Gets the ``Rows`` of a fetched batch and the number of
             the pass (at least 1), returns p in (0, 1], shape ``(n,)``. None keeps everything.
         features: Gets a batch and n, returns the rows' features, shape ``(n, F)``, or None.
-        weights: ``"none"``, ``"sum"`` or ``"mean"``, see :class:`~lightning_autoassist.ShrinkingBatchSampler`.
+        reweighting: ``"none"``, ``"inverse_probability"`` or ``"normalized"``, see
+            :class:`~lightning_autoassist.ShrinkingBatchSampler`.
         pass_whole: Pass on the loader's own batches, short ones included.
         pad_values: See ``RowSplitter``.
         seed: Of the generator that decides what is kept; the global RNGs stay untouched.
 
     Raises:
-        ValueError: If ``weights`` names no mode.
+        ValueError: If ``reweighting`` names no mode.
 
     Example:
         >>> loader = [torch.arange(4), torch.arange(4, 8), torch.arange(8, 12)]
@@ -87,13 +88,13 @@ class RowStream(CandidateStream):
         num_instances: int | None = None,
         keep_probability: KeepRows | None = None,
         features: RowFeatures | None = None,
-        weights: str = "none",
+        reweighting: str = "none",
         pass_whole: bool = False,
         pad_values: PadValues = None,
         seed: int = 0,
     ) -> None:
         self._reader = StreamReader(loader)
-        super().__init__(weights, seed)
+        super().__init__(reweighting, seed)
         self.pass_index = 0
         self.num_batches = num_batches
         self.keep_probability = keep_probability
@@ -138,7 +139,7 @@ class RowStream(CandidateStream):
         """Take candidates from another loader, from a new pass on."""
         self._reader.read_from(loader)
 
-    def draws(self, limit: int | None = None) -> Iterator[Draw]:
+    def draws(self, limit: int | None = None) -> Iterator[SelectedBatch]:
         """One epoch. Batches that were handed out earlier and never confirmed come first.
 
         Args:
@@ -159,10 +160,10 @@ class RowStream(CandidateStream):
             self._in_flight.append(out)
             yield out.draw
 
-    def confirm(self, draw: Draw) -> None:
-        """Take note that the Boss was trained on ``draw``, the oldest unconfirmed batch."""
+    def mark_consumed(self, draw: SelectedBatch) -> None:
+        """Take note that the model was trained on ``draw``, the oldest unconfirmed batch."""
         oldest = self._in_flight.popleft()
-        assert np.array_equal(oldest.draw.indices, draw.indices), "the Boss gets batches in the order they were drawn"
+        assert np.array_equal(oldest.draw.indices, draw.indices), "the model gets batches in the order they were drawn"
 
     # ---- state
 
@@ -286,7 +287,7 @@ class RowStream(CandidateStream):
         assert self._form is not None
         rows = Rows(batch, len(piece.numbers), piece.features, _integers(piece.columns, self._form))
         pass_index = self.pass_index if pass_index is None else pass_index
-        return _Out(Draw(piece.numbers, weights, rows, pass_index), self._form.kind, piece)
+        return _Out(SelectedBatch(piece.numbers, weights, rows, pass_index), self._form.kind, piece)
 
     def _is_one_too_many(self) -> bool:
         if len(self._waiting) < MAX_KINDS:

@@ -1,4 +1,4 @@
-"""Several processes that train one Boss: who owns which instance, and how they tell each other what they saw.
+"""Several processes that train one model: who owns which instance, and how they tell each other what they saw.
 
 Shapes: N data set, W processes.
 """

@@ -19,9 +19,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import SubsetRandomSampler
 
-from lightning_autoassist.filtering.names import WeightsName
+from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.sampling.candidate_sources import check_candidates, num_candidates
-from lightning_autoassist.filtering.sampling.candidates import Draw, batches_per_epoch
+from lightning_autoassist.filtering.sampling.candidates import SelectedBatch, batches_per_epoch
 from lightning_autoassist.filtering.sampling.index_batches import KeepProbability, ShrinkingBatchSampler
 from lightning_autoassist.filtering.sampling.order_pieces import index_array
 from lightning_autoassist.filtering.sampling.token_lengths import length_array
@@ -61,12 +61,12 @@ class TokenBatchSampler(ShrinkingBatchSampler):
             counts as one token.
         budget: See :class:`ShrinkingBatchSampler`, as all that follows.
         keep_probability: Likewise.
-        weights: Likewise.
+        reweighting: Likewise.
         drop_last: Likewise.
         seed: Likewise; ties and the order of batches are drawn from the same generator.
         chunk_size: Likewise; None: as many as the pool is likely to need.
         pool_batches: Batches that a pool fills, at least 2 (at most half a pass in any case). Fewer are fresher, their
-            candidates having been chosen so many steps before the Boss sees the last of them; more pad less.
+            candidates having been chosen so many steps before the model sees the last of them; more pad less.
         total_tokens: T, where it is not that of ``sampler``: for a process's share of it, which must be the same in all
             processes.
         pass_size: See :class:`ShrinkingBatchSampler`.
@@ -94,7 +94,7 @@ class TokenBatchSampler(ShrinkingBatchSampler):
         *,
         budget: float = 0.6,
         keep_probability: KeepProbability | None = None,
-        weights: WeightsName = "none",
+        reweighting: ReweightingName = "none",
         drop_last: bool = False,
         seed: int = 0,
         chunk_size: int | None = None,
@@ -117,7 +117,7 @@ class TokenBatchSampler(ShrinkingBatchSampler):
             max(1, int(max_tokens * num_candidates(sampler) / max(1.0, self.total_tokens))),
             budget=budget,
             keep_probability=keep_probability,
-            weights=weights,
+            reweighting=reweighting,
             drop_last=drop_last,
             seed=seed,
             chunk_size=chunk_size,
@@ -167,7 +167,7 @@ class TokenBatchSampler(ShrinkingBatchSampler):
                 f"max_tokens={self.max_tokens}"
             )
 
-    def _draw(self) -> Draw | None:
+    def _draw(self) -> SelectedBatch | None:
         if not self._ready:
             if not self._gather():
                 return None

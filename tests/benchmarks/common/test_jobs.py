@@ -53,9 +53,10 @@ def test_rates_may_come_from_another_data_set():
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_is_a_method_with_options(name):
-    callback = Method(f"{name}:weights=mean,tail=0.25,assistant=hybrid").callback()
+    callback = Method(f"{name}:reweighting=normalized,unfiltered_tail=0.25,assistant=hybrid").callback()
     assert isinstance(callback.policy, POLICIES[name])
-    assert (callback.weights, callback.tail, type(callback.assistant).__name__) == ("mean", 0.25, "HybridAssistant")
+    assert (callback.reweighting, callback.unfiltered_tail) == ("normalized", 0.25)
+    assert type(callback.assistant).__name__ == "HybridAssistant"
 
 
 def test_options_of_a_policy_reach_it():

@@ -312,7 +312,7 @@ def fit(module, data, callback, **options):
 
 @pytest.mark.parametrize("lag", [0, 3])
 def test_classification_remembers_the_texts_and_keeps_the_hard_ones(lag):
-    callback = AutoAssistCallback("text", AutoAssistPolicy(gamma=0.2), lag=lag)
+    callback = AutoAssistCallback(assistant="text", policy=AutoAssistPolicy(gamma=0.2), lag=lag)
     source = TextsData(400, 40)
     data = AutoAssistDataModule(source, budget=0.6)
     fit(BagOfWords(), data, callback, max_epochs=30)
@@ -330,7 +330,7 @@ def test_classification_remembers_the_texts_and_keeps_the_hard_ones(lag):
 
 def test_translation_reads_source_and_target_and_keeps_the_hard_pairs():
     pairs = PairSet(400)
-    callback = AutoAssistCallback("text", AutoAssistPolicy(gamma=0.5, confidence_gate=True))
+    callback = AutoAssistCallback(assistant="text", policy=AutoAssistPolicy(gamma=0.5, confidence_gate=True))
     loader = DataLoader(pairs, 10, shuffle=True, collate_fn=collate_pairs)
     fit(Translator(), AutoAssistDataModule(loader, budget=0.6), callback, max_epochs=12)
     assert callback.assistant.length_sum.tolist() == [sum(len(source) for source, _ in pairs.pairs)] * 2
@@ -360,7 +360,7 @@ def test_the_level_is_the_mean_loss_of_the_pass_before():
             self.passes[-1] += scores.tolist()
             return super().update(instances, scores)
 
-    callback = AutoAssistCallback(Watching())
+    callback = AutoAssistCallback(assistant=Watching())
     fit(BagOfWords(), AutoAssistDataModule(TextsData(200, 10), budget=0.6), callback, max_epochs=12)
     passes = callback.assistant.passes
     # 144 batches; the batch that ends the first pass belongs to it, wherever the second begins.
@@ -375,14 +375,14 @@ def test_a_language_model_reads_its_one_sequence():
             return torch.nn.functional.cross_entropy(self.net(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
     blocks = torch.randint(4, 40, (200, 9), generator=torch.Generator().manual_seed(0))
-    callback = AutoAssistCallback("text")
+    callback = AutoAssistCallback(assistant="text")
     fit(LanguageModel(), AutoAssistDataModule(DataLoader(blocks, 10, shuffle=True), budget=0.6), callback)
     assert callback.assistant.length_sum.tolist() == [200 * 9, 0]
     assert callback.summary()["keep_rate"] < 1
 
 
 def test_tokens_beyond_the_memory_are_not_remembered_and_their_instances_kept():
-    callback = AutoAssistCallback("text", "autoassist", feature_memory=200 * 12 + 3000)
+    callback = AutoAssistCallback(assistant="text", policy="autoassist", feature_memory=200 * 12 + 3000)
     with pytest.warns(UserWarning, match=r"of 200 instances take all of 5,400 bytes.*raise feature_memory="):
         fit(BagOfWords(), AutoAssistDataModule(TextsData(200, 10), budget=0.6), callback)
     remembered = callback.instances.has_features
@@ -406,7 +406,7 @@ def test_batches_without_tokens_cost_no_run():
         run = fit(
             Floats(),
             AutoAssistDataModule(TextsData(100, 10, collate_fn=floats), budget=0.6),
-            AutoAssistCallback("text"),
+            AutoAssistCallback(assistant="text"),
         )
     assert run.global_step == 36
 
@@ -420,7 +420,7 @@ class TextStream(IterableDataset):
 
 
 def test_a_stream_is_filtered_by_its_texts_of_any_width():
-    callback = AutoAssistCallback("text", AutoAssistPolicy(gamma=0.2))
+    callback = AutoAssistCallback(assistant="text", policy=AutoAssistPolicy(gamma=0.2))
     loader = DataLoader(TextStream(), 10, collate_fn=collate)
     val_loader = TextsData().val_dataloader()
     data = AutoAssistDataModule(loader, budget=0.6, pad_values=PAD, val_dataloaders=val_loader)

@@ -146,7 +146,7 @@ def length_at_first(loader):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("assistant", ["logistic", "mlp", "hybrid", "memory"])
 def test_no_assistant_and_no_policy_stumbles_over_a_growing_data_set(assistant, policy):
-    callback = AutoAssistCallback(assistant, policy=policy)
+    callback = AutoAssistCallback(assistant=assistant, policy=policy)
     run = trainer(max_epochs=4, callbacks=[callback])
     run.fit(Classifier(), datamodule=AutoAssistDataModule(ODD_INDICES["grows"]()))
     assert run.global_step == 4 * 12

@@ -43,8 +43,8 @@ def summaries(tmp_path, *strategies):
 @pytest.mark.parametrize("strategy", ["ddp_notebook", "ddp_spawn"])
 def test_the_totals_of_other_processes_come_back(strategy, tmp_path):
     before, summary, logged, said = summaries(tmp_path, strategy)
-    assert before["boss_updates"] == 0
-    assert summary["boss_updates"] == logged["autoassist/boss_updates"] == 6 * 3
+    assert before["optimizer_steps"] == 0
+    assert summary["optimizer_steps"] == logged["autoassist/optimizer_steps"] == 6 * 3
     assert summary["instances_seen"] == logged["autoassist/instances_seen"] == 6 * 60
     assert summary["saved_ratio"] == pytest.approx(0.5)
     assert 0 < summary["keep_rate"] < 1
@@ -55,5 +55,5 @@ def test_the_totals_of_other_processes_come_back(strategy, tmp_path):
 def test_the_totals_are_those_of_the_last_fit(tmp_path):
     _, summary, logged, said = summaries(tmp_path, "ddp_notebook", "auto")
     assert summary["instances_seen"] == logged["autoassist/instances_seen"] == 6 * 60
-    assert summary["boss_updates"] == 6 * 6
+    assert summary["optimizer_steps"] == 6 * 6
     assert not said

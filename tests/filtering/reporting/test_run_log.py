@@ -164,7 +164,7 @@ def test_every_row_can_be_drawn_against_every_axis(wandb_run):
     rows = [row for row in run.rows if "train_loss" in row.values]
     assert len(rows) >= NUM_EPOCHS
     for row in rows:
-        assert row.values["autoassist/boss_updates"] == row.step + 1
+        assert row.values["autoassist/optimizer_steps"] == row.step + 1
         assert row.values["autoassist/instances_seen"] == (row.step + 1) * BATCH_SIZE
         assert row.values["autoassist/seconds"] > 0
 
@@ -176,7 +176,7 @@ def test_settings_group_and_job_type(wandb_run):
     assert settings["policy"]["keep_rate"] == callback.policy.keep_rate
     assert settings["assistant"]["name"] == "MemoryAssistant"
     assert settings["budget"] == 0.5
-    assert settings["weights"] == "sum"
+    assert settings["reweighting"] == "inverse_probability"
     assert (settings["num_instances"], settings["batch_size"]) == (NUM_INSTANCES, BATCH_SIZE)
     assert (run.group, run.job_type) == ("Net on Pictures", "Proportional 50%")
 
@@ -227,7 +227,7 @@ def test_epochs_rows_hold_tables_and_histograms(wandb_run):
 def test_summary_holds_the_totals(wandb_run):
     callback, folder, _ = wandb_run
     summary, totals = summary_of(folder), callback.summary()
-    for name in ("boss_updates", "instances_seen", "seconds", "saved_ratio"):
+    for name in ("optimizer_steps", "instances_seen", "seconds", "saved_ratio"):
         assert summary[f"autoassist/{name}"] == pytest.approx(totals[name])
 
 
@@ -431,7 +431,7 @@ def test_progress_bar_shows_keep_rate_and_saved_updates(bar, tmp_path, capsys):
 
     progress = {"tqdm": TQDMProgressBar, "rich": RichProgressBar}[bar]()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    callback = AutoAssistCallback(LogisticAssistant(lr=0.5))
+    callback = AutoAssistCallback(assistant=LogisticAssistant(lr=0.5))
     fitted = trainer(max_epochs=4, callbacks=[callback, progress], enable_progress_bar=True, log_every_n_steps=1)
     fitted.fit(Classifier(), datamodule=AutoAssistDataModule(ClustersData(), budget=0.6))
     shown = progress.get_metrics(fitted, fitted.lightning_module)

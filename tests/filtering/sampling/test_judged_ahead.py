@@ -27,7 +27,7 @@ def test_candidates_are_judged_as_many_at_once_as_four_batches_need(keep_rate):
     sampler = ShrinkingBatchSampler(range(100_000), 50, budget=1.0, keep_probability=judge)
     num_batches = 200
     for number, draw in enumerate(sampler.draws(num_batches)):
-        sampler.confirm(draw)
+        sampler.mark_consumed(draw)
         waiting = len(sampler._kept_indices)
         assert waiting < (BATCHES_AHEAD + 2) * 50, number
     assert len(sizes) < num_batches / 2
@@ -89,6 +89,6 @@ def test_an_assistant_that_fails_later_costs_no_run_either():
     assistant = Failing()
     data = AutoAssistDataModule(ClustersData(200, 10), budget=0.6)
     with pytest.warns(UserWarning, match="training goes on with every instance.*no opinion") as caught:
-        trainer(max_epochs=5, callbacks=[AutoAssistCallback(assistant)]).fit(Classifier(), datamodule=data)
+        trainer(max_epochs=5, callbacks=[AutoAssistCallback(assistant=assistant)]).fit(Classifier(), datamodule=data)
     assert sum("stopped filtering" in str(one.message) for one in caught) == 1
     assert assistant.num_updates == 27

@@ -58,12 +58,18 @@ def test_equals_the_per_instance_reference(chunk_size):
             return 50
 
     sampler = ShrinkingBatchSampler(
-        Orders(), 8, budget=1.0, keep_probability=thirds, weights="sum", seed=3, chunk_size=chunk_size
+        Orders(),
+        8,
+        budget=1.0,
+        keep_probability=thirds,
+        reweighting="inverse_probability",
+        seed=3,
+        chunk_size=chunk_size,
     )
     drawn = []
     for _ in range(4):
         for draw in sampler.draws():
-            sampler.confirm(draw)
+            sampler.mark_consumed(draw)
             drawn.append((draw.indices.tolist(), draw.weights.tolist()))
     expected = reference_batches(orders, 8, 4 * 7, thirds, seed=3)
     assert [indices for indices, _ in drawn] == [indices for indices, _ in expected]
@@ -110,48 +116,50 @@ def test_informative_instances_are_kept_more_often():
 
 def test_sum_weights_make_a_pass_add_up():
     """Over many passes the weights of a group of instances add up to how often it was a candidate."""
-    sampler = ShrinkingBatchSampler(range(3000), 50, budget=1.0, weights="sum", keep_probability=thirds)
+    sampler = ShrinkingBatchSampler(
+        range(3000), 50, budget=1.0, reweighting="inverse_probability", keep_probability=thirds
+    )
     totals = np.zeros(3)
     for _ in range(20):
         for draw in sampler.draws():
-            sampler.confirm(draw)
+            sampler.mark_consumed(draw)
             np.add.at(totals, draw.indices % 3, draw.weights)
     assert totals / sampler.num_considered == pytest.approx([1 / 3] * 3, abs=0.01)
 
 
 def test_mean_weights_have_mean_one():
-    sampler = ShrinkingBatchSampler(range(3000), 50, budget=1.0, weights="mean", keep_probability=thirds)
+    sampler = ShrinkingBatchSampler(range(3000), 50, budget=1.0, reweighting="normalized", keep_probability=thirds)
     weights = []
     for _ in range(20):
         for draw in sampler.draws():
-            sampler.confirm(draw)
+            sampler.mark_consumed(draw)
             weights.append(draw.weights)
     assert np.mean(weights[200:]) == pytest.approx(1.0, abs=0.02)
 
 
 def test_unconfirmed_batches_come_first_in_the_next_epoch():
     sampler = ShrinkingBatchSampler(range(40), 10, budget=1.0)
-    first = [draw.indices.tolist() for draw in sampler.draws()]  # asked ahead, none reached the Boss
+    first = [draw.indices.tolist() for draw in sampler.draws()]  # asked ahead, none reached the model
     assert [draw.indices.tolist() for draw in sampler.draws()] == first
 
 
 @pytest.mark.parametrize("interrupted_after", [0, 1, 5, 9, 10, 13])
-@pytest.mark.parametrize("weights", ["none", "sum", "mean"])
-def test_an_interrupted_stream_continues_exactly(interrupted_after, weights):
+@pytest.mark.parametrize("reweighting", ["none", "inverse_probability", "normalized"])
+def test_an_interrupted_stream_continues_exactly(interrupted_after, reweighting):
     """Two epochs' worth of batches, drawn three ahead, equal before and after going through a checkpoint."""
 
     def stream():
         generator = torch.Generator().manual_seed(1)
         source = RandomSampler(range(100), generator=generator)
         return ShrinkingBatchSampler(
-            source, 10, budget=1.0, weights=weights, keep_probability=thirds, seed=5
+            source, 10, budget=1.0, reweighting=reweighting, keep_probability=thirds, seed=5
         ), generator
 
     def take(sampler, count):
         taken = []
         while len(taken) < count:
             for draw in sampler.draws():
-                sampler.confirm(draw)
+                sampler.mark_consumed(draw)
                 taken.append((draw.indices.tolist(), None if draw.weights is None else draw.weights.tolist()))
                 if len(taken) == count:
                     break
@@ -225,12 +233,12 @@ def test_the_memory_of_the_mean_does_not_grow_with_the_number_of_chunks():
         range(n),
         1,
         budget=1.0,
-        weights="mean",
+        reweighting="normalized",
         keep_probability=lambda i, k: probs[[next(place) for _ in i]],
         chunk_size=1,
     )
     for draw in sampler.draws():
-        sampler.confirm(draw)
+        sampler.mark_consumed(draw)
     assert sampler.num_considered > n
     assert len(sampler.state_dict()["recent"]) < 2 * MIN_RECENT
     expected = probs[sampler.num_considered - n : sampler.num_considered].mean()
@@ -289,7 +297,7 @@ def test_global_rngs_stay_untouched():
         ),
         ({"sampler": []}, "the data set is empty"),
         ({"sampler": iter([])}, "must have a length, list_iterator has none"),
-        ({"weights": "both"}, "weights must be one of none, sum, mean, got 'both'"),
+        ({"reweighting": "both"}, "reweighting must be one of none, inverse_probability, normalized, got 'both'"),
         ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
     ],
 )

@@ -82,13 +82,13 @@ def indices(**options):
     return ShrinkingBatchSampler(
         RandomSampler(range(NUM_INSTANCES)),
         8,
-        **{"keep_probability": by_index, "weights": "mean", "seed": 3, **options},
+        **{"keep_probability": by_index, "reweighting": "normalized", "seed": 3, **options},
     )
 
 
 def one_share():
     sampler = OwnedCandidates(RandomSampler(range(NUM_INSTANCES)), NUM_INSTANCES, rank=1, world_size=2, seed=4)
-    return ShrinkingBatchSampler(sampler, 8, keep_probability=by_index, weights="sum")
+    return ShrinkingBatchSampler(sampler, 8, keep_probability=by_index, reweighting="inverse_probability")
 
 
 def in_pieces():
@@ -104,7 +104,7 @@ def drawn_ahead():
 def tokens(**options):
     sampler = RandomSampler(range(NUM_INSTANCES))
     return TokenBatchSampler(
-        sampler, 60, LENGTHS, keep_probability=by_index, weights="mean", pool_batches=4, seed=3, **options
+        sampler, 60, LENGTHS, keep_probability=by_index, reweighting="normalized", pool_batches=4, seed=3, **options
     )
 
 
@@ -117,7 +117,7 @@ def rows(sizes, widths=(2,), batch_size=8, **options):
             "num_instances": NUM_INSTANCES,
             "keep_probability": by_label,
             "features": lambda batch, num_rows: batch[0][:, :1],
-            "weights": "mean",
+            "reweighting": "normalized",
             "seed": 3,
             **options,
         },
@@ -132,7 +132,7 @@ def plain():
 
 IMPLEMENTATIONS: dict[str, Callable[[], Any]] = {
     "indices": indices,
-    "indices, without weights": lambda: indices(weights="none", keep_probability=None),
+    "indices, without weights": lambda: indices(reweighting="none", keep_probability=None),
     "indices, in small chunks": lambda: indices(chunk_size=3),
     "indices, one process's share": one_share,
     "indices, read in pieces": in_pieces,
@@ -189,7 +189,7 @@ class Run:
         while self.num_confirmed < num_confirmed:
             draw = self._in_flight.popleft() if self._in_flight else self._next()
             seen.append(Seen.of(draw))
-            self.source.confirm(draw)
+            self.source.mark_consumed(draw)
             self.num_confirmed += 1
         while len(self._in_flight) < num_in_flight and (draw := next(self._draws, None)) is not None:
             self._in_flight.append(draw)
@@ -213,7 +213,7 @@ class Run:
 
     def close(self):
         if isinstance(self.source, ShrinkingBatchSampler):
-            self.source.jobs.settle()
+            self.source.jobs.wait_all()
             self.source.jobs.close()
 
 

@@ -59,9 +59,9 @@ def by_thirds(rows, pass_index):
 
 
 def fed(stream, limit=None):
-    """One epoch's draws, each confirmed as the Boss would."""
+    """One epoch's draws, each confirmed as the model would."""
     for draw in stream.draws(limit):
-        stream.confirm(draw)
+        stream.mark_consumed(draw)
         yield draw
 
 
@@ -69,7 +69,7 @@ def numbers(draws):
     return [draw.rows.batch[0][:, 0].int().tolist() for draw in draws]
 
 
-def reference(batches, num_batches, batch_size, num_instances, weights, seed):
+def reference(batches, num_batches, batch_size, num_instances, reweighting, seed):
     """Row by row what :class:`RowStream` does batch by batch: rows of one kind, no whole batches."""
     rng = np.random.Generator(np.random.PCG64(seed))
     pass_index, considered, waiting = 0, 0, []
@@ -89,16 +89,16 @@ def reference(batches, num_batches, batch_size, num_instances, weights, seed):
             while len(waiting) >= batch_size:
                 batch, waiting = waiting[:batch_size], waiting[batch_size:]
                 mean = np.mean([prob for chunk in recent for prob in chunk])
-                scale = {"none": 0, "sum": 1, "mean": mean}[weights]
+                scale = {"none": 0, "inverse_probability": 1, "normalized": mean}[reweighting]
                 drawn.append(([number for number, _ in batch], [scale / prob for _, prob in batch]))
                 if len(drawn) == num_batches:
                     return drawn
         pass_index += 1
 
 
-@pytest.mark.parametrize("weights", ["none", "sum", "mean"])
+@pytest.mark.parametrize("reweighting", ["none", "inverse_probability", "normalized"])
 @pytest.mark.parametrize(("fetched", "batch_size"), [(8, 8), (5, 8), (8, 3)])
-def test_equals_a_reference_row_by_row(weights, fetched, batch_size):
+def test_equals_a_reference_row_by_row(reweighting, fetched, batch_size):
     batches = numbered(30, fetched)
     stream = RowStream(
         Stored(batches),
@@ -106,15 +106,15 @@ def test_equals_a_reference_row_by_row(weights, fetched, batch_size):
         batch_size=batch_size,
         num_instances=30,
         keep_probability=by_thirds,
-        weights=weights,
+        reweighting=reweighting,
         seed=5,
     )
-    stream._splitter.batch_size = fetched  # the loader's batches are of another size than the Boss's
+    stream._splitter.batch_size = fetched  # the loader's batches are of another size than the model's
     draws = [draw for _ in range(3) for draw in fed(stream)]
-    expected = reference(batches, 60, batch_size, 30, weights, seed=5)
+    expected = reference(batches, 60, batch_size, 30, reweighting, seed=5)
     assert numbers(draws) == [rows for rows, _ in expected]
     for draw, (_, row_weights) in zip(draws, expected, strict=True):
-        if weights == "none":
+        if reweighting == "none":
             assert draw.weights is None
         else:
             np.testing.assert_allclose(draw.weights, row_weights, rtol=1e-6)
@@ -257,8 +257,8 @@ def test_a_policy_that_keeps_nothing():
 
 
 def test_unknown_weights():
-    with pytest.raises(ValueError, match="weights must be one of none, sum, mean, got 'all'"):
-        RowStream([], 3, weights="all")
+    with pytest.raises(ValueError, match="reweighting must be one of none, inverse_probability, normalized, got 'all'"):
+        RowStream([], 3, reweighting="all")
 
 
 def test_global_random_numbers_stay_untouched():
@@ -273,7 +273,9 @@ def test_global_random_numbers_stay_untouched():
 
 def stream_of(loader, **options):
     return RowStream(
-        loader, 10, **{"batch_size": 8, "keep_probability": by_thirds, "weights": "mean", "seed": 2, **options}
+        loader,
+        10,
+        **{"batch_size": 8, "keep_probability": by_thirds, "reweighting": "normalized", "seed": 2, **options},
     )
 
 
@@ -289,7 +291,7 @@ def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(step, num_in_flight, 
     whole = splitting(stream_of(Stateful(batches)))
     drawing = whole.draws(100)
     for _ in range(step):
-        whole.confirm(next(drawing))
+        whole.mark_consumed(next(drawing))
     out = [next(drawing) for _ in range(num_in_flight)]
     torch.save(whole.state_dict(), tmp_path / "state.pt")
     expected = out + [next(drawing) for _ in range(30)]
@@ -312,7 +314,7 @@ def test_the_state_of_a_stream_that_looked_ahead(tmp_path):
     whole = stream_of(Stateful(batches))
     drawing = whole.draws(100)
     for _ in range(12):
-        whole.confirm(next(drawing))
+        whole.mark_consumed(next(drawing))
     next(drawing)
     resumed = stream_of(Stateful(batches))
     resumed.load_state_dict(whole.state_dict())
@@ -350,7 +352,7 @@ def test_objects_that_no_checkpoint_holds_are_lost_with_a_warning():
     batches = [(torch.ones(8, 2), torch.arange(8), [Own() for _ in range(8)]) for _ in range(4)]
     stream = stream_of(Stateful(batches))
     for _, draw in zip(range(12), stream.draws(100)):  # noqa: B905
-        stream.confirm(draw)
+        stream.mark_consumed(draw)
     with pytest.warns(match="not in the checkpoint, and lost on a resume: .* this is a Own"):
         state = stream.state_dict()
     stream.state_dict()  # it is said once

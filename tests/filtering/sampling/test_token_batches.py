@@ -41,7 +41,7 @@ def drawn(sampler, count):
     taken = []
     while len(taken) < count:
         for draw in islice(sampler.draws(), count - len(taken)):
-            sampler.confirm(draw)
+            sampler.mark_consumed(draw)
             taken.append(draw)
     return taken
 
@@ -141,13 +141,18 @@ def test_keep_rate_lies_in_its_binomial_bound():
 
 def test_sum_weights_make_a_pass_add_up_and_mean_weights_have_mean_one():
     lengths = np.random.default_rng(0).integers(1, 50, 3000)
-    for weights in ("sum", "mean"):
+    for reweighting in ("inverse_probability", "normalized"):
         sampler = TokenBatchSampler(
-            range(3000), 600, lengths, budget=1.0, weights=weights, keep_probability=lambda i, k: rounds(i, k + 1)
+            range(3000),
+            600,
+            lengths,
+            budget=1.0,
+            reweighting=reweighting,
+            keep_probability=lambda i, k: rounds(i, k + 1),
         )
         draws = drawn(sampler, 20 * len(sampler))
         indices, given = (np.concatenate(parts) for parts in zip(*((d.indices, d.weights) for d in draws), strict=True))
-        if weights == "mean":
+        if reweighting == "normalized":
             assert given.mean() == pytest.approx(1.0, abs=0.02)
         else:
             totals = np.bincount(indices % 3, given)
@@ -155,15 +160,15 @@ def test_sum_weights_make_a_pass_add_up_and_mean_weights_have_mean_one():
 
 
 @pytest.mark.parametrize("interrupted_after", [0, 1, 5, 9, 17, 23])
-@pytest.mark.parametrize("weights", ["none", "mean"])
-def test_an_interrupted_stream_continues_exactly(interrupted_after, weights):
+@pytest.mark.parametrize("reweighting", ["none", "normalized"])
+def test_an_interrupted_stream_continues_exactly(interrupted_after, reweighting):
     """Batches drawn three ahead, in the middle of a pool or at its end, go through a checkpoint as they are."""
     lengths = np.random.default_rng(1).integers(1, 30, (300, 2))
 
     def stream(seed):
         generator = torch.Generator().manual_seed(1)
         source = RandomSampler(range(300), generator=generator)
-        options = {"budget": 1.0, "weights": weights, "keep_probability": rounds, "pool_batches": 4}
+        options = {"budget": 1.0, "reweighting": reweighting, "keep_probability": rounds, "pool_batches": 4}
         return TokenBatchSampler(source, 400, lengths, seed=seed, **options), generator
 
     def plain(draw):
