@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lightning_autoassist.filtering.policies.uniform import UniformPolicy
     from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
     from lightning_autoassist.filtering.sampling.token_batches import TokenBatchSampler
+    from lightning_autoassist.gauss_newton.two_layer import TwoLayerGaussNewton
 
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "ShrinkingBatchSampler",
     "TextAssistant",
     "TokenBatchSampler",
+    "TwoLayerGaussNewton",
     "UniformPolicy",
     "UpdateName",
     "UpdateResult",
@@ -113,6 +115,7 @@ _PLACES = {
     "filtering.policies.uniform": ("UniformPolicy",),
     "filtering.sampling.index_batches": ("ShrinkingBatchSampler",),
     "filtering.sampling.token_batches": ("TokenBatchSampler",),
+    "gauss_newton.two_layer": ("TwoLayerGaussNewton",),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 

@@ -1,0 +1,9 @@
+r"""Gauss-Newton steps from the Gram matrix of the Jacobian, which is never formed.
+
+``jacobian.py`` has the products with the Jacobian of linear layers, ``sketches.py`` the fast Johnson-Lindenstrauss
+transforms of it, ``preconditioners.py`` what is made of them, ``conjugate_gradients.py`` and ``solvers.py`` the linear
+algebra. ``two_layer.py`` is the paper's network and algorithm as they stand.
+
+Source: Brand, Peng, Song & Weinstein, Training (Overparametrized) Neural Networks in Near-Linear Time, ITCS 2021,
+arXiv:2006.11648.
+"""
