@@ -34,7 +34,7 @@ from lightning_autoassist.capture.captured_loss import (
     weigh_at,
 )
 from lightning_autoassist.capture.instance_layout import InstanceLayout
-from lightning_autoassist.capture.loss_weights import weigh_given, weighted_call, why_not_instance_losses
+from lightning_autoassist.capture.loss_weights import IN_FORCE, weigh_given, weighted_call, why_not_instance_losses
 from lightning_autoassist.capture.messages import (
     WAYS_OUT,
     because_of,
@@ -50,6 +50,8 @@ from lightning_autoassist.losses.functional import LOSSES, Arguments, NamedLoss,
 from lightning_autoassist.trainer_support.batch_parts import leaves_of
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 
 # By these a hand-written loss ends in one number.
@@ -92,6 +94,11 @@ class CapturedStep(TorchFunctionMode):
         self._missed: list[Missed] = []
         self._unshown: list[Reduction] = []
 
+    def __enter__(self) -> Self:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        self._outer_weights = IN_FORCE.set(self._weights)
+        return self
+
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
@@ -99,6 +106,7 @@ class CapturedStep(TorchFunctionMode):
         traceback: TracebackType | None,
     ) -> None:
         super().__exit__(exc_type, exc_value, traceback)  # type: ignore[no-untyped-call]
+        IN_FORCE.reset(self._outer_weights)
         if exc_type is not None:
             self._release()
 

@@ -5,6 +5,7 @@ Shapes: R rows, C classes, d further dimensions.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,8 +15,16 @@ from torch.nn import functional as F
 from lightning_autoassist.capture.instance_layout import InstanceLayout
 from lightning_autoassist.losses.functional import Arguments, NamedLoss, class_axis, counted
 
+# What the step that runs now is weighted with.
+IN_FORCE: ContextVar[Tensor | None] = ContextVar("IN_FORCE", default=None)
+
 # Up to so many log-probabilities their rows are weighted all over.
 _FEW_NUMBERS = 2**16
+
+
+def weights_in_force() -> Tensor | None:
+    """Weights of the instances of the step under watch, shape ``(B,)``; None: none enter."""
+    return IN_FORCE.get()
 
 
 def weighted_call(
