@@ -14,7 +14,10 @@ from lightning_autoassist.compare.readers import read_runs
 from lightning_autoassist.filtering.sampling.sharding import OwnedCandidates
 from tests.helpers.ordinary import Classifier, trainer
 from tests.helpers.paths import ROOT
-from tests.helpers.two_processes import CASES, EPOCHS, Loaders, N
+from tests.helpers.two_processes import CASES, EPOCHS, TIME_LIMIT, Loaders, N
+
+# The first test waits for all the cases.
+pytestmark = pytest.mark.timeout(TIME_LIMIT + 120)
 
 RESUMED = (
     "filtered@17",
@@ -41,7 +44,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_processes")
     names = [*CASES, *RESUMED]
     command = [sys.executable, "-m", "tests.helpers.two_processes", str(folder), *names]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT + 60, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-5000:]
     seen = {name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1)] for name in names}
     return folder, seen

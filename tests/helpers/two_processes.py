@@ -3,6 +3,7 @@
 Run as ``python -m tests.helpers.two_processes FOLDER CASE...``; Lightning starts the second process itself.
 """
 
+import faulthandler
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.helpers.ordinary import Classifier, CountingDataset, index_of
 from tests.helpers.texts import BagOfWords, TextSet, collate
 
 N, EPOCHS = 203, 5
+TIME_LIMIT = 400  # seconds; a tenth of it is usual on two idle cores
 
 
 class Recorder(pl.Callback):
@@ -207,4 +209,5 @@ def main(folder, names):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(TIME_LIMIT, exit=True)  # two processes that wait for each other say where
     main(Path(sys.argv[1]), sys.argv[2:])
