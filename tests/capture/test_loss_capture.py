@@ -128,7 +128,9 @@ def test_score_of_cross_entropy_is_softmax_minus_target():
 # ---- ways to call a loss
 
 
-@pytest.mark.parametrize("loss_function", [F.cross_entropy, early_bound, nn.CrossEntropyLoss()], ids=["function", "bound early", "module"])
+@pytest.mark.parametrize(
+    "loss_function", [F.cross_entropy, early_bound, nn.CrossEntropyLoss()], ids=["function", "bound early", "module"]
+)
 def test_source_names_the_users_line(loss_function):
     logits, target = torch.randn(B, C, requires_grad=True), torch.randint(0, C, (B,))
     _, observation, _ = observed(lambda: loss_function(logits, target))

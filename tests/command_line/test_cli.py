@@ -169,6 +169,7 @@ def test_idx_files_are_read_in_their_shape(shape, tmp_path):
         (gzip.compress(b"\0\0\x08\x01\0\0\0\x03abc")[:-9], "cut short"),
         (b"<html>not found</html>", "gzip"),
     ],
+    ids=["too few values", "floats", "empty", "cut short", "no gzip"],
 )
 def test_damaged_idx_files_are_refused(content, message, tmp_path):
     (tmp_path / "values.gz").write_bytes(content)

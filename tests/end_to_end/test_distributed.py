@@ -1,7 +1,6 @@
 """Two real processes on gloo; see two_processes.py for what they run."""
 
 import math
-import subprocess
 import sys
 import warnings
 
@@ -14,6 +13,7 @@ from lightning_autoassist.compare.readers import read_runs
 from lightning_autoassist.filtering.sampling.sharding import OwnedCandidates
 from tests.helpers.ordinary import Classifier, trainer
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import run_with_children
 from tests.helpers.two_processes import CASES, EPOCHS, TIME_LIMIT, Loaders, N
 
 # The first test waits for all the cases.
@@ -44,8 +44,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_processes")
     names = [*CASES, *RESUMED]
     command = [sys.executable, "-m", "tests.helpers.two_processes", str(folder), *names]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT + 60, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-5000:]
+    done = run_with_children(command, TIME_LIMIT + 60)
+    assert done.returncode == 0, done.output
     seen = {name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1)] for name in names}
     return folder, seen
 
@@ -209,15 +209,7 @@ if __name__ == "__main__":
 """
     script = tmp_path / "spawn.py"
     script.write_text(command)
-    root = ROOT
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=root,
-        env={"PYTHONPATH": str(root)},
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    done = run_with_children([sys.executable, str(script)], 300, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.output
     last = torch.load(tmp_path / f"step={EPOCHS * 7}.ckpt", weights_only=True)
     assert len(last["AutoAssistDataModule"]["ranks"]) == 2

@@ -1,0 +1,50 @@
+"""Commands that start processes of their own."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.helpers.paths import ROOT
+
+# Lightning chooses a free port and binds it a moment later; another process may have taken it in between.
+PORT_TAKEN = ("EADDRINUSE", "ddress already in use")
+
+
+class Ended(NamedTuple):
+    """What a command left: its exit status, and the end of what it and its processes wrote."""
+
+    returncode: int
+    output: str
+
+
+def run_with_children(command: list[str], timeout: float, **options: object) -> Ended:
+    """Run a command and end whatever it started, so that no process that waits for a dead one holds us up.
+
+    Args:
+        command: Program and arguments.
+        timeout: Seconds.
+        options: Of ``subprocess.Popen``.
+    """
+    ended = _run_once(command, timeout, options)
+    if ended.returncode and any(words in ended.output for words in PORT_TAKEN):
+        ended = _run_once(command, timeout, options)
+    return ended
+
+
+def _run_once(command: list[str], timeout: float, options: dict[str, object]) -> Ended:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "output")
+        with file.open("w") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True, **options
+            )
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its status tells: it was killed
+                process.wait(timeout)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return Ended(process.returncode, file.read_text(errors="replace")[-8000:])
