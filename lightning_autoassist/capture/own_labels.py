@@ -68,6 +68,9 @@ class OwnLabels:
 
     def _compared(self, targets: Sequence[Tensor], leaves: Sequence[Tensor], batch_size: int) -> Tensor | None:
         targets = [target for target in targets if not _is_position(target)]
+        if not targets:  # positions in every step, as in contrastive losses: asked again, they would be waited for
+            self._num_steps += 1
+            self.is_refused = self._num_steps >= _MOST_STEPS
         if not targets or not leaves:  # of a batch that cannot be looked into, a target may well be its own
             return targets[0] if targets else None
         self._num_steps += 1

@@ -22,6 +22,7 @@ from lightning_autoassist.filtering.learner import Learner
 from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
+from lightning_autoassist.trainer_support.arrays import on_device
 
 # So many batches in a row pass unfiltered before filtering stops, where their rows cannot be told apart.
 MOST_UNKNOWN = 16
@@ -117,7 +118,7 @@ class ObservedSteps:
         return output
 
     def _captured(self, draw: SelectedBatch, batch: Any) -> CapturedStep:
-        weights = None if draw.weights is None else torch.from_numpy(draw.weights).to(self._module.device)
+        weights = None if draw.weights is None else on_device(torch.from_numpy(draw.weights), self._module.device)
         return self.capture.step(batch, len(draw.indices), weights=weights, module=self._module)
 
     def _knows_rows(self, draw: SelectedBatch, batch: Any) -> bool:

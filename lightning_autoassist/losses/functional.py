@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_autoassist.trainer_support.arrays import on_device
+
 Arguments = dict[str, Any]
 Norms = Callable[[Arguments, Tensor], Tensor]
 
@@ -116,7 +118,7 @@ class NamedLoss:
                 norms = self.norms(wide, losses)
             if self.function is F.ctc_loss and arguments["reduction"] == "mean":
                 # Its mean, alone among torch's, is of the losses by the lengths of their targets.
-                lengths = torch.as_tensor(detached["target_lengths"], device=losses.device).clamp(min=1)
+                lengths = on_device(torch.as_tensor(detached["target_lengths"]), losses.device).clamp(min=1)
                 losses, norms = losses / lengths, None if norms is None else norms / lengths
             return ElementwiseLoss(losses, norms, mask)
 
@@ -313,7 +315,7 @@ def huber_norms(arguments: Arguments, losses: Tensor) -> Tensor:
 
 def gaussian_nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     """|x - y| / sigma, the gradient at the mean in units of the deviation: as it stands it is unbounded."""
-    variance: Tensor = torch.as_tensor(arguments["var"], dtype=torch.float32, device=losses.device)
+    variance = on_device(torch.as_tensor(arguments["var"], dtype=torch.float32), losses.device)
     distance = _distance(arguments)
     if variance.ndim == distance.ndim - 1 and variance.shape == distance.shape[:-1]:
         variance = variance.unsqueeze(-1)

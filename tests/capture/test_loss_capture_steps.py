@@ -131,30 +131,6 @@ def _on_meta(value):
     return value.detach().to("meta").requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("autocast", [False, True])
-def test_on_a_gpu_nothing_changes_and_nothing_waits(autocast):
-    net, features = nn.Linear(64, 100, device="cuda"), torch.randn(48, 64, device="cuda")
-    target = torch.randint(0, 100, (48,), device="cuda")
-
-    def step():
-        with torch.autocast("cuda", torch.float16, enabled=autocast):
-            return F.cross_entropy(net(features), target)
-
-    expected = step()
-    expected_gradient = torch.autograd.grad(0.3 * expected, net.weight)[0]
-    for weights in (None, torch.ones(48, device="cuda")):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            loss, observation, _ = observed(step, batch_size=48, weights=weights)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert torch.equal(loss, expected)
-        assert torch.equal(torch.autograd.grad(0.3 * loss, net.weight)[0], expected_gradient)
-        assert observation.scores.shape == (48,)
-
-
 @needs_compiled_capture
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch.compile itself
 @pytest.mark.parametrize("compiled", ["model", "loss", "step"])

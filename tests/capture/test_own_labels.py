@@ -164,6 +164,16 @@ def test_positions_are_none_even_where_the_batch_holds_them():
         assert own.of([positions], [torch.randn(B, D), positions], B) is None
 
 
+def test_positions_are_not_compared_for_ever():
+    """Each comparison waits for the device."""
+    labels, targets = OwnLabels(), torch.arange(B)
+    for _ in range(15):
+        assert labels.of([targets], [torch.randn(B, D)], B) is None
+        assert not labels.is_refused
+    assert labels.of([targets], [torch.randn(B, D)], B) is None
+    assert labels.is_refused
+
+
 def test_one_step_that_agrees_by_chance_is_not_enough():
     own = OwnLabels()
     target, column = torch.tensor([0, 1]), torch.tensor([0, 1])

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from wandb.proto import wandb_internal_pb2
-
 from lightning_autoassist.compare.readers import _wandb_records
 
 
 def records_of(folder: Any) -> Iterator[Any]:
     """All records of the only run below ``folder``."""
+    from wandb.proto import wandb_internal_pb2  # not everywhere where tests are collected
+
     (path,) = folder.rglob("*.wandb")
     for content in _wandb_records(path):
         yield wandb_internal_pb2.Record.FromString(content)

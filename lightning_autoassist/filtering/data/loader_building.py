@@ -90,7 +90,7 @@ class LoaderBuilder:
         run, tokens = self._run, self._run.settings.tokens
         data = indexed_data(loader, by_tokens=tokens is not None, flatten=run.settings.flatten)
         check_steps(data, run.settings.steps_per_epoch, by_tokens=tokens is not None)
-        shards = run.ranks.world_size > 1 and shards_loaders(run.trainer)
+        shards = shards_loaders(run.trainer)
         if run.passes_plain_batches and data.num_candidates is not None:
             return self._unfiltered(loader, data, shards)
         candidates = CandidatePasses(data.candidates, data.num_candidates)
@@ -137,7 +137,7 @@ class LoaderBuilder:
         """A loader of the user's own batches."""
         run = self._run
         candidates, batches = data.candidates, loader.batch_sampler
-        if shards:  # as Lightning does with loaders that it knows
+        if shards:  # as Lightning does with loaders that it knows, where the strategy is for several processes
             shuffle = not isinstance(candidates, SequentialSampler) and not run.is_overfitting
             loader = prepared_loader(run.trainer, loader, shuffle=shuffle)
             candidates, batches = loader.sampler, loader.batch_sampler
