@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lightning_autoassist.filtering.policies.base import Policy
     from lightning_autoassist.filtering.policies.class_quota import ClassQuotaPolicy
     from lightning_autoassist.filtering.policies.infobatch import InfoBatchPolicy
+    from lightning_autoassist.filtering.policies.prioritized import PrioritizedPolicy
     from lightning_autoassist.filtering.policies.proportional import ProportionalPolicy
     from lightning_autoassist.filtering.policies.random_drop import RandomPolicy
     from lightning_autoassist.filtering.policies.registry import POLICIES
@@ -62,6 +63,7 @@ __all__ = [
     "MemoryAssistant",
     "Policy",
     "PolicyName",
+    "PrioritizedPolicy",
     "ProportionalPolicy",
     "RandomPolicy",
     "ReweightingName",
@@ -108,6 +110,7 @@ _PLACES = {
     "filtering.policies.base": ("Policy",),
     "filtering.policies.class_quota": ("ClassQuotaPolicy",),
     "filtering.policies.infobatch": ("InfoBatchPolicy",),
+    "filtering.policies.prioritized": ("PrioritizedPolicy",),
     "filtering.policies.proportional": ("ProportionalPolicy",),
     "filtering.policies.random_drop": ("RandomPolicy",),
     "filtering.policies.registry": ("POLICIES",),

@@ -5,6 +5,7 @@ name                   class                        keeps a candidate
 ====================== ============================ ===========================================================
 ``autoassist``         ``AutoAssistPolicy``         with the score as its chance, above a floor
 ``proportional``       ``ProportionalPolicy``       in proportion to its score, at a mean rate
+``prioritized``        ``PrioritizedPolicy``        in proportion to a power of it, corrected in part; for rare events
 ``infobatch``          ``InfoBatchPolicy``          always above the mean loss, with one chance below it
 ``selective_backprop`` ``SelectiveBackpropPolicy``  by its score's rank among recent ones, to a power
 ``class_quota``        ``ClassQuotaPolicy``         by another policy, with equal shares for the classes
@@ -27,6 +28,7 @@ from lightning_autoassist.filtering.policies.autoassist import AutoAssistPolicy
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.policies.class_quota import ClassQuotaPolicy
 from lightning_autoassist.filtering.policies.infobatch import InfoBatchPolicy
+from lightning_autoassist.filtering.policies.prioritized import PrioritizedPolicy
 from lightning_autoassist.filtering.policies.proportional import ProportionalPolicy
 from lightning_autoassist.filtering.policies.random_drop import RandomPolicy
 from lightning_autoassist.filtering.policies.registry import POLICIES
@@ -39,6 +41,7 @@ __all__ = [
     "ClassQuotaPolicy",
     "InfoBatchPolicy",
     "Policy",
+    "PrioritizedPolicy",
     "ProportionalPolicy",
     "RandomPolicy",
     "SelectiveBackpropPolicy",

@@ -30,7 +30,7 @@ from lightning_autoassist.filtering.fit_checks import (
 from lightning_autoassist.filtering.learner import Learner
 from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
 from lightning_autoassist.filtering.memory.features import MAX_FEATURES, FeatureFunction
-from lightning_autoassist.filtering.memory.store import FEATURE_MEMORY, InstanceStore
+from lightning_autoassist.filtering.memory.store import FEATURE_MEMORY, InstanceStore, LabelSource
 from lightning_autoassist.filtering.names import (
     GivenAssistantName,
     GivenPolicyName,
@@ -85,10 +85,8 @@ class AutoAssistCallback(CallbackBase):
         reweighting: What balances kept against dropped instances: ``"none"``, ``"inverse_probability"``,
             ``"normalized"`` (see :class:`~lightning_autoassist.ShrinkingBatchSampler`); ``"auto"``: the policy's own.
         features: Gets a batch and returns ``(B, F)`` features for the Assistant, or one or two ``(B, T)`` tensors of
-            token ids for one that reads tokens; None takes them from the batch, see
-            ``BatchFeatures`` and
-            ``BatchTokens``.
-        tail: Share of training at whose end every candidate is kept, in [0, 1); None: the policy's own.
+            token ids for one that reads tokens; None takes them from the batch (``BatchFeatures``, ``BatchTokens``).
+        unfiltered_tail: Share of training at whose end every candidate is kept, in [0, 1); None: the policy's own.
         max_features: Most numbers that are remembered of an instance, or most tokens of each of its sequences.
         feature_memory: Most bytes that the remembered features may take in memory and in each checkpoint; more of them
             go to a file beside the checkpoints (named ``autoassist-features-...``), which a resumed run needs. Tokens
@@ -215,6 +213,7 @@ class AutoAssistCallback(CallbackBase):
             self._learner.keep_probability,
             self.policy.keeps_everything,
             self.reweighting,
+            self.policy.current_correction,
             self._prepare_store,
             self._prepare_rows,
             self._learner.keep_rows,
@@ -370,12 +369,12 @@ class AutoAssistCallback(CallbackBase):
     def _kinds(self) -> dict[str, str]:
         return kinds_of(self.policy, self.assistant, self.score, self.features)
 
-    def _prepare_store(self, num_instances: int) -> None:
+    def _prepare_store(self, num_instances: int, labels: LabelSource) -> None:
         """Make room for the data set, before its first batch is drawn."""
         assert self._data is not None
         self._log.prepare(num_instances)
         if self.policy.needs_scores:
-            self._learner.prepare(num_instances, FeaturePlace.of(self._data.trainer))
+            self._learner.prepare(num_instances, FeaturePlace.of(self._data.trainer), labels)
 
     def _prepare_rows(self) -> None:
         """Be ready for a stream, or refuse it, before its first row is judged."""

@@ -14,26 +14,36 @@ from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.policies.base import Policy
 
 
-def chances(assistant: Assistant, policy: Policy, instances: Instances, labels: Tensor | None = None) -> Tensor:
+def columns_read(policy: Policy) -> tuple[str, ...]:
+    """What a policy reads of instances."""
+    return (*policy.required_columns, "labels") if policy.reads_labels else policy.required_columns
+
+
+def chances(policy: Policy, scores: Tensor, instances: Instances) -> Tensor:
     """Keep probabilities of instances, shape ``(n,)``.
 
     Args:
-        assistant: Predicts their scores.
-        policy: Turns these into keep probabilities.
-        instances: n of them.
-        labels: Shape ``(n,)``, for a policy that balances classes.
+        policy: Turns scores into keep probabilities.
+        scores: Of the instances, as predicted, shape ``(n,)``.
+        instances: n of them, with what the policy reads of them.
     """
-    probs = policy.keep_probability(assistant.predict(instances))
-    if policy.reads_labels and labels is not None:
-        probs = policy.balance(probs, labels)
+    probs = policy.judge(scores, instances)
     # A prediction that is not a number says nothing against the instance.
     return probs.where(~probs.isnan(), 1.0)
 
 
-def learn(assistant: Assistant, policy: Policy, instances: Instances, scores: Tensor) -> UpdateResult:
-    """Let Assistant and policy learn from instances whose scores, shape ``(B,)``, are known."""
-    outcome = assistant.update(instances, scores)
+def learn(assistant: Assistant, policy: Policy, instances: tuple[Instances, Instances], scores: Tensor) -> UpdateResult:
+    """Let Assistant and policy learn from instances whose scores are known.
+
+    Args:
+        assistant: Learns first.
+        policy: Learns from what the Assistant was to predict: the score, or whether an instance was informative.
+        instances: For the Assistant, and for the policy, each with what it reads of them.
+        scores: Shape ``(B,)``.
+    """
+    outcome = assistant.update(instances[0], scores)
     policy.observe(outcome.predictions, outcome.targets)
+    policy.update(instances[1], outcome.targets.float() if assistant.predicts_probability else scores)
     return outcome
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
 from lightning_autoassist.filtering.filter_status import FilterStatus
 from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
-from lightning_autoassist.filtering.memory.store import InstanceStore
+from lightning_autoassist.filtering.memory.store import InstanceStore, LabelSource
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.row_learner import RowLearner
@@ -163,15 +163,17 @@ class Learner:
             self._waiting.load_state_dict(own)
         return lost
 
-    def prepare(self, num_instances: int, place: FeaturePlace) -> None:
+    def prepare(self, num_instances: int, place: FeaturePlace, labels: LabelSource | None = None) -> None:
         """Make room for the data set, before its first batch is drawn.
 
         Args:
             num_instances: N.
             place: For a feature file.
+            labels: Tells those of instances that the model has not seen.
         """
+        self.policy.num_processes = self._ranks.world_size
         self.policy.prepare(-(-num_instances // self._ranks.world_size))
-        self.stored.prepare(num_instances, place)
+        self.stored.prepare(num_instances, place, labels)
 
     # ---- the batch generator asks
 
@@ -185,6 +187,7 @@ class Learner:
 
         Where the Assistant judges unseen instances, the first pass is one like the others.
         """
+        self._note_progress(self.progress, pass_index)
         everything = np.ones(len(indices), np.float32)
         if (pass_index == 0 and not self.scores_unseen) or not self._judges_now():
             return everything
@@ -192,6 +195,7 @@ class Learner:
             return self.policy.keep_probability(torch.from_numpy(everything)).numpy()
         if self.store is not None:
             self.wait_all()
+            self._note_progress(self.progress, pass_index)  # again: what was learnt from is of earlier steps
             with self.status.unfiltered_on_error:
                 return self.stored.keep_probability(indices)
         return everything
@@ -199,10 +203,15 @@ class Learner:
     def keep_rows(self, rows: Rows, pass_index: int) -> npt.NDArray[np.floating[Any]]:
         """Chances of a stream's rows, shape ``(n,)``; there is no unseen one to be kept."""
         self.wait_all()
+        self._note_progress(self.progress, pass_index)
         if self._judges_now():
             with self.status.unfiltered_on_error:
                 return self.rows.keep_probability(rows)
         return np.ones(rows.size, np.float32)
+
+    def _note_progress(self, progress: float, pass_index: int) -> None:
+        for part in (self.assistant, self.policy):
+            part.note_progress(progress, pass_index)
 
     def _judges_now(self) -> bool:
         """Whether training is before its tail, and nothing has gone wrong."""
@@ -259,7 +268,7 @@ class Learner:
         self.refuses_labels |= refuses_labels
         self._num_steps += 1
         if observed is not None:
-            self._waiting.add(observed, lag)
+            self._waiting.add(observed._replace(progress=progress), lag)
         if self._ranks.world_size == 1:
             self._drop_refused_labels()
             if len(self._waiting.ready) >= LEARNT_TOGETHER:
@@ -304,6 +313,7 @@ class Learner:
         if observed.pass_index > self._pass_index:  # of several processes, the first to get there
             self._pass_index = observed.pass_index
             self.assistant.begin_pass()
+        self._note_progress(observed.progress, observed.pass_index)
         if observed.integers is None:
             self.stored.learn(observed)
         else:
@@ -313,6 +323,6 @@ class Learner:
         """The same for a stream's batch."""
         scores = observed.scores.where(observed.losses.isfinite(), torch.nan)
         self.report.count_nonfinite(int((~scores.isfinite()).sum()))
-        outcome = self.rows.learn(observed.features, integers, observed.labels, scores)
+        outcome = self.rows.learn(observed.features, integers, observed.labels, scores, observed.probs)
         if outcome is not None:
             self.report.count_outcome(outcome)

@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 PolicyName = Literal[
-    "autoassist", "proportional", "infobatch", "selective_backprop", "class_quota", "uniform", "random"
+    "autoassist",
+    "proportional",
+    "prioritized",
+    "infobatch",
+    "selective_backprop",
+    "class_quota",
+    "uniform",
+    "random",
 ]
 AssistantName = Literal["logistic", "memory", "hybrid", "mlp", "text"]
 ScoreName = Literal["gradient_norm", "loss"]

@@ -72,7 +72,10 @@ def drop_unfit(restored: dict[str, Any] | None, assistant: Assistant, differing:
         restored["seen"].zero_()
         restored["observed_at"].fill_(-1)
         restored["scores"].zero_()
+        restored["owned"] = {}
         lost.append("the instances' scores")
+    for part in {"policy", "assistant"} & set(differing):
+        restored["owned"].pop(part, None)
     has_tokens = restored["tokens"] is not None
     is_other_kind = assistant.needs_batches and has_tokens != ("tokens" in assistant.required_columns)
     if restored["has_features"].any() and ("features" in differing or is_other_kind):

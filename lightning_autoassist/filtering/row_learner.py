@@ -5,7 +5,7 @@ Shapes: B batch, n rows of a fetched batch, F features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader, UpdateResult
-from lightning_autoassist.filtering.judging import chances, features_of, learn
+from lightning_autoassist.filtering.judging import chances, columns_read, features_of, learn
 from lightning_autoassist.filtering.memory.features import bounded
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.memory.tokens import tokens_of
@@ -83,8 +83,7 @@ class RowLearner:
     @property
     def refusal(self) -> str | None:
         """Why streams cannot be filtered by this Assistant, and what to write; None where they can."""
-        names = {"scores": "last score", "indices": "position in the data set"}
-        read = [name for column, name in names.items() if column in self.assistant.required_columns]
+        read = _of_data_sets(self.assistant.required_columns, self.assistant.own_columns)
         if not self.policy.needs_scores or not read:
             return None
         return (
@@ -92,12 +91,21 @@ class RowLearner:
             'instance came before; write AutoAssistCallback(policy=..., assistant="logistic")'
         )
 
+    def _check_policy(self) -> None:
+        read = _of_data_sets(self.policy.required_columns, self.policy.own_columns)
+        if read:
+            raise MisconfigurationException(
+                f"{type(self.policy).__name__} reads an instance's {read[0]}, and a stream does not tell which "
+                'instance came before; write AutoAssistCallback(policy="proportional")'
+            )
+
     def check_can_judge(self) -> None:
         """Refuse an Assistant that cannot judge a stream's rows.
 
         Raises:
-            MisconfigurationException: See :attr:`refusal`.
+            MisconfigurationException: See :attr:`refusal`; also where the policy cannot.
         """
+        self._check_policy()
         if self.refusal is not None:
             raise MisconfigurationException(self.refusal)
 
@@ -123,10 +131,20 @@ class RowLearner:
         if not self.policy.needs_scores:
             return self.policy.keep_probability(torch.ones(rows.size)).numpy()
         instances = self._instances(rows.features, self.label_column.of(rows.integers))
-        return chances(self.assistant, self.policy, instances).numpy()
+        return chances(self.policy, self.assistant.predict(instances), self._of_policy(instances)).numpy()
+
+    def _of_policy(self, instances: Instances) -> Instances:
+        # What is in a batch's labels is an unknown column until some steps have shown it.
+        columns = columns_read(self.policy)
+        return Instances(labels=instances.labels if "labels" in columns else None, probs=instances.probs)
 
     def learn(
-        self, features: Tensor | None, integers: Mapping[str, Tensor], target: Tensor | None, scores: Tensor
+        self,
+        features: Tensor | None,
+        integers: Mapping[str, Tensor],
+        target: Tensor | None,
+        scores: Tensor,
+        probs: Tensor | None = None,
     ) -> UpdateResult | None:
         """Learn from a batch of the model.
 
@@ -135,6 +153,7 @@ class RowLearner:
             integers: See ``Rows``.
             target: Of the captured loss, see :class:`LabelColumn`.
             scores: Shape ``(B,)``; rows with one that is no finite number are not learnt from.
+            probs: What the rows were kept with, shape ``(B,)``; None: all were certain to be.
 
         Returns:
             The Assistant's outcome; None where there was nothing to learn.
@@ -144,10 +163,18 @@ class RowLearner:
         if not finite.any() or (self.reads_features and features is None):
             return None
         labels = self.label_column.of(integers)
+        probs = torch.ones(len(scores)) if probs is None else probs
         columns = (None if column is None else column[finite] for column in (features, labels))
-        return learn(self.assistant, self.policy, self._instances(*columns), scores[finite])
+        instances = self._instances(*columns)._replace(probs=probs[finite])
+        return learn(self.assistant, self.policy, (instances, self._of_policy(instances)), scores[finite])
 
     def _instances(self, features: Tensor | None, labels: Tensor | None) -> Instances:
         if features is not None and "tokens" in self.assistant.required_columns:
             return Instances(labels=labels, tokens=tokens_of(features))
         return Instances(features, labels)
+
+
+def _of_data_sets(columns: Collection[str], own_columns: Collection[str]) -> list[str]:
+    """Which of the columns there are of data sets alone, in words."""
+    names = {"scores": "last score", "ages": "last score's age", "indices": "position in the data set"}
+    return [name for column, name in names.items() if column in columns] + [f"own {name!r}" for name in own_columns]

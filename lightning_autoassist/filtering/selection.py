@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_autoassist.filtering.memory.store import LabelSource
 from lightning_autoassist.filtering.sampling.index_batches import KeepProbability, ShrinkingBatchSampler
 from lightning_autoassist.filtering.sampling.row_stream import KeepRows, RowFeatures, RowStream
 from lightning_autoassist.trainer_support.arrays import IndexArray
@@ -20,7 +21,8 @@ class Selection:
         keep_probability: Gets candidates and the number of the pass, returns p; see ``ShrinkingBatchSampler``.
         keeps_everything: Whether p is always 1.
         reweighting: ``"none"``, ``"inverse_probability"`` or ``"normalized"``.
-        on_data: Called with the size of the data set before its first batch is drawn.
+        correction: Tells the exponent of the weights that is in force.
+        on_data: Called before the first batch of a data set is drawn, with its size and what tells its labels.
         on_stream: Called before a stream's first row is judged; raises where streams cannot be filtered so.
         keep_rows: Gets rows of a stream and the number of the pass, returns p; see ``RowStream``.
         row_features: Gets a batch of a stream and n, returns its rows' features, or None where nobody reads them.
@@ -32,7 +34,8 @@ class Selection:
     keep_probability: KeepProbability
     keeps_everything: bool
     reweighting: str
-    on_data: Callable[[int], None]
+    correction: Callable[[], float]
+    on_data: Callable[[int, LabelSource], None]
     on_stream: Callable[[], None]
     keep_rows: KeepRows
     row_features: RowFeatures
@@ -48,6 +51,7 @@ class Selection:
             pass_whole: Pass a stream's own batches on as they are.
         """
         stream.reweighting = "none" if pass_whole else self.reweighting
+        stream.correction = self.correction
         if isinstance(stream, RowStream):
             stream.pass_whole = pass_whole
             stream.features = self.row_features

@@ -17,9 +17,10 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
-from lightning_autoassist.filtering.judging import chances, features_of, learn
+from lightning_autoassist.filtering.judging import chances, columns_read, features_of, learn
 from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
-from lightning_autoassist.filtering.memory.store import InstanceStore
+from lightning_autoassist.filtering.memory.instances import Instances
+from lightning_autoassist.filtering.memory.store import InstanceStore, LabelSource
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.restored_memory import LabelComparison, drop_unfit, load_parts
@@ -94,12 +95,13 @@ class StoredLearner:
         self._restored, self.store = state, None
         return lost + drop_unfit(self._restored, self.assistant, differing)
 
-    def prepare(self, num_instances: int, place: FeaturePlace) -> None:
+    def prepare(self, num_instances: int, place: FeaturePlace, labels: LabelSource | None = None) -> None:
         """Make room for the data set, before its first batch is drawn.
 
         Args:
             num_instances: N.
             place: For a feature file.
+            labels: Tells those of instances that the model has not seen.
         """
         restored, self._restored = self._restored, None
         if self.store is not None and self.store.num_instances == num_instances:
@@ -115,13 +117,24 @@ class StoredLearner:
         if restored is not None:
             self.store.load_state_dict(restored)
             self._labels.begin()
+        self.store.own("assistant", self.assistant.own_columns)
+        self.store.own("policy", self.policy.own_columns)
+        if labels is not None and self.store.labels_from is None:
+            self._know_labels(self.store, labels)
+
+    def _know_labels(self, store: InstanceStore, labels: LabelSource) -> None:
+        reads = self.assistant.scores_unseen and "labels" in self.assistant.required_columns
+        known = labels(self.policy.scores_unseen or reads)
+        if known is not None:
+            store.know_labels(known)
 
     # ---- the batch generator asks
 
     @property
     def scores_unseen(self) -> bool:
         """Whether instances are filtered that the model has not seen."""
-        return self.policy.needs_scores and self.assistant.scores_unseen
+        judges_by_class = self.policy.scores_unseen and self.store is not None and self.store.labels_from is not None
+        return self.policy.needs_scores and (self.assistant.scores_unseen or judges_by_class)
 
     def keep_probability(self, indices: IndexArray) -> npt.NDArray[np.floating[Any]]:
         """Chances of candidates, shape ``(n,)``: 1 for those of which too little is known."""
@@ -129,18 +142,34 @@ class StoredLearner:
         if self.store is None:
             return everything
         rows = self.store.places(torch.from_numpy(indices))
-        knows = self.store.holds if self.scores_unseen else self.store.knows
+        knows = self.store.holds if self.assistant.scores_unseen else self.store.knows
         known = knows(rows, self.assistant.required_columns)
         if known.all():
-            return self._chances(self.store, rows).numpy()
+            return self._chances(self.store, rows, self._predicted(self.store, rows)).numpy()
+        scores = self._scores_of_some(self.store, rows, known)
         # Policies compare scores with each other, so that they get none of instances that have none.
-        if known.any():
-            everything[known.numpy()] = self._chances(self.store, rows[known]).numpy()
+        judged = known | ~scores.isnan()
+        if judged.any():
+            everything[judged.numpy()] = self._chances(self.store, rows[judged], scores[judged]).numpy()
         return everything
 
-    def _chances(self, store: InstanceStore, rows: Tensor) -> Tensor:
-        labels = store.labels[rows] if self.policy.reads_labels and store.labels is not None else None
-        return chances(self.assistant, self.policy, store.rows(rows, self.assistant.required_columns), labels)
+    def _predicted(self, store: InstanceStore, rows: Tensor) -> Tensor:
+        return self.assistant.predict(store.rows(rows, self.assistant.required_columns, "assistant"))
+
+    def _scores_of_some(self, store: InstanceStore, rows: Tensor, known: Tensor) -> Tensor:
+        """Scores of instances of which some have not been seen; NaN where the policy knows nothing of them either."""
+        scores = torch.full((len(rows),), torch.nan)
+        if known.any():
+            scores[known] = self._predicted(store, rows[known])
+        if self.policy.scores_unseen and store.labels is not None:
+            scores[~known] = self.policy.unseen_scores(self._of_policy(store, rows[~known]))
+        return scores
+
+    def _of_policy(self, store: InstanceStore, rows: Tensor) -> Instances:
+        return store.rows(rows, columns_read(self.policy), "policy")
+
+    def _chances(self, store: InstanceStore, rows: Tensor, scores: Tensor) -> Tensor:
+        return chances(self.policy, scores, self._of_policy(store, rows))
 
     def lacks_features(self, indices: IndexArray) -> bool:
         """Whether the Assistant reads features or tokens, and some of these instances have none yet."""
@@ -162,7 +191,7 @@ class StoredLearner:
     def forget_labels(self) -> None:
         """Labels are no property of the instances."""
         if self.store is not None:
-            self.store.labels = None
+            self.store.forget_labels()
 
     def learn(self, observed: PendingUpdate) -> None:
         """Learn from a batch of the model."""
@@ -170,6 +199,7 @@ class StoredLearner:
         store, indices = self.store, self.store.places(observed.indices)
         if observed.labels is not None:
             self._compare_labels(store, indices, observed.labels)
+        probs = torch.ones(len(indices)) if observed.probs is None else observed.probs
         finite = torch.from_numpy(np.isfinite(observed.losses.numpy()) & np.isfinite(observed.scores.numpy()))
         are_finite = bool(finite.all())
         if not are_finite:
@@ -183,17 +213,19 @@ class StoredLearner:
             # A resumed run may have lost features of instances that the interrupted one was about to learn from.
             learnt = finite & store.holds(indices, self.assistant.required_columns)
             if not learnt.all():
-                indices, scores = indices[learnt], scores[learnt]
+                indices, scores, probs = indices[learnt], scores[learnt], probs[learnt]
                 labels = None if labels is None else labels[learnt]
         if len(indices):
-            self._update(store, indices, scores, labels)
+            if labels is not None and store.labels_from != "given":
+                store.put_labels(indices, labels)
+            self._update(store, indices, scores, probs)
 
-    def _update(self, store: InstanceStore, indices: Tensor, scores: Tensor, labels: Tensor | None) -> None:
-        if labels is not None:
-            store.put_labels(indices, labels)
-        instances = store.rows(indices, self.assistant.required_columns)  # as remembered, before this batch
+    def _update(self, store: InstanceStore, indices: Tensor, scores: Tensor, probs: Tensor) -> None:
+        # As remembered, before this batch.
+        of_assistant = store.rows(indices, self.assistant.required_columns, "assistant")._replace(probs=probs)
+        of_policy = self._of_policy(store, indices)._replace(probs=probs)
         store.put_scores(indices, scores)
-        self._report.count_outcome(learn(self.assistant, self.policy, instances, scores))
+        self._report.count_outcome(learn(self.assistant, self.policy, (of_assistant, of_policy), scores))
 
     def _put_features(self, store: InstanceStore, indices: Tensor, features: Tensor) -> None:
         if "tokens" in self.assistant.required_columns:
@@ -218,7 +250,16 @@ class StoredLearner:
         self._waiting.keep_features_of(num_features)
 
     def _compare_labels(self, store: InstanceStore, indices: Tensor, labels: Tensor) -> None:
-        """Forget what a checkpoint remembers of another data set, which its labels give away."""
+        """Forget what a checkpoint or the data set tells of other labels than the loss has."""
+        if store.labels_from == "given":
+            return
+        if store.labels_from == "data" and store.labels is not None and not labels.equal(store.labels[indices].long()):
+            warnings.warn(
+                "the labels that the data set tells are not the targets of the loss, so that instances are kept until "
+                "the model has seen them: write AutoAssistDataModule(data, labels=...) to say which class each has",
+                stacklevel=2,
+            )
+            store.forget_unseen_labels()
         warning = self._labels.warning(store, indices, labels)
         if warning is not None:
             warnings.warn(warning, stacklevel=2)

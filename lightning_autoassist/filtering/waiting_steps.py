@@ -26,6 +26,8 @@ class PendingUpdate(NamedTuple):
     integers: dict[str, Tensor] | None  # of a stream's batch, whose indices name no instances
     arrived: torch.cuda.Event | None  # None: the tensors are on the CPU
     pass_index: int = 0
+    probs: Tensor | None = None
+    progress: float = 0.0
 
 
 def to_host(draw: SelectedBatch, observation: InstanceLosses, features: Tensor | None) -> PendingUpdate:
@@ -44,6 +46,7 @@ def to_host(draw: SelectedBatch, observation: InstanceLosses, features: Tensor |
         integers=None if draw.rows is None else draw.rows.integers,
         arrived=torch.cuda.current_stream(observation.losses.device).record_event() if on_cuda else None,
         pass_index=draw.pass_index,
+        probs=None if draw.probs is None else torch.from_numpy(draw.probs),
     )
 
 

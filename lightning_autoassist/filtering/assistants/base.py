@@ -10,6 +10,7 @@ Shapes: n candidates, B batch, F features, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from lightning_autoassist.filtering.memory.features import BatchFeatures, FeatureFunction
 from lightning_autoassist.filtering.memory.instances import FROM_BATCHES, Instances
+from lightning_autoassist.filtering.memory.own_columns import ColumnStarts
 from lightning_autoassist.trainer_support.arguments import check_number
 
 MAX_CLASSES = 65_536
@@ -50,10 +52,20 @@ class Assistant:
             Assistant was given what it reads beforehand. Then candidates are filtered from the first one on; else
             each is kept until the model has seen it, and the whole first pass is. One that reads the model's own
             weights wants ``AutoAssistCallback(update="sync")``: beside the training loop they change while it reads.
+        predicts_probability: Whether it predicts how likely an instance is to be informative, and not the score.
+        own_columns: What it remembers of each instance by itself: names, and the number (or the numbers) that an
+            instance has at first, and again once it was forgotten. ``instances.memory[name]`` reads and writes them.
+            Data sets only: a stream does not tell which instance came before.
+        progress: Share of training that is done, in [0, 1], when it is asked or learns.
+        pass_index: Number of the pass over the data, from 0, alike.
     """
 
     required_columns: tuple[str, ...] = ()
     scores_unseen: bool = False
+    predicts_probability: bool = False
+    own_columns: ColumnStarts = MappingProxyType({})
+    progress: float = 0.0
+    pass_index: int = 0
 
     @property
     def needs_batches(self) -> bool:
@@ -69,6 +81,10 @@ class Assistant:
         """
         return BatchFeatures(function, max_features)
 
+    def note_progress(self, progress: float, pass_index: int) -> None:
+        """Training has come so far; called before candidates are judged, and before a batch is learnt from."""
+        self.progress, self.pass_index = progress, pass_index
+
     def begin_pass(self) -> None:
         """A pass over the data begins: what comes now is learnt from in its batches."""
 
@@ -80,7 +96,8 @@ class Assistant:
         """Learn from one batch of the model.
 
         Args:
-            instances: The batch's rows.
+            instances: The batch's rows, as they were remembered before this batch; ``probs`` are what they were kept
+                with.
             scores: What the model's batch gave, shape ``(B,)``, float32, finite.
         """
         raise NotImplementedError

@@ -43,6 +43,7 @@ class LogisticAssistant(Assistant):
     """
 
     required_columns = ("features", "labels")
+    predicts_probability = True
 
     def __init__(self, lr: float = 0.01, weight_decay: float = 1e-3, mean_decay: float = 0.75) -> None:
         self.lr = check_number("lr", lr, "(0, inf)", "the paper uses 0.01")

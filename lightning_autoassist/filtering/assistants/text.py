@@ -75,6 +75,7 @@ class TextAssistant(Assistant):
     """
 
     required_columns = ("tokens", "ages")
+    predicts_probability = True
 
     def __init__(
         self, lr: float = 0.5, weight_decay: float = 0.1, mean_decay: float = 0.99, pad_id: PadId = None

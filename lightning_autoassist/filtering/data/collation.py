@@ -161,4 +161,5 @@ def in_order_of(rows: IndexArray | None, draw: SelectedBatch) -> SelectedBatch:
     if (rows < 0).any() or len(rows) > len(draw.indices):
         return draw._replace(knows_rows=False, drawn=draw)
     weights = None if draw.weights is None else draw.weights[rows]
-    return draw._replace(indices=draw.indices[rows], weights=weights, drawn=draw)
+    probs = None if draw.probs is None else draw.probs[rows]
+    return draw._replace(indices=draw.indices[rows], weights=weights, probs=probs, drawn=draw)

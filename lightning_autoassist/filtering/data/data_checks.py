@@ -125,3 +125,20 @@ def check_validation_interval(trainer: Any, num_batches: int, budget: float) -> 
             f"val_check_interval={trainer.val_check_interval} is more than the {num_batches} batches an epoch has "
             f"at budget={budget}; use val_check_interval={num_batches} or less, or 1.0 for the epoch's end"
         )
+
+
+def check_label_count(labels: Any, num_instances: int) -> None:
+    """Raise MisconfigurationException unless ``labels`` are None or one for each of N instances."""
+    if labels is not None and len(labels) != num_instances:
+        raise MisconfigurationException(
+            f"labels are of {len(labels)} instances, the train data set has {num_instances}; give one for each instance"
+        )
+
+
+def check_labels_have_indices(labels: Any) -> None:
+    """Raise MisconfigurationException where ``labels`` are given for a stream."""
+    if labels is not None:
+        raise MisconfigurationException(
+            f"labels= are for data sets whose instances have indices, got {len(labels)} of them for a stream; leave "
+            "them out, as a stream's classes are taken from its batches"
+        )

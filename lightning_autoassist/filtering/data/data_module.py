@@ -14,6 +14,7 @@ from lightning_autoassist.filtering.data.command_line import TrainData, made
 from lightning_autoassist.filtering.data.data_checks import check_is_no_wrapper
 from lightning_autoassist.filtering.data.filtering_run import FilteringRun
 from lightning_autoassist.filtering.data.forwarding import ForwardingDataModule
+from lightning_autoassist.filtering.data.known_labels import Labels
 from lightning_autoassist.filtering.data.loader_building import LoaderBuilder
 from lightning_autoassist.filtering.data.position import DataPosition
 from lightning_autoassist.filtering.data.refusal import Refusal
@@ -61,6 +62,12 @@ class AutoAssistDataModule(ForwardingDataModule):
             has no length; needed where there is no length to take the budget of.
         pad_values: What rows of a stream are padded with where their widths differ, see
             ``RowSplitter``; without, only rows of the same widths share a batch.
+        labels: The class of each instance, shape ``(N,)``, whole numbers; -1 where it is not known. None: where a
+            policy wants to know them before the model has seen an instance, those in the data set (``targets``,
+            ``labels``, a tensor of a ``TensorDataset``, looked for through ``Subset`` and ``ConcatDataset``), and else
+            the integer targets of the loss. Groups to be balanced need not be what the loss compares with.
+        chunk_size: Candidates that are scored at once; None: as many as the next four batches are likely to need. A
+            stream's are scored a batch at a time.
         val_dataloaders: Loaders for validation, beside a train ``DataLoader``.
         test_dataloaders: Loaders for ``trainer.test``, beside a train ``DataLoader``.
         predict_dataloaders: Loaders for ``trainer.predict``, beside a train ``DataLoader``.
@@ -93,12 +100,16 @@ class AutoAssistDataModule(ForwardingDataModule):
         lengths: Lengths | None = None,
         steps_per_epoch: int | None = None,
         pad_values: PadValues = None,
+        labels: Labels | None = None,
+        chunk_size: int | None = None,
         val_dataloaders: Any = None,
         test_dataloaders: Any = None,
         predict_dataloaders: Any = None,
     ) -> None:
         data = made(data)
-        settings = DataSettings.checked(budget, seed, flatten, max_tokens, lengths, steps_per_epoch, pad_values)
+        settings = DataSettings.checked(
+            budget, seed, flatten, max_tokens, lengths, steps_per_epoch, pad_values, labels, chunk_size
+        )
         check_is_no_wrapper(data, AutoAssistDataModule)
         self._run = FilteringRun(settings)
         self._position = DataPosition(self._run)

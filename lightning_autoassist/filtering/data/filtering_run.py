@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from lightning_autoassist.filtering.data.known_labels import known_labels
 from lightning_autoassist.filtering.data.settings import DataSettings
+from lightning_autoassist.filtering.memory.store import LabelSource
 from lightning_autoassist.filtering.selection import Selection
 from lightning_autoassist.trainer_support.process_group import Ranks
 
@@ -40,6 +42,11 @@ class FilteringRun:
         """The seed in force in this process."""
         # torch.initial_seed() reads the global seed and leaves the global RNG where it is.
         return torch.initial_seed() if self.settings.seed is None else self.settings.seed
+
+    def label_source(self, dataset: Any) -> LabelSource:
+        """What tells the classes of a data set's instances before the model has seen them."""
+        given = self.settings.labels
+        return lambda reads_data: known_labels(dataset, given, reads_data=reads_data)
 
     @property
     def is_fitting(self) -> bool:

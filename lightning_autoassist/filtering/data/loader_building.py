@@ -13,7 +13,12 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler
 
-from lightning_autoassist.filtering.data.data_checks import check_steps, check_validation_interval
+from lightning_autoassist.filtering.data.data_checks import (
+    check_label_count,
+    check_labels_have_indices,
+    check_steps,
+    check_validation_interval,
+)
 from lightning_autoassist.filtering.data.fetching import Fetching
 from lightning_autoassist.filtering.data.filtering_run import FilteringRun
 from lightning_autoassist.filtering.data.loader import CarryingLoader
@@ -89,6 +94,7 @@ class LoaderBuilder:
         """A loader of the instances that are kept, which are chosen by index; or of all batches of a loader."""
         run, tokens = self._run, self._run.settings.tokens
         data = indexed_data(loader, by_tokens=tokens is not None, flatten=run.settings.flatten)
+        check_label_count(run.settings.labels, data.num_instances)
         check_steps(data, run.settings.steps_per_epoch, by_tokens=tokens is not None)
         shards = shards_loaders(run.trainer)
         if run.passes_plain_batches and data.num_candidates is not None:
@@ -116,6 +122,7 @@ class LoaderBuilder:
             "budget": settings.budget,
             "drop_last": data.drop_last,
             "seed": self._run.seed + ranks.rank,
+            "chunk_size": settings.chunk_size,
         }
         if data.is_long:
             num_processes = 1 if own.__class__ is CandidatePasses else ranks.world_size
@@ -164,6 +171,7 @@ class LoaderBuilder:
                 f"max_tokens={settings.tokens.max_tokens} is for data sets whose instances have indices; batches of a "
                 "stream have as many rows as its own"
             )
+        check_labels_have_indices(settings.labels)
         prepare_stream(run.selection, 1 if run.trainer is None else run.trainer.world_size)
         sizes = stream_sizes(loader, settings.steps_per_epoch, settings.budget)
         check_validation_interval(run.trainer, sizes.num_batches, settings.budget)

@@ -50,7 +50,7 @@ class TrainerFetching:
         if selection is not None:
             selection.jobs.wait_all()  # workers are forked next, and a thread had better be at rest then
             if isinstance(loader, CarryingLoader):
-                selection.on_data(loader.num_instances)
+                selection.on_data(loader.num_instances, self._run.label_source(loader.plain.dataset))
         self.source = loader.draw_source()
         self._position.begin(self.source, loader.plain)
         # Where Lightning resumes in the middle of an epoch, it counts the epoch's earlier batches as ready.

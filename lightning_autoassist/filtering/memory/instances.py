@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lightning_autoassist.filtering.memory.own_columns import InstanceMemory
 from lightning_autoassist.filtering.memory.tokens import Tokens
 
 # What is taken from batches: an Assistant reads one or the other.
@@ -22,6 +23,8 @@ class Instances(NamedTuple):
         ages: Batches learnt from since that score was observed, shape ``(n,)``, int32; -1 where none ever was.
         tokens: Their bags of tokens.
         indices: Positions in the data set, shape ``(n,)``, int64: for Assistants that know the data by themselves.
+        probs: What they were kept with, shape ``(n,)``, float32: for what learns from a batch; None of candidates.
+        memory: What the Assistant or policy that gets this remembers of them in its ``own_columns``.
     """
 
     features: Tensor | None = None
@@ -30,3 +33,5 @@ class Instances(NamedTuple):
     ages: Tensor | None = None
     tokens: Tokens | None = None
     indices: Tensor | None = None
+    probs: Tensor | None = None
+    memory: InstanceMemory | None = None

@@ -6,10 +6,11 @@ Shapes: N data set, B batch, n candidates, F features, C channels.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,12 +18,29 @@ from lightning_autoassist.filtering.memory.feature_file import FeatureFile, Feat
 from lightning_autoassist.filtering.memory.features import bounded
 from lightning_autoassist.filtering.memory.index_rows import GrowingRows, padded
 from lightning_autoassist.filtering.memory.instances import FROM_BATCHES, Instances
+from lightning_autoassist.filtering.memory.own_columns import ColumnStarts, InstanceMemory, OwnColumns
 from lightning_autoassist.filtering.memory.tokens import TokenStore, tokens_of
 
 FEATURE_MEMORY = 256 * 2**20
 COPIED_AT_ONCE = 2**14  # rows
 # Columns of the store beside the features.
 REMEMBERED = ("has_features", "labels", "scores", "seen", "observed_at")
+
+
+class KnownLabels(NamedTuple):
+    """Classes of instances that the model need not have seen.
+
+    Attributes:
+        labels: Shape ``(N,)``; negative where an instance has no class, or none is known.
+        are_given: Whether the user gave them, so that no target of a loss says otherwise.
+    """
+
+    labels: npt.NDArray[np.int32]
+    are_given: bool
+
+
+# Gets whether the data set is to be looked into; labels that the user gave are there either way.
+LabelSource = Callable[[bool], "KnownLabels | None"]
 
 
 class InstanceStore(GrowingRows):
@@ -47,6 +65,8 @@ class InstanceStore(GrowingRows):
         self.tokens: TokenStore | None = None
         self.has_features = torch.zeros(num_instances, dtype=torch.bool)
         self.labels: Tensor | None = None
+        # Where the labels of instances that the model has not seen are from: "data", "given" or nowhere.
+        self.labels_from: str | None = None
         self.scores = torch.zeros(num_instances)
         self.seen = torch.zeros(num_instances, dtype=torch.bool)
         self._feature_memory = feature_memory
@@ -55,6 +75,8 @@ class InstanceStore(GrowingRows):
         self._is_full = False
         self.observed_at = torch.full((num_instances,), -1, dtype=torch.int32)
         self.num_batches = 0
+        self.owned: dict[str, OwnColumns] = {}
+        self._restored_owned: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self.seen)
@@ -65,18 +87,27 @@ class InstanceStore(GrowingRows):
         for name in REMEMBERED:
             column = getattr(self, name)
             if column is not None:
-                setattr(self, name, padded(column, num_rows, -1 if name == "observed_at" else 0))
+                setattr(self, name, padded(column, num_rows, -1 if name in ("observed_at", "labels") else 0))
+        for owned in self.owned.values():
+            owned.grow(num_rows)
         if self.features is not None:
             self.features = padded(self.features, num_rows)
         if self.tokens is not None:
             self.tokens.grow(num_rows)
 
-    def rows(self, indices: Tensor, columns: Sequence[str] = Instances._fields) -> Instances:
+    def own(self, owner: str, starts: ColumnStarts) -> None:
+        """Have columns of an owner's: ``"assistant"`` or ``"policy"``; what a checkpoint had of them is restored."""
+        if starts:
+            self.owned[owner] = OwnColumns(len(self), starts)
+            self.owned[owner].load_state_dict(self._restored_owned.pop(owner, {}))
+
+    def rows(self, indices: Tensor, columns: Sequence[str] = Instances._fields, owner: str | None = None) -> Instances:
         """Gather the named columns of some instances.
 
         Args:
             indices: Shape ``(n,)``, int64.
             columns: A subset of ``{"features", "labels", "scores", "ages", "tokens", "indices"}``.
+            owner: Whose own columns go with them.
         """
         gathered: dict[str, Any] = {}
         for name in ("features", "labels", "scores"):
@@ -91,6 +122,8 @@ class InstanceStore(GrowingRows):
             gathered["tokens"] = self.tokens.rows(indices)
         if "indices" in columns:
             gathered["indices"] = indices
+        if owner in self.owned:
+            gathered["memory"] = InstanceMemory(self.owned[owner], indices)
         return Instances(**gathered)
 
     def holds(self, indices: Tensor, columns: Sequence[str]) -> Tensor:
@@ -156,6 +189,26 @@ class InstanceStore(GrowingRows):
             self.labels = torch.full((len(self),), -1, dtype=torch.int32)
         self.labels.numpy()[indices.numpy()] = labels.numpy()  # ten times as fast as torch on a batch
 
+    def know_labels(self, known: KnownLabels) -> None:
+        """Remember labels of instances that the model has not seen, or of all of them where the user gave them."""
+        labels = torch.full((len(self),), -1, dtype=torch.int32)
+        count = min(len(labels), len(known.labels))
+        labels[:count] = torch.from_numpy(known.labels[:count])
+        keeps = self.labels is not None and not known.are_given
+        self.labels = torch.where(self.seen, self.labels, labels) if keeps and self.labels is not None else labels
+        self.labels_from = "given" if known.are_given else "data"
+
+    def forget_unseen_labels(self) -> None:
+        """Keep the labels of those instances alone that the model has seen."""
+        assert self.labels is not None
+        self.labels[~self.seen] = -1
+        self.labels_from = None
+
+    def forget_labels(self) -> None:
+        """Remember no labels but those that the user gave."""
+        if self.labels_from != "given":
+            self.labels = self.labels_from = None
+
     def put_scores(self, indices: Tensor, scores: Tensor) -> None:
         """Remember one batch's scores, shape ``(n,)``, and mark the instances as seen."""
         places = indices.numpy()
@@ -167,12 +220,16 @@ class InstanceStore(GrowingRows):
     def forget(self, indices: Tensor) -> None:
         """Mark instances as unseen, so that they are kept when they come up again."""
         self.seen[indices] = False
+        for owned in self.owned.values():
+            owned.forget(indices)
 
     def forget_everything(self) -> None:
         """Remember nothing of any instance."""
         self.seen.zero_()
+        for owned in self.owned.values():
+            owned.forget()
         self.forget_features()
-        self.labels = None
+        self.forget_labels()
 
     def forget_features(self) -> None:
         """Remember neither features nor tokens of any instance."""
@@ -187,6 +244,8 @@ class InstanceStore(GrowingRows):
             "tokens": None if self.tokens is None else self.tokens.state_dict(),
             "num_instances": self.num_instances,
             "num_batches": self.num_batches,
+            "labels_from": self.labels_from,
+            "owned": {owner: owned.state_dict() for owner, owned in self.owned.items()},
             **{name: getattr(self, name) for name in REMEMBERED},
         }
 
@@ -204,6 +263,8 @@ class InstanceStore(GrowingRows):
         self.num_batches = state["num_batches"]
         for name in REMEMBERED:
             setattr(self, name, None if state[name] is None else state[name].clone())
+        self.labels_from = state["labels_from"]
+        self._restored_owned = dict(state["owned"])
         self.features, self._file, self.tokens = None, None, None
         if state["tokens"] is not None:
             self.tokens = TokenStore(len(self))

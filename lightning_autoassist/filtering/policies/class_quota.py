@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from lightning_autoassist.filtering.names import GivenPolicyName
 from lightning_autoassist.filtering.policies.base import MAX_CLASSES, Policy
-from lightning_autoassist.trainer_support.arguments import check_named, check_number
+from lightning_autoassist.filtering.policies.wrapper import WrapperPolicy
+from lightning_autoassist.trainer_support.arguments import check_number
 
 
-class ClassQuotaPolicy(Policy):
+class ClassQuotaPolicy(WrapperPolicy):
     r"""Another policy's rule, with a least mean keep rate for every class.
 
     Where the mean m of a class's chances over recent candidates lies below the quota q, each of them is raised to
@@ -43,24 +44,11 @@ class ClassQuotaPolicy(Policy):
     ) -> None:
         self.min_rate = check_number("min_rate", min_rate, "(0, 1)", "below the policy's keep rate, try 0.4")
         self.decay = check_number("decay", decay, "[0, 1)", "try 0.99")
-        from lightning_autoassist.filtering.policies.registry import POLICIES  # which names this class, too
-
-        self.policy = check_named("policy", policy, Policy, POLICIES, {})
+        super().__init__(policy)
         self._sums = torch.zeros(0)  # decayed, of the chances of each class, (C,)
         self._counts = torch.zeros(0)
-        self.keeps_everything = self.policy.keeps_everything
-        self.needs_scores = not self.keeps_everything  # the labels come with the losses
-        for name in ("default_assistant", "default_score", "default_reweighting", "default_unfiltered_tail"):
-            setattr(self, name, getattr(self.policy, name))
-
-    def keep_probability(self, scores: Tensor) -> Tensor:
-        return self.policy.keep_probability(scores)
-
-    def prepare(self, num_candidates: int) -> None:
-        self.policy.prepare(num_candidates)
 
     def balance(self, probs: Tensor, labels: Tensor) -> Tensor:
-        probs = self.policy.balance(probs, labels) if self.policy.reads_labels else probs
         has_class = labels >= 0
         own, classes = probs[has_class], labels[has_class].long() % MAX_CLASSES
         if not len(classes):
@@ -76,12 +64,9 @@ class ClassQuotaPolicy(Policy):
         balanced[has_class] = own + (1 - own) * raised
         return balanced
 
-    def observe(self, predictions: Tensor, targets: Tensor) -> None:
-        self.policy.observe(predictions, targets)
-
     def state_dict(self) -> dict[str, Any]:
-        return {"policy": self.policy.state_dict(), "sums": self._sums.clone(), "counts": self._counts.clone()}
+        return {**super().state_dict(), "sums": self._sums.clone(), "counts": self._counts.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.policy.load_state_dict(state["policy"])
+        super().load_state_dict(state)
         self._sums, self._counts = state["sums"].clone(), state["counts"].clone()

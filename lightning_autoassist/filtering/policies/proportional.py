@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.policies.base import NO_FLOOR
 from lightning_autoassist.filtering.policies.recent_scores import proportional_scale
 from lightning_autoassist.filtering.policies.relative import RelativePolicy
@@ -33,13 +36,13 @@ class ProportionalPolicy(RelativePolicy):
         tensor([0.2000, 0.2667, 0.5333, 1.0000])
     """
 
-    default_reweighting = "inverse_probability"
+    default_reweighting: ReweightingName = "inverse_probability"
     default_unfiltered_tail = 0.125
 
     def __init__(self, keep_rate: float = 0.5, floor: float = 0.2, cap_quantile: float = 1.0) -> None:
         super().__init__()
         self.floor = check_number("floor", floor, "(0, 1]", f"{NO_FLOOR}, try 0.2")
-        self.keep_rate = check_number("keep_rate", keep_rate, "(0, 1)", "try 0.5")
+        self.keep_rate: Any = check_number("keep_rate", keep_rate, "(0, 1)", "try 0.5")
         if self.keep_rate < self.floor:
             raise ValueError(f"keep_rate must be in [floor, 1) = [{floor}, 1), got {keep_rate}; try 0.5")
         self.cap_quantile = check_number("cap_quantile", cap_quantile, "(0, 1]", "0.95 caps the highest twentieth")
@@ -51,11 +54,20 @@ class ProportionalPolicy(RelativePolicy):
         if self.cap_quantile < 1:
             self.cap = float(torch.quantile(recent, self.cap_quantile))
         self.origin = min(0.0, float(recent.min()))
-        above = (recent.clamp(max=self.cap) - self.origin).numpy()
-        self.scale = proportional_scale(above, self.keep_rate, self.floor)
+        priorities = self.priorities((recent.clamp(max=self.cap) - self.origin).numpy())
+        self.scale = proportional_scale(priorities, self.rate(priorities), self.floor)
 
     def chances(self, scores: Tensor) -> Tensor:
-        return ((scores.clamp(max=self.cap) - self.origin) / self.scale).clamp(self.floor, 1)
+        above = (scores.clamp(max=self.cap) - self.origin).numpy()
+        return torch.from_numpy(self.priorities(above) / np.float32(self.scale)).clamp(self.floor, 1)
+
+    def priorities(self, above: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What p is in proportion to, for scores that are counted from the lowest, shape ``(n,)``."""
+        return above
+
+    def rate(self, priorities: npt.NDArray[np.float32]) -> float:
+        """The mean of p that is wanted over recent candidates with such priorities, in [floor, 1)."""
+        return float(self.keep_rate)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "scale": self.scale, "cap": self.cap, "origin": self.origin}

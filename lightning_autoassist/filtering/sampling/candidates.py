@@ -64,6 +64,7 @@ class SelectedBatch(NamedTuple):
         knows_rows: Whether the batch's rows are known to be these instances, in this order.
         drawn: The draw that this one is of, where a collate function reordered its instances or left some out.
         arrived: The batch as it came out of the loader, in a run's first steps.
+        probs: What the instances were kept with, shape ``(B,)``, float32; None: all were certain to be.
     """
 
     indices: IndexArray
@@ -74,6 +75,22 @@ class SelectedBatch(NamedTuple):
     knows_rows: bool = True
     drawn: SelectedBatch | None = None
     arrived: Any = None
+    probs: FloatArray | None = None
+
+
+class _Counted(NamedTuple):
+    """Candidates that were considered: their number, the sum of their p and of their p^(1 - correction).
+
+    Of instances that are kept with p, the mean of p^(-correction) is the quotient of the last two.
+    """
+
+    num: int
+    prob_sum: float
+    power_sum: float
+
+    def plus(self, other: _Counted, sign: int = 1) -> _Counted:
+        """These and the others; without them where ``sign`` is -1."""
+        return _Counted(*(own + sign * theirs for own, theirs in zip(self, other, strict=True)))  # type: ignore[arg-type]
 
 
 class CandidateStream:
@@ -88,6 +105,7 @@ class CandidateStream:
         batch_size: B.
         drop_last: Whether K is rounded down.
         keep_probability: What gives candidates their p; None keeps everything.
+        correction: The exponent of the weights, in [0, 1], or a function that gives the one in force.
         num_considered: Candidates since the start.
         num_kept: Of these.
         prob_sum: Sum of all candidates' p.
@@ -106,15 +124,16 @@ class CandidateStream:
     def __init__(self, reweighting: str, seed: int) -> None:
         check_reweighting(reweighting)
         self.reweighting = reweighting
+        self.correction: float | Callable[[], float] = 1.0
         self.num_considered = 0
         self.num_kept = 0
         self.prob_sum = 0.0
         self.seconds = 0.0
         self.pass_index = -1
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        # For "normalized": (candidates, sum of their p) of the runs of chunks that make up the last N candidates.
-        self._recent: deque[tuple[int, float]] = deque()
-        self._recent_count, self._recent_sum = 0, 0.0
+        # For "normalized", of the runs of chunks that make up the last N candidates.
+        self._recent: deque[_Counted] = deque()
+        self._recent_total = _Counted(0, 0.0, 0.0)
 
     def __len__(self) -> int:
         """K."""
@@ -126,29 +145,41 @@ class CandidateStream:
 
     def _count(self, probs: npt.NDArray[np.float64], num_kept: int) -> None:
         """Candidates with p of ``probs`` were considered."""
-        prob_sum = float(probs.sum())
+        counted = self._counted(probs)
         self.num_considered += len(probs)
         self.num_kept += num_kept
-        self.prob_sum += prob_sum
+        self.prob_sum += counted.prob_sum
         # Chunks that are small beside N share an entry, so that neither memory nor a checkpoint grows with N / B.
-        if self._recent and self._recent[-1][0] + len(probs) <= self.num_instances // MIN_RECENT:
-            last_count, last_sum = self._recent.pop()
-            self._recent.append((last_count + len(probs), last_sum + prob_sum))
+        if self._recent and self._recent[-1].num + len(probs) <= self.num_instances // MIN_RECENT:
+            self._recent.append(self._recent.pop().plus(counted))
         else:
-            self._recent.append((len(probs), prob_sum))
-        self._recent_count += len(probs)
-        self._recent_sum += prob_sum
-        while self._recent_count - self._recent[0][0] >= self.num_instances:
-            oldest_count, oldest_sum = self._recent.popleft()
-            self._recent_count -= oldest_count
-            self._recent_sum -= oldest_sum
+            self._recent.append(counted)
+        self._recent_total = self._recent_total.plus(counted)
+        while self._recent_total.num - self._recent[0].num >= self.num_instances:
+            self._recent_total = self._recent_total.plus(self._recent.popleft(), sign=-1)
+
+    def _counted(self, probs: npt.NDArray[np.float64]) -> _Counted:
+        prob_sum, exponent = float(probs.sum()), self._exponent
+        if exponent in (0, 1):
+            return _Counted(len(probs), prob_sum, float(len(probs)) if exponent else prob_sum)
+        return _Counted(len(probs), prob_sum, float((probs ** (1 - exponent)).sum()))
+
+    @property
+    def _exponent(self) -> float:
+        return self.correction() if callable(self.correction) else self.correction
 
     def _weights_of(self, probs: npt.NDArray[np.float64]) -> FloatArray | None:
         """Weights of instances kept with ``probs``, shape ``(B,)``."""
         if self.reweighting == "none":
             return None
-        scale = self._recent_sum / self._recent_count if self.reweighting == "normalized" else 1.0
-        return (scale / probs).astype(np.float32)
+        total, exponent = self._recent_total, self._exponent
+        scale = total.prob_sum / total.power_sum if self.reweighting == "normalized" else 1.0
+        return (scale / (probs if exponent == 1 else probs**exponent)).astype(np.float32)
+
+    @property
+    def recent_keep_rate(self) -> float:
+        """Mean of p over the last N candidates; 1 before the first."""
+        return self._recent_total.prob_sum / self._recent_total.num if self._recent_total.num else 1.0
 
     def _counts(self) -> dict[str, Any]:
         """What is counted and the generator's state, as builtins."""
@@ -156,15 +187,15 @@ class CandidateStream:
             "pass_index": self.pass_index,
             "rng": self._rng.bit_generator.state,
             "recent": [list(entry) for entry in self._recent],
-            "recent_sum": self._recent_sum,
+            "recent_total": list(self._recent_total),
             "totals": [self.num_considered, self.num_kept, self.prob_sum],
         }
 
     def _restore_counts(self, state: dict[str, Any]) -> None:
         self.pass_index = state["pass_index"]
         self._rng.bit_generator.state = state["rng"]
-        self._recent = deque((int(count), float(total)) for count, total in state["recent"])
-        self._recent_count, self._recent_sum = sum(count for count, _ in self._recent), state["recent_sum"]
+        self._recent = deque(_Counted(*entry) for entry in state["recent"])
+        self._recent_total = _Counted(*state["recent_total"])
         self.num_considered, self.num_kept, self.prob_sum = state["totals"]
 
     def _check_progress(self, considered_before: int) -> None:

@@ -28,7 +28,7 @@ from lightning_autoassist.filtering.sampling.candidate_sources import (
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream, SelectedBatch, batches_per_epoch
 from lightning_autoassist.filtering.sampling.order_pieces import OrderInPieces, announce_epoch
 from lightning_autoassist.filtering.sampling.pass_orders import pass_order
-from lightning_autoassist.trainer_support.arguments import check_flag, check_function, check_whole
+from lightning_autoassist.trainer_support.arguments import check_flag, check_function, check_number, check_whole
 from lightning_autoassist.trainer_support.arrays import IndexArray
 from lightning_autoassist.trainer_support.executors import InlineExecutor
 
@@ -49,7 +49,8 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
     An instance kept with probability p is under-represented by that factor. ``reweighting`` gives each kept instance:
     ``"inverse_probability"``: 1/p, so that a pass adds up to the gradient of an unfiltered pass; ``"normalized"``:
     1/p times the mean of p over the last N candidates, whose expectation over kept instances is 1; ``"none"``:
-    nothing (the paper's filter).
+    nothing (the paper's filter). ``correction`` makes it :math:`p^{-\beta}` in place of 1/p, normalized to mean 1
+    alike: with less than 1 the gradient leans towards what is kept more often, and the weights vary less.
 
     Used alone, it is a batch sampler: ``DataLoader(dataset, batch_sampler=ShrinkingBatchSampler(...))``.
 
@@ -62,6 +63,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         keep_probability: Gets candidates, shape ``(n,)``, and the number of the pass, from 0; returns p in (0, 1],
             shape ``(n,)``. None keeps everything.
         reweighting: ``"none"``, ``"inverse_probability"`` or ``"normalized"``.
+        correction: The exponent :math:`\beta` of the weights, in [0, 1]; 1 is unbiased, 0 weighs nothing.
         drop_last: Whether K is rounded down instead of up.
         seed: Of the generator that decides what is kept; the global RNGs stay untouched.
         chunk_size: Candidates that are scored at once; None: as many as the next four batches are likely to need.
@@ -88,6 +90,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         budget: float = 0.6,
         keep_probability: KeepProbability | None = None,
         reweighting: ReweightingName = "none",
+        correction: float = 1.0,
         drop_last: bool = False,
         seed: int = 0,
         chunk_size: int | None = None,
@@ -95,6 +98,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         num_batches: int | None = None,
     ) -> None:
         super().__init__(reweighting, check_whole("seed", seed, "[0, inf)", "0 is the default"))
+        self.correction = check_number("correction", correction, "[0, 1]", "1 is unbiased")
         budget = check_budget(budget)
         batch_size = check_whole("batch_size", batch_size, "[1, inf)", "32 is usual")
         if chunk_size is not None:
@@ -205,6 +209,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
                     None if draw.weights is None else torch.from_numpy(draw.weights),
                     draw.pass_index,
                     draw.lacks_features,
+                    None if draw.probs is None else torch.from_numpy(draw.probs),
                 ]
                 for draw in self._in_flight
             ],
@@ -247,8 +252,9 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
                 None if weights is None else weights.numpy().copy(),
                 pass_index=pass_index,
                 lacks_features=lacks_features,
+                probs=None if probs is None else probs.numpy().copy(),
             )
-            for indices, weights, pass_index, lacks_features in state["in_flight"]
+            for indices, weights, pass_index, lacks_features, probs in state["in_flight"]
         )
 
     def _draw(self) -> SelectedBatch | None:
@@ -264,8 +270,13 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
     def _draw_of(self, indices: IndexArray, probs: npt.NDArray[np.float64]) -> SelectedBatch:
         """The batch of instances that were kept with ``probs``."""
         lacks_features = self.lacks_features is not None and self.lacks_features(indices)
-        weights = self._weights_of(probs)
-        return SelectedBatch(indices, weights, pass_index=self.pass_index, lacks_features=lacks_features)
+        return SelectedBatch(
+            indices,
+            self._weights_of(probs),
+            pass_index=self.pass_index,
+            lacks_features=lacks_features,
+            probs=probs.astype(np.float32),
+        )
 
     def _read_on(self) -> None:
         """Read the next pass, or the next piece of it, once all candidates that were read have been considered."""
@@ -314,11 +325,10 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         """How many candidates are judged at once."""
         if self.chunk_size is not None:
             return self.chunk_size
-        if self.keep_probability is None or not self._recent_count:
+        if self.keep_probability is None or not self._recent_total.num:
             return self.batch_size
         missing = self._num_ahead - len(self._kept_indices)
-        keep_rate = max(self._recent_sum / self._recent_count, 1e-3)  # of the last N candidates
-        return max(self.batch_size, math.ceil(missing / keep_rate))
+        return max(self.batch_size, math.ceil(missing / max(self.recent_keep_rate, 1e-3)))
 
     def _consider(self, candidates: IndexArray) -> None:
         if self.keep_probability is None:

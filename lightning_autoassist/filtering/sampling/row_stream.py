@@ -287,7 +287,8 @@ class RowStream(CandidateStream):
         assert self._form is not None
         rows = Rows(batch, len(piece.numbers), piece.features, _integers(piece.columns, self._form))
         pass_index = self.pass_index if pass_index is None else pass_index
-        return _Out(SelectedBatch(piece.numbers, weights, rows, pass_index), self._form.kind, piece)
+        draw = SelectedBatch(piece.numbers, weights, rows, pass_index, probs=piece.probs.astype(np.float32))
+        return _Out(draw, self._form.kind, piece)
 
     def _is_one_too_many(self) -> bool:
         if len(self._waiting) < MAX_KINDS:

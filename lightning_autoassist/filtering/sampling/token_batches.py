@@ -62,6 +62,7 @@ class TokenBatchSampler(ShrinkingBatchSampler):
         budget: See :class:`ShrinkingBatchSampler`, as all that follows.
         keep_probability: Likewise.
         reweighting: Likewise.
+        correction: Likewise.
         drop_last: Likewise.
         seed: Likewise; ties and the order of batches are drawn from the same generator.
         chunk_size: Likewise; None: as many as the pool is likely to need.
@@ -95,6 +96,7 @@ class TokenBatchSampler(ShrinkingBatchSampler):
         budget: float = 0.6,
         keep_probability: KeepProbability | None = None,
         reweighting: ReweightingName = "none",
+        correction: float = 1.0,
         drop_last: bool = False,
         seed: int = 0,
         chunk_size: int | None = None,
@@ -118,6 +120,7 @@ class TokenBatchSampler(ShrinkingBatchSampler):
             budget=budget,
             keep_probability=keep_probability,
             reweighting=reweighting,
+            correction=correction,
             drop_last=drop_last,
             seed=seed,
             chunk_size=chunk_size,

@@ -93,7 +93,7 @@ def test_a_starved_class_gets_its_quota_and_the_others_stay():
 def test_class_quota_takes_after_its_policy():
     quota = ClassQuotaPolicy("infobatch", min_rate=0.3)
     assert quota.default_score == "loss"
-    assert quota.default_reweighting == "sum"
+    assert quota.default_reweighting == "inverse_probability"
     assert ClassQuotaPolicy(AutoAssistPolicy()).default_assistant == "logistic"
 
 

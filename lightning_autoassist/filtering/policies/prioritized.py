@@ -1,0 +1,152 @@
+"""Prioritized sampling: keep in proportion to a power of the score, and correct for a part of it.
+
+Shapes: n candidates, B batch, m recent candidates.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lightning_autoassist.filtering.memory.instances import Instances
+from lightning_autoassist.filtering.policies.class_statistics import ClassMeanSquares
+from lightning_autoassist.filtering.policies.proportional import ProportionalPolicy
+from lightning_autoassist.filtering.policies.schedules import Schedule, check_schedule, value_at
+from lightning_autoassist.trainer_support.arguments import check_choice, check_number, received
+
+FirstPass = Literal["class_prior", "keep"]
+# What keep_rate="auto" may come to.
+LEAST_RATE, MOST_RATE = 0.1, 0.5
+# The share of a pass that is kept before instances are judged by their class alone.
+WARM_UP = 0.1
+
+
+class PrioritizedPolicy(ProportionalPolicy):
+    r"""Keep in proportion to a power of the score, :math:`p_i = \mathrm{clip}(v_i^\alpha / \lambda, \gamma, 1)`.
+
+    The priority is the score with a part of what its class scores, :math:`v_i = \sqrt{(1 - m) s_i^2 + m\, m_c^2}`,
+    where :math:`m_c^2` is the running mean square of the class: so that a score of long ago does not keep an instance
+    out. :math:`\lambda` is solved for a mean keep rate over the recent candidates. Kept instances are weighted by
+    :math:`p^{-\beta}`, normalized to mean 1. An instance that the model has not seen is judged by :math:`m_c` alone,
+    once a tenth of a pass and eight of its class were seen; where no class is known of it, it is kept.
+
+    **What shifts.** With ``correction=1`` the expected gradient is that of the whole data, as with
+    ``"proportional"``. With less, what scores high counts for more than its share: ranking gains (average precision,
+    and accuracy where classes are rare), while predicted probabilities of rare classes come out too high and a
+    threshold of 0.5 finds more of them. Choose thresholds on held-out data, or take ``correction=1`` where calibrated
+    outputs are wanted. With ``correction=1`` and a low keep rate let ``class_mix`` be 0.2 or more: weights 1/p of
+    scores that are old have so much variance that training ends below a shortened schedule.
+
+    **Which keep rate.** Rare events (0.5 to 4 % positives): 0.1 to 0.15. Long tail: 0.15 to 0.25. Ordinary classes:
+    little depends on it, ``"auto"`` is a good choice.
+
+    Source: Schaul et al., Prioritized Experience Replay, ICLR 2016, arXiv:1511.05952, for the exponents; the class's
+    share and prior are ours.
+
+    Args:
+        keep_rate: Mean of p, in [floor, 1): a number, a schedule, which gets the share of training that is done, or
+            ``"auto"``: :math:`(\sum v)^2 / (n \sum v^2)` of recent priorities v, between 0.1 and 0.5, which is low
+            where few instances have most of the gradient.
+        floor: :math:`\gamma`, in (0, 1].
+        exponent: :math:`\alpha`, not negative: 0 keeps all alike, 1 is proportional.
+        correction: :math:`\beta`, in [0, 1], a number or a schedule: 0 weighs nothing, 1 is unbiased.
+        class_mix: m, in [0, 1]; without class labels it is 0.
+        first_pass: What becomes of instances that the model has not seen: ``"class_prior"`` or ``"keep"``.
+        class_decay: What a batch counts less than the next in the mean squares of the classes, in [0, 1).
+        cap_quantile: Priorities above this quantile count as the quantile, in (0, 1].
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Example:
+        >>> policy = PrioritizedPolicy(keep_rate=0.5, floor=0.2)
+        >>> policy.keep_probability(torch.tensor([0.0, 1.0, 2.0, 6.0]))
+        tensor([0.2000, 0.2667, 0.5333, 1.0000])
+    """
+
+    default_reweighting = "normalized"
+    default_unfiltered_tail = 0.0
+    required_columns = ("labels",)
+
+    def __init__(
+        self,
+        keep_rate: float | Literal["auto"] | Schedule = 0.15,
+        floor: float = 0.03,
+        *,
+        exponent: float = 1.0,
+        correction: float | Schedule = 0.5,
+        class_mix: float = 0.2,
+        first_pass: FirstPass = "class_prior",
+        class_decay: float = 0.99,
+        cap_quantile: float = 1.0,
+    ) -> None:
+        super().__init__(floor=floor, keep_rate=max(0.5, (1 + floor) / 2), cap_quantile=cap_quantile)
+        self.keep_rate = _checked_rate(keep_rate, self.floor)
+        self.exponent = check_number("exponent", exponent, "[0, inf)", "1 is proportional")
+        self.correction = check_schedule("correction", correction, "[0, 1]", "1 is unbiased, try 0.5")
+        self.class_mix = check_number("class_mix", class_mix, "[0, 1]", "try 0.2")
+        self.first_pass = check_choice("first_pass", first_pass, ("class_prior", "keep"))
+        self.scores_unseen = self.first_pass == "class_prior"
+        self.classes = ClassMeanSquares(check_number("class_decay", class_decay, "[0, 1)", "try 0.99"))
+        self._num_learnt = 0
+        self._warm_up = 0.0  # instances to learn from before any is judged by its class
+
+    def prepare(self, num_candidates: int) -> None:
+        super().prepare(num_candidates)
+        self._warm_up = WARM_UP * num_candidates * self.num_processes
+
+    def update(self, instances: Instances, scores: Tensor) -> None:
+        self._num_learnt += len(scores)
+        if instances.labels is not None and instances.probs is not None:
+            self.classes.update(instances.labels, scores, instances.probs)
+
+    def unseen_scores(self, instances: Instances) -> Tensor:
+        assert instances.labels is not None
+        if self._num_learnt < self._warm_up:
+            return torch.full((len(instances.labels),), torch.nan)
+        return self.classes.of(instances.labels).sqrt()
+
+    def judge(self, scores: Tensor, instances: Instances) -> Tensor:
+        if self.class_mix and instances.labels is not None:
+            squares, own = self.classes.of(instances.labels), scores.clamp(min=0).square()
+            scores = torch.where(squares.isnan(), scores, own.lerp(squares, self.class_mix).sqrt())
+        return self.keep_probability(scores)
+
+    def priorities(self, above: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return above if self.exponent == 1 else above**self.exponent
+
+    def rate(self, priorities: npt.NDArray[np.float32]) -> float:
+        if self.keep_rate != "auto":
+            return max(self.floor, value_at(self.keep_rate, self.progress))
+        return max(self.floor, min(MOST_RATE, max(LEAST_RATE, participation(priorities))))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "num_learnt": self._num_learnt, "classes": self.classes.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._num_learnt = int(state["num_learnt"])
+        self.classes.load_state_dict(state["classes"])
+
+
+def participation(values: npt.NDArray[np.float32]) -> float:
+    r"""The share of values that make up their sum, :math:`(\sum v)^2 / (n \sum v^2)`: 1 where they are all alike.
+
+    Example:
+        >>> participation(np.array([1.0, 1.0, 0.0, 0.0], np.float32))
+        0.5
+    """
+    squares = float(np.square(values, dtype=np.float64).sum())
+    return float(values.sum(dtype=np.float64)) ** 2 / (len(values) * squares) if squares else 1.0
+
+
+def _checked_rate(keep_rate: Any, floor: float) -> Any:
+    if isinstance(keep_rate, str):
+        if keep_rate != "auto":
+            raise ValueError(f"keep_rate must be a number, a schedule or 'auto', got {received(keep_rate)}")
+        return keep_rate
+    return check_schedule("keep_rate", keep_rate, f"[{floor}, 1)", "at least the floor; try 0.15")
