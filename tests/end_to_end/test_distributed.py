@@ -24,6 +24,7 @@ RESUMED = (
     "filtered@14",
     "workers@31",
     "proportional@30",
+    "prioritized@9",
     "file@17",
     "logged@17",
     "async@17",
@@ -90,7 +91,8 @@ def test_the_trainers_own_sharding_is_left_to_the_user_where_he_asks(runs):
 
 
 @pytest.mark.parametrize(
-    "name", ["filtered", "proportional", "file", "weighted", "async", "random start", "text", "text async"]
+    "name",
+    ["filtered", "proportional", "prioritized", "file", "weighted", "async", "random start", "text", "text async"],
 )
 def test_assistants_are_equal_after_each_exchange(runs, name):
     first, second = runs[1][name]
@@ -99,6 +101,16 @@ def test_assistants_are_equal_after_each_exchange(runs, name):
         assert_same(first["store"][column], second["store"][column])
     assert first["store"]["seen"].any()
     assert first["summary"]["keep_rate"] < 1
+
+
+def test_classes_are_of_what_all_processes_saw_and_of_the_data_set(runs):
+    first, second = runs[1]["prioritized"]
+    assert_same(first["policy"]["classes"], second["policy"]["classes"])
+    assert first["policy"]["classes"]["counts"].sum() == first["policy"]["num_learnt"] > N
+    for seen in (first, second):
+        assert torch.equal(seen["store"]["labels"].long(), torch.arange(N) % 3)
+        assert seen["considered"] > 10 * len(seen["batches"]) * 1.5
+        assert not seen["warnings"]
 
 
 def test_tokens_that_either_process_saw_are_remembered_by_both(runs):

@@ -147,6 +147,7 @@ def fit(
     }
     if callback is not None:
         seen["assistant"] = callback.assistant.state_dict()
+        seen["policy"] = callback.policy.state_dict()
         seen["store"] = None if callback.instances is None else callback.instances.state_dict()
         seen["considered"] = getattr(data.candidate_stream, "num_considered", None)
         seen["is_filtering"] = callback._learner.is_filtering
@@ -175,6 +176,7 @@ CASES = {
     "filtered": {},
     "workers": {"workers": 2},
     "proportional": {"policy": "proportional"},
+    "prioritized": {"policy": "prioritized"},
     "file": {"feature_memory": 0},
     "logged": {"policy": "proportional", "logs": True},
     "backwards": {"sampler": lambda data: Backwards()},

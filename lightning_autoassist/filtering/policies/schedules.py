@@ -54,7 +54,7 @@ class GeometricSchedule:
 
 @dataclass(frozen=True)
 class OscillatingSchedule:
-    """To and fro between two numbers, beginning with the first; their mean is that of the whole.
+    """Back and forth between two numbers, beginning with the first; their mean is that of the whole.
 
     Attributes:
         start: At the beginning of each period.

@@ -127,14 +127,31 @@ def test_sum_weights_make_a_pass_add_up():
     assert totals / sampler.num_considered == pytest.approx([1 / 3] * 3, abs=0.01)
 
 
-def test_mean_weights_have_mean_one():
-    sampler = ShrinkingBatchSampler(range(3000), 50, budget=1.0, reweighting="normalized", keep_probability=thirds)
+@pytest.mark.parametrize("correction", [1.0, 0.5, 0.3, 0.0])
+def test_mean_weights_have_mean_one(correction):
+    sampler = ShrinkingBatchSampler(
+        range(3000), 50, budget=1.0, reweighting="normalized", correction=correction, keep_probability=thirds
+    )
     weights = []
     for _ in range(20):
         for draw in sampler.draws():
             sampler.mark_consumed(draw)
             weights.append(draw.weights)
     assert np.mean(weights[200:]) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("reweighting", ["inverse_probability", "normalized"])
+def test_weights_are_the_power_of_p_that_the_correction_says(reweighting):
+    sampler = ShrinkingBatchSampler(
+        range(3000), 50, budget=1.0, reweighting=reweighting, correction=0.5, keep_probability=thirds
+    )
+    for _ in range(20):
+        for draw in sampler.draws():
+            sampler.mark_consumed(draw)
+    products = draw.weights * np.sqrt(draw.probs)
+    assert draw.probs.min() < draw.probs.max()
+    assert products == pytest.approx([products[0]] * 50)
+    assert reweighting == "normalized" or products[0] == pytest.approx(1)
 
 
 def test_unconfirmed_batches_come_first_in_the_next_epoch():
@@ -144,16 +161,15 @@ def test_unconfirmed_batches_come_first_in_the_next_epoch():
 
 
 @pytest.mark.parametrize("interrupted_after", [0, 1, 5, 9, 10, 13])
-@pytest.mark.parametrize("reweighting", ["none", "inverse_probability", "normalized"])
+@pytest.mark.parametrize("reweighting", ["none", "inverse_probability", "normalized", "normalized by half"])
 def test_an_interrupted_stream_continues_exactly(interrupted_after, reweighting):
     """Two epochs' worth of batches, drawn three ahead, equal before and after going through a checkpoint."""
 
     def stream():
         generator = torch.Generator().manual_seed(1)
         source = RandomSampler(range(100), generator=generator)
-        return ShrinkingBatchSampler(
-            source, 10, budget=1.0, reweighting=reweighting, keep_probability=thirds, seed=5
-        ), generator
+        options = {"reweighting": reweighting.split()[0], "correction": 0.5 if "half" in reweighting else 1.0}
+        return ShrinkingBatchSampler(source, 10, budget=1.0, keep_probability=thirds, seed=5, **options), generator
 
     def take(sampler, count):
         taken = []
