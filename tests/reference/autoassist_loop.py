@@ -24,24 +24,25 @@ def autoassist(model, optimizer, data, sampler, rule, assistant, batch_size, num
             count = num_judged_at_once(batch_size, len(kept), recent)
             judged, candidates = candidates[:count], candidates[count:]
 
-            # Everything is kept in the first pass, at the end of training, and where the model has not seen it yet.
+            # Everything is kept at the end of training; in the first pass and where the model has not seen it yet, too,
+            # unless the rule knows a score of what was never seen.
             chances = dict.fromkeys(judged, 1.0)
-            if num_passes > 1 and step / num_steps <= 1 - rule.unfiltered_tail:
-                known = [i for i in judged if i in seen or rule.is_blind]
-                scores = [assistant.predict(i, *data[i]) for i in known]
-                chances |= rule.keep_probability(known, scores, data)
+            if (num_passes > 1 or rule.filters_first_pass) and step / num_steps <= 1 - rule.unfiltered_tail:
+                scores = {i: assistant.predict(i, *data[i]) if i in seen else rule.unseen(data[i]) for i in judged}
+                known = [i for i in judged if scores[i] is not None]
+                chances |= rule.keep_probability(known, [scores[i] for i in known], data)
             kept += [(i, chances[i]) for i in judged if rng.random() < chances[i]]
             recent.append(list(chances.values()))
             while sum(map(len, recent[1:])) >= len(data):
                 del recent[0]
         batch, kept = kept[:batch_size], kept[batch_size:]
 
-        losses, scores = [], []
+        losses, scores, scale = [], [], rule.scale(recent)
         for i, chance in batch:
             features, label = data[i]
             logits = model(features)
             loss = F.cross_entropy(logits, label)
-            losses.append(loss / chance if rule.is_reweighted else loss)
+            losses.append(loss * scale / chance**rule.correction)
             gradient = logits.detach().softmax(0) - F.one_hot(label, len(logits))
             scores.append((loss.detach() if rule.score == "loss" else gradient.norm()).item())
         optimizer.zero_grad()
@@ -51,6 +52,7 @@ def autoassist(model, optimizer, data, sampler, rule, assistant, batch_size, num
         batches.append([i for i, _ in batch])
         seen.update(batches[-1])
         assistant.learn([(i, *data[i], score) for i, score in zip(batches[-1], scores, strict=True)])
+        rule.learn([(int(data[i][1]), score, p) for (i, p), score in zip(batch, scores, strict=True)])
     return batches
 
 

@@ -18,7 +18,7 @@ from lightning_autoassist.policies import POLICIES
 from tests.helpers.ordinary import trainer
 from tests.helpers.paths import ROOT
 from tests.reference.autoassist_loop import Logistic, Memory, autoassist
-from tests.reference.policy_rules import Rule
+from tests.reference.policy_rules import rule_of
 
 # 50 instances are no multiple of the batch: some are judged in the second pass before the model has seen them.
 NUM_INSTANCES, BATCH_SIZE, NUM_CLASSES, NUM_EPOCHS = 50, 8, 3, 12
@@ -70,7 +70,7 @@ def test_the_pipeline_equals_the_plain_loop(policy):
     run = trainer(max_epochs=NUM_EPOCHS, callbacks=[AutoAssistCallback(policy)])
     run.fit(model, datamodule=AutoAssistDataModule(loader, seed=3))
 
-    rule, assistant = Rule(policy, NUM_INSTANCES), Logistic() if policy == "autoassist" else Memory()
+    rule, assistant = rule_of(policy, NUM_INSTANCES), Logistic() if policy == "autoassist" else Memory()
     expected = autoassist(reference, optimizer, data, Shuffled(), rule, assistant, BATCH_SIZE, NUM_EPOCHS, seed=3)
     assert model.batches == expected
     num_trained = Counter(chain.from_iterable(expected)).values()
