@@ -21,7 +21,6 @@ from lightning_autoassist.filtering.memory.instances import FROM_BATCHES, Instan
 from lightning_autoassist.filtering.memory.own_columns import ColumnStarts
 from lightning_autoassist.trainer_support.arguments import check_number
 
-MAX_CLASSES = 65_536
 # Gets a batch and its size; returns one row an instance, or None.
 BatchReader = Callable[[Any, int], "Tensor | None"]
 

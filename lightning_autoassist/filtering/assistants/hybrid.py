@@ -7,53 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lightning_autoassist.filtering.assistants.base import MAX_CLASSES, Assistant, RunningMean, UpdateResult
-from lightning_autoassist.filtering.assistants.classes import class_indices
+from lightning_autoassist.filtering.assistants.base import Assistant, RunningMean, UpdateResult
+from lightning_autoassist.filtering.memory.classes import MAX_CLASSES, ClassMeans, class_indices
+from lightning_autoassist.filtering.memory.features import random_signs
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.trainer_support.arguments import check_number, check_whole
 
 SCORE_BOUND = 1e4
-
-
-class ClassMeans:
-    """Mean score of each class over the last batches, each batch counting less than the next.
-
-    Args:
-        decay: What a batch's weight falls by from one batch to the next, in [0, 1).
-
-    Example:
-        >>> means = ClassMeans(decay=0.9)
-        >>> means.update(torch.tensor([0, 0, 1]), torch.tensor([1.0, 3.0, 8.0]))
-        >>> means.of(torch.tensor([0, 1, 5]))  # a class that was never seen gets the mean of all
-        tensor([2., 8., 4.])
-    """
-
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
-        self.sums = torch.zeros(0)  # (C,); grows as classes turn up
-        self.counts = torch.zeros(0)
-
-    def of(self, classes: Tensor) -> Tensor:
-        """The means of classes, shape ``(n,)``."""
-        total = float(self.counts.sum())
-        overall = float(self.sums.sum()) / total if total else 0.0
-        means = torch.where(self.counts > 0, self.sums / self.counts.clamp(min=1e-30), overall)
-        means = F.pad(means, (0, 1), value=overall)  # the last entry stands for every class not seen yet, and for none
-        return means[classes.clamp(max=len(self.counts)).where(classes >= 0, len(self.counts))]
-
-    def update(self, classes: Tensor, scores: Tensor) -> None:
-        """Take note of a batch's scores, shape ``(B,)``; of those with a class, which is not negative."""
-        has_class = classes >= 0
-        classes, scores = classes[has_class], scores[has_class]
-        if not len(classes):
-            return
-        missing = int(classes.max()) + 1 - len(self.counts)
-        if missing > 0:
-            self.sums, self.counts = F.pad(self.sums, (0, missing)), F.pad(self.counts, (0, missing))
-        self.sums = (self.sums * self.decay).index_add_(0, classes, scores)
-        self.counts = (self.counts * self.decay).index_add_(0, classes, torch.ones_like(scores))
 
 
 class HybridAssistant(Assistant):
@@ -140,14 +101,13 @@ class HybridAssistant(Assistant):
             "gram": self.gram.clone(),
             "moments": self.moments.clone(),
             "weight": self.weight.clone(),
-            "class_sums": self.class_means.sums.clone(),
-            "class_counts": self.class_means.counts.clone(),
+            "class_means": self.class_means.state_dict(),
             "mean_score": self.mean_score.value,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.gram, self.moments, self.weight = (state[name].clone() for name in ("gram", "moments", "weight"))
-        self.class_means.sums, self.class_means.counts = state["class_sums"].clone(), state["class_counts"].clone()
+        self.class_means.load_state_dict(state["class_means"])
         self.mean_score.value = state["mean_score"]
 
     def _learn(self, inputs: Tensor, scores: Tensor) -> None:
@@ -167,10 +127,7 @@ class HybridAssistant(Assistant):
         if width <= self.max_inputs:
             return features
         if self._projection is None:
-            # A generator of our own: the same signs in every run, and the global RNG stays untouched.
-            generator = torch.Generator().manual_seed(width)
-            signs = torch.randint(0, 2, (width, self.max_inputs), generator=generator) * 2 - 1
-            self._projection = signs.float() / math.sqrt(width)
+            self._projection = random_signs(width, self.max_inputs) / math.sqrt(width)
         return features @ self._projection
 
 

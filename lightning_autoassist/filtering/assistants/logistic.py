@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_autoassist.filtering.assistants.base import MAX_CLASSES, Assistant, RunningMean, UpdateResult
+from lightning_autoassist.filtering.assistants.base import Assistant, RunningMean, UpdateResult
+from lightning_autoassist.filtering.memory.classes import MAX_CLASSES
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.trainer_support.arguments import check_number
 from lightning_autoassist.trainer_support.arrays import IndexArray

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_autoassist.filtering.assistants.base import Assistant, RunningMean, UpdateResult
-from lightning_autoassist.filtering.assistants.classes import class_indices
+from lightning_autoassist.filtering.memory.classes import class_indices
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.trainer_support.arguments import check_number, check_whole
 
@@ -42,67 +44,51 @@ class MLPAssistant(Assistant):
 
     required_columns = ("features", "labels")
     max_classes = 1024  # rows of E: one for those without a class, and classes beyond the others share them
-    betas = (0.9, 0.999)
 
     def __init__(self, num_hidden: int = 32, lr: float = 3e-3, mean_decay: float = 0.95, seed: int = 0) -> None:
         self.num_hidden = check_whole("num_hidden", num_hidden, "[1, inf)", "try 32")
         self.lr = check_number("lr", lr, "(0, inf)", "try 3e-3")
         self.seed = check_whole("seed", seed, "[0, inf)", "0 is the default")
         self.mean_score = RunningMean(mean_decay)
-        self.num_steps = 0
         self.centre = torch.zeros(0)  # of the features, (F,)
         self.square = torch.zeros(0)  # mean of the features' squares, (F,)
         # W (F, H), E (C, H) with a last row for those without a class, c (H,), v (H,); sizes from the first batch.
         self.weights: dict[str, Tensor] = {}
-        self.momenta: dict[str, Tensor] = {}
-        self.second_momenta: dict[str, Tensor] = {}
+        self._optimizer: torch.optim.Adam | None = None
 
     def predict(self, instances: Instances) -> Tensor:
-        features, classes = self._inputs(instances)
-        if not self.weights:
-            return torch.zeros(len(features))
-        hidden = self._hidden(self._scaled(features), classes)
-        return ((hidden @ self.weights["v"]) * (self.mean_score.value or 0.0)).clamp(min=0)
+        return self._predicted(*self._inputs(instances))
 
+    # Steps that were put off may be learnt from during validation, in Lightning's inference mode.
+    @torch.inference_mode(False)
     def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
-        predictions = self.predict(instances)
-        targets = scores > self.mean_score.update(scores)
         features, classes = self._inputs(instances)
-        self._fit_sizes(features)
-        self._observe_features(features)
-        scaled = self._scaled(features)
-
-        hidden = self._hidden(scaled, classes)
-        unit = max(abs(self.mean_score.value or 0.0), 1e-12)
-        error = 2 * (hidden @ self.weights["v"] - scores / unit) / len(scores)
-        hidden_error = torch.outer(error, self.weights["v"]) * (hidden > 0)
-        self._step(
-            {
-                "W": scaled.T @ hidden_error,
-                "E": torch.zeros_like(self.weights["E"]).index_add_(0, classes, hidden_error),
-                "c": hidden_error.sum(0),
-                "v": hidden.T @ error,
-            }
-        )
+        predictions = self._predicted(features, classes)
+        targets = scores > self.mean_score.update(scores)
+        if self._optimizer is None:
+            self._begin(features)
+        else:
+            self._observe_features(features)
+        self._step(self._scaled(features), classes, scores)
         return UpdateResult(float((predictions - scores).abs().mean()), predictions, targets)
 
     def state_dict(self) -> dict[str, Any]:
+        optimizer = {} if self._optimizer is None else copy.deepcopy(self._optimizer.state_dict()["state"])
         return {
-            "num_steps": self.num_steps,
             "mean_score": self.mean_score.value,
             "centre": self.centre.clone(),
             "square": self.square.clone(),
-            "weights": _clones(self.weights),
-            "momenta": _clones(self.momenta),
-            "second_momenta": _clones(self.second_momenta),
+            "weights": {name: values.detach().clone() for name, values in self.weights.items()},
+            "optimizer": optimizer,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.num_steps = int(state["num_steps"])
         self.mean_score.value = state["mean_score"]
         self.centre, self.square = state["centre"].clone(), state["square"].clone()
-        self.weights = _clones(state["weights"])
-        self.momenta, self.second_momenta = _clones(state["momenta"]), _clones(state["second_momenta"])
+        self._train({name: values.clone() for name, values in state["weights"].items()})
+        if self._optimizer is not None:
+            settings = self._optimizer.state_dict()["param_groups"]  # of this run, not of the interrupted one
+            self._optimizer.load_state_dict({"state": copy.deepcopy(state["optimizer"]), "param_groups": settings})
 
     def _inputs(self, instances: Instances) -> tuple[Tensor, Tensor]:
         if instances.features is None:
@@ -110,8 +96,15 @@ class MLPAssistant(Assistant):
         classes = class_indices(instances, len(instances.features), self.max_classes - 1)
         return instances.features.float(), classes.where(classes >= 0, self.max_classes - 1)
 
-    def _hidden(self, scaled: Tensor, classes: Tensor) -> Tensor:
-        return torch.relu(scaled @ self.weights["W"] + self.weights["E"][classes] + self.weights["c"])
+    @torch.no_grad()
+    def _predicted(self, features: Tensor, classes: Tensor) -> Tensor:
+        if not self.weights:
+            return torch.zeros(len(features))
+        return (self._output(self._scaled(features), classes) * (self.mean_score.value or 0.0)).clamp(min=0)
+
+    def _output(self, scaled: Tensor, classes: Tensor) -> Tensor:
+        own = F.embedding(classes, self.weights["E"])
+        return torch.relu(scaled @ self.weights["W"] + own + self.weights["c"]) @ self.weights["v"]
 
     def _scaled(self, features: Tensor) -> Tensor:
         variance = (self.square - self.centre.square()).clamp(min=0)
@@ -119,36 +112,31 @@ class MLPAssistant(Assistant):
         return (features - self.centre) / (variance + 1e-6).sqrt()
 
     def _observe_features(self, features: Tensor) -> None:
-        decay = self.mean_score.decay if self.num_steps else 0.0
+        decay = self.mean_score.decay
         self.centre = decay * self.centre + (1 - decay) * features.mean(0)
         self.square = decay * self.square + (1 - decay) * features.square().mean(0)
 
-    def _fit_sizes(self, features: Tensor) -> None:
-        if self.weights:
-            return
-        generator = torch.Generator().manual_seed(self.seed)
-        width, hidden = features.shape[1], self.num_hidden
-        self.centre, self.square = torch.zeros(width), torch.zeros(width)
-        self.weights = {
-            "W": torch.randn(width, hidden, generator=generator) * (2 / width) ** 0.5,
-            "E": torch.zeros(self.max_classes, hidden),
-            "c": torch.zeros(hidden),
-            "v": torch.rand(hidden, generator=generator) / hidden,
+    def _begin(self, features: Tensor) -> None:
+        self.centre, self.square = features.mean(0), features.square().mean(0)
+        generator, num_features = torch.Generator().manual_seed(self.seed), features.shape[1]
+        weights = {
+            "W": torch.randn(num_features, self.num_hidden, generator=generator) * (2 / num_features) ** 0.5,
+            "E": torch.zeros(self.max_classes, self.num_hidden),
+            "c": torch.zeros(self.num_hidden),
+            "v": torch.rand(self.num_hidden, generator=generator) / self.num_hidden,
         }
-        self.momenta = {name: torch.zeros_like(values) for name, values in self.weights.items()}
-        self.second_momenta = _clones(self.momenta)
+        self._train(weights)
 
-    def _step(self, gradients: dict[str, Tensor]) -> None:
-        """One step of Adam."""
-        self.num_steps += 1
-        first, second = self.betas
-        for name, gradient in gradients.items():
-            self.momenta[name] = first * self.momenta[name] + (1 - first) * gradient
-            self.second_momenta[name] = second * self.second_momenta[name] + (1 - second) * gradient.square()
-            step = self.momenta[name] / (1 - first**self.num_steps)
-            scale = (self.second_momenta[name] / (1 - second**self.num_steps)).sqrt() + 1e-8
-            self.weights[name] = self.weights[name] - self.lr * step / scale
+    def _train(self, weights: dict[str, Tensor]) -> None:
+        """Learn ``weights`` from now on; empty before the first batch."""
+        self.weights = {name: values.requires_grad_() for name, values in weights.items()}
+        self._optimizer = torch.optim.Adam(self.weights.values(), self.lr, fused=True) if weights else None
 
-
-def _clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: values.clone() for name, values in tensors.items()}
+    @torch.enable_grad()
+    def _step(self, scaled: Tensor, classes: Tensor, scores: Tensor) -> None:
+        """One step of Adam on the mean squared error, in units of the mean score."""
+        assert self._optimizer is not None
+        unit = max(abs(self.mean_score.value or 0.0), 1e-12)
+        self._optimizer.zero_grad()
+        F.mse_loss(self._output(scaled, classes), scores / unit).backward()
+        self._optimizer.step()

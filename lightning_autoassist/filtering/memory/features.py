@@ -91,10 +91,7 @@ class BatchFeatures:
     def _project(self, values: Tensor) -> Tensor:
         width = values.shape[1]
         if self._projection is None or self._projection.shape[0] != width:
-            # A generator of our own: the same signs in every run, and the global RNG stays untouched.
-            generator = torch.Generator().manual_seed(width)
-            signs = torch.randint(0, 2, (width, self.max_features), generator=generator) * 2 - 1
-            self._projection = signs.float() / math.sqrt(self.max_features)
+            self._projection = random_signs(width, self.max_features) / math.sqrt(self.max_features)
         self._projection = self._projection.to(values.device)
         return values @ self._projection
 
@@ -103,6 +100,15 @@ class BatchFeatures:
         buckets = ((tokens.long() * 2654435761) >> 16) % self.max_features
         counts = torch.zeros(len(tokens), self.max_features, device=tokens.device)
         return counts.scatter_add_(1, buckets, torch.ones_like(buckets, dtype=counts.dtype))
+
+
+def random_signs(num_inputs: int, num_outputs: int) -> Tensor:
+    """A random projection of 1 and -1, shape ``(num_inputs, num_outputs)``, float32; the same in every run.
+
+    It comes from a generator of its own, so that the global RNG stays untouched.
+    """
+    generator = torch.Generator().manual_seed(num_inputs)
+    return (torch.randint(0, 2, (num_inputs, num_outputs), generator=generator) * 2 - 1).float()
 
 
 def bounded(features: Tensor) -> Tensor:

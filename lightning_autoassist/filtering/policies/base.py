@@ -19,7 +19,6 @@ from lightning_autoassist.filtering.memory.own_columns import ColumnStarts
 from lightning_autoassist.filtering.names import ReweightingName, ScoreName
 from lightning_autoassist.filtering.policies.schedules import Schedule, value_at
 
-MAX_CLASSES = 65_536
 NO_FLOOR = "with no floor an instance can vanish for good"
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from lightning_autoassist.filtering.memory.classes import MAX_CLASSES, ClassMeans
 from lightning_autoassist.filtering.names import GivenPolicyName
-from lightning_autoassist.filtering.policies.base import MAX_CLASSES, Policy
+from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.policies.wrapper import WrapperPolicy
 from lightning_autoassist.trainer_support.arguments import check_number
 
@@ -32,6 +31,7 @@ class ClassQuotaPolicy(WrapperPolicy):
         ValueError: If an argument lies outside its range.
 
     Example:
+        >>> import torch
         >>> policy = ClassQuotaPolicy(min_rate=0.5)
         >>> policy.balance(torch.tensor([0.2, 0.4, 0.9]), labels=torch.tensor([0, 0, 1]))
         tensor([0.4286, 0.5714, 0.9000])
@@ -45,28 +45,23 @@ class ClassQuotaPolicy(WrapperPolicy):
         self.min_rate = check_number("min_rate", min_rate, "(0, 1)", "below the policy's keep rate, try 0.4")
         self.decay = check_number("decay", decay, "[0, 1)", "try 0.99")
         super().__init__(policy)
-        self._sums = torch.zeros(0)  # decayed, of the chances of each class, (C,)
-        self._counts = torch.zeros(0)
+        self._means = ClassMeans(self.decay)  # of the chances
 
     def balance(self, probs: Tensor, labels: Tensor) -> Tensor:
         has_class = labels >= 0
         own, classes = probs[has_class], labels[has_class].long() % MAX_CLASSES
         if not len(classes):
             return probs
-        missing = int(classes.max()) + 1 - len(self._counts)
-        if missing > 0:
-            self._sums, self._counts = F.pad(self._sums, (0, missing)), F.pad(self._counts, (0, missing))
-        self._sums = (self._sums * self.decay).index_add_(0, classes, own)
-        self._counts = (self._counts * self.decay).index_add_(0, classes, torch.ones_like(own))
-        means = self._sums[classes] / self._counts[classes]
+        self._means.update(classes, own)
+        means = self._means.of(classes)
         raised = ((self.min_rate - means) / (1 - means).clamp(min=1e-6)).clamp(0, 1)
         balanced = probs.clone()
         balanced[has_class] = own + (1 - own) * raised
         return balanced
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "sums": self._sums.clone(), "counts": self._counts.clone()}
+        return {**super().state_dict(), **self._means.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._sums, self._counts = state["sums"].clone(), state["counts"].clone()
+        self._means.load_state_dict(state)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_autoassist.filtering.policies.base import MAX_CLASSES
+from lightning_autoassist.filtering.memory.classes import MAX_CLASSES
 
 # Fewer instances than this tell nothing of their class.
 FEWEST_OF_CLASS = 8

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_autoassist import HybridAssistant, MLPAssistant
-from lightning_autoassist.filtering.assistants.hybrid import ClassMeans
+from lightning_autoassist.filtering.memory.classes import ClassMeans
 from lightning_autoassist.filtering.memory.instances import Instances
 
 
@@ -137,7 +138,7 @@ def test_mlp_equals_autograd_and_torchs_adam():
     centre = square = 0.0
     for step, (instances, scores) in enumerate(batches(30)):
         if step == 0:
-            assistant._fit_sizes(instances.features)
+            assistant._begin(instances.features.float())
             reference = ReferenceMLP(assistant)
             optimizer = torch.optim.Adam(reference.parameters(), lr=3e-3)
         assistant.update(instances, scores)
@@ -152,9 +153,27 @@ def test_mlp_equals_autograd_and_torchs_adam():
         F.mse_loss(reference(scaled, instances.labels), scores / mean).backward()
         optimizer.step()
         for name in "WEcv":
-            torch.testing.assert_close(assistant.weights[name], getattr(reference, name).data, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(assistant.weights[name], getattr(reference, name).data, atol=1e-6, rtol=1e-5)
         expected = (reference(scaled, instances.labels) * mean).clamp(min=0)
-        torch.testing.assert_close(assistant.predict(instances), expected.detach(), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(assistant.predict(instances), expected.detach(), atol=1e-6, rtol=1e-5)
+
+
+def test_mlp_goes_on_from_a_checkpoint_exactly_and_learns_in_inference_mode_too():
+    """Steps that were put off are learnt from when validation begins, within ``torch.inference_mode``."""
+    given, assistant, restored = list(batches(12)), MLPAssistant(num_hidden=8), MLPAssistant(num_hidden=8)
+    for instances, scores in given[:6]:
+        assistant.update(instances, scores)
+    saved = io.BytesIO()
+    torch.save(assistant.state_dict(), saved)
+    saved.seek(0)
+    restored.load_state_dict(torch.load(saved, weights_only=True))
+    for instances, scores in given[6:]:
+        assistant.update(instances, scores)
+        with torch.inference_mode():
+            outcome = restored.update(Instances(*(None if x is None else x.clone() for x in instances)), scores.clone())
+    assert not outcome.predictions.requires_grad
+    assert torch.equal(assistant.predict(given[0][0]), restored.predict(given[0][0]))
+    assert all(torch.equal(assistant.weights[name], restored.weights[name]) for name in "WEcv")
 
 
 def test_mlp_learns_what_no_linear_model_can():

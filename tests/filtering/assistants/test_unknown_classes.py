@@ -79,4 +79,4 @@ def test_a_run_that_has_not_seen_every_instance_counts_no_class_for_the_others()
     labels = callback.instances.labels
     assert set(labels[1::3].tolist()) == {1}
     assert set(labels[0::3].tolist()) == {-1}
-    assert callback.policy._counts[0] == 0
+    assert callback.policy.state_dict()["counts"][0] == 0
