@@ -15,6 +15,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 
 from lightning_autoassist.losses.functional import LOSSES, Arguments, NamedLoss
+from lightning_autoassist.trainer_support.autograd_internals import is_scalar, knows_result_shapes, saved_argument
 
 # Nodes of torch's losses, with the names under which they save what the functions call otherwise.
 _LOSS_NODES: dict[str, Callable[..., Any]] = {
@@ -74,7 +75,7 @@ def losses_in_graph(root: Tensor) -> list[GraphLoss]:
 
 def _arguments(node: Any, named: NamedLoss) -> Arguments:
     def saved(name: str, default: Any) -> Any:
-        return getattr(node, f"_saved_{'self' if name == 'input' else name}", default)
+        return saved_argument(node, "self" if name == "input" else name, default)
 
     arguments = named.bind((), {})
     arguments = {name: saved(name, default) for name, default in arguments.items()}
@@ -100,7 +101,7 @@ def joined_by_scalars(root: Tensor, nodes: Collection[Node]) -> set[Node]:
     """
 
     def ends(node: Node) -> bool:
-        return node in nodes or not _is_scalar(node)
+        return node in nodes or not is_scalar(node)
 
     ways = list(_walk_from(root.grad_fn, ends, limit=None))
     joined = {node for node in ways if node in nodes}
@@ -203,11 +204,7 @@ def _is_parameter(node: Node) -> bool:
 
 def knows_shapes(root: Tensor) -> bool:
     """Whether this torch tells the shapes of its nodes' results; 2.4 does not."""
-    return hasattr(root.grad_fn, "_input_metadata")
-
-
-def _is_scalar(node: Any) -> bool:
-    return tuple(node._input_metadata[0].shape) == ()
+    return knows_result_shapes(root.grad_fn)
 
 
 def _walk(root: Tensor, stops: Callable[[Node], bool], limit: int | None = _NEAR) -> Iterator[Node]:

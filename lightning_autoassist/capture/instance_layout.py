@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_autoassist.capture.place import place_of_call
 from lightning_autoassist.losses.functional import Arguments, NamedLoss
+from lightning_autoassist.trainer_support.autograd_internals import saved_argument
 from lightning_autoassist.trainer_support.batch_parts import tensors_in
 
 ROW_ORDERS = ("auto", "batch_major", "time_major")
@@ -76,7 +77,7 @@ def order_before_flattening(values: Tensor, num_rows: int, batch_size: int) -> s
 
     The autograd node of the view remembers it; None where there is no such node, or where T = B.
     """
-    sizes = tuple(getattr(values.grad_fn, "_saved_self_sym_sizes", ()))
+    sizes = tuple(saved_argument(values.grad_fn, "self_sym_sizes", ()))
     if len(sizes) < 2 or num_rows not in (math.prod(sizes), math.prod(sizes[:-1])):
         return None
     first, second = sizes[0] == batch_size, sizes[1] == batch_size

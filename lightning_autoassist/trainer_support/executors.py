@@ -24,7 +24,7 @@ class InlineExecutor:
         draws_ahead: Batches that are drawn before they are asked for, and before what the latest step showed is learnt.
 
     Example:
-        >>> jobs, done = Jobs(), []
+        >>> jobs, done = InlineExecutor(), []
         >>> jobs.submit(lambda: done.append(1)).done(), done
         (True, [1])
     """
@@ -67,7 +67,7 @@ class UpdateThread(InlineExecutor):
         >>> thread, done = UpdateThread(), []
         >>> for number in range(3):
         ...     _ = thread.submit(functools.partial(done.append, number))
-        >>> thread.settle()
+        >>> thread.wait_all()
         >>> thread.close()
         >>> done
         [0, 1, 2]

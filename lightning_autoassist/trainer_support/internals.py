@@ -1,7 +1,8 @@
-"""The private attributes of Lightning and of torch's loaders that AutoAssist reads or sets.
+"""The private attributes of Lightning, and of torch's loaders and schedules, that AutoAssist reads or sets.
 
-No other file touches them. Every function has a test in ``tests/trainer_support/test_internals.py`` that says what
-breaks where a new version of Lightning or of torch lacks the attribute.
+No other file touches them; those of torch's autograd graph are in ``autograd_internals.py``. Every function has a test
+in ``tests/trainer_support/test_internals.py`` that says what breaks where a new version of Lightning or of torch lacks
+the attribute.
 """
 
 from __future__ import annotations
@@ -171,6 +172,19 @@ def shut_down_workers(iterator: Any) -> None:
     shut_down = getattr(iterator, "_shutdown_workers", None)
     if callable(shut_down):
         shut_down()
+
+
+# ---- torch's schedules and optimizers
+
+
+def parts_of_schedule(scheduler: Any) -> Sequence[Any]:
+    """The schedules that a chained or sequential one is made of; none for others."""
+    return cast("Sequence[Any]", getattr(scheduler, "_schedulers", ()))
+
+
+def mark_as_stepped(optimizer: Any) -> None:
+    """Let schedules take an optimizer for one that has been stepped, so that none warns of a wrong order of calls."""
+    vars(optimizer)["_opt_called"] = True
 
 
 # ---- tensors

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from pytorch_lightning.loggers.wandb import WandbLogger
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_autoassist.trainer_support import internals
+from lightning_autoassist.trainer_support import autograd_internals, internals
 from lightning_autoassist.trainer_support.variants import FLAVOURS
 
 NUM_BATCHES = 3
@@ -255,6 +258,52 @@ def test_lightning_shuts_workers_down_by_the_attribute_of_whatever_has_it():
     combined.reset()
     assert internals.kept_iterator(carrying.inner) is None, "Lightning resets workers by another name than _iterator"
     assert not any(worker.is_alive() for worker in workers)
+
+
+def test_parts_of_a_schedule():
+    """Without ``_schedulers`` nobody knows how often a module has stepped a chained schedule of its own."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    parts = [torch.optim.lr_scheduler.StepLR(optimizer, 2), torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
+    chained = torch.optim.lr_scheduler.ChainedScheduler(parts)
+    sequential = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones=[3])
+    assert list(internals.parts_of_schedule(chained)) == parts, "ChainedScheduler._schedulers has gone"
+    assert list(internals.parts_of_schedule(sequential)) == parts, "SequentialLR._schedulers has gone"
+    assert internals.parts_of_schedule(parts[0]) == ()
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_a_schedule_takes_an_optimizer_for_stepped(marks):
+    """Without ``_opt_called`` the simulation of a schedule warns that it came before the optimizer's first step."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if marks:
+            internals.mark_as_stepped(optimizer)
+        schedule.step()
+    assert bool(caught) is not marks, "schedules no longer look for Optimizer._opt_called"
+
+
+def test_arguments_that_a_node_of_the_graph_saved():
+    """Without ``_saved_...`` losses of scripted code, and the order of rows before ``view``, are not found."""
+    logits, target = torch.zeros(4, 3, requires_grad=True), torch.tensor([0, 1, 2, -100])
+    node = F.nll_loss(logits, target, reduction="sum").grad_fn
+    assert autograd_internals.saved_argument(node, "target") is not None, "nodes no longer have _saved_..."
+    assert torch.equal(autograd_internals.saved_argument(node, "target"), target)
+    assert autograd_internals.saved_argument(node, "self").shape == (4, 3)
+    assert autograd_internals.saved_argument(node, "reduction") == 2
+    assert tuple(autograd_internals.saved_argument(logits.view(12).grad_fn, "self_sym_sizes")) == (4, 3)
+    assert autograd_internals.saved_argument(node, "no such", "default") == "default"
+
+
+def test_shapes_of_the_results_of_nodes():
+    """Without ``_input_metadata`` sums and products of losses cannot be told apart; torch 2.4 has none of it."""
+    rows = torch.zeros(4, requires_grad=True).exp()
+    knows = autograd_internals.knows_result_shapes(rows.grad_fn)
+    assert knows == (tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 5)), "Node._input_metadata has gone"
+    if knows:
+        assert autograd_internals.is_scalar(rows.sum().grad_fn)
+        assert not autograd_internals.is_scalar(rows.grad_fn)
 
 
 def test_how_often_a_tensor_was_changed():

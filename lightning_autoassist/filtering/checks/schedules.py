@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_autoassist.filtering.checks.run_length import Limits, RunLength
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream
+from lightning_autoassist.trainer_support.internals import mark_as_stepped, parts_of_schedule
 from lightning_autoassist.trainer_support.rng import restore_rng_state, rng_state
 from lightning_autoassist.trainer_support.variants import overrides
 
@@ -174,7 +175,7 @@ def _message(ends: list[WrongEnd]) -> str:
 def _position(scheduler: Any) -> int | None:
     """How often a scheduler was stepped; a chained one counts in its parts."""
     own = getattr(scheduler, "last_epoch", None)
-    parts = getattr(scheduler, "_schedulers", None)
+    parts = parts_of_schedule(scheduler)
     return own if isinstance(own, int) or not parts else _position(parts[0])
 
 
@@ -333,8 +334,7 @@ def _stand_in(optimizer: Any) -> torch.optim.Optimizer:
         groups.append({"params": [torch.zeros((), requires_grad=True)], **settings})
     stand_in = torch.optim.SGD(groups, lr=0.0)
     stand_in.defaults = {**stand_in.defaults, **optimizer.defaults}
-    # What schedulers look for to warn of a wrong order of calls.
-    vars(stand_in)["_opt_called"] = True
+    mark_as_stepped(stand_in)
     return stand_in
 
 

@@ -164,8 +164,10 @@ class AutoAssistDataModule(ForwardingDataModule):
             self._undo_convert = convert_carried(self.trainer.precision_plugin)
         if ranks is not None:
             self._run.join(ranks)
-        if selection is None and isinstance(self.candidate_stream, RowStream):
-            self.candidate_stream.close()
+        if selection is None:
+            self._position.end()
+            if isinstance(self.candidate_stream, RowStream):
+                self.candidate_stream.close()
         if restart:
             self._position.restart()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from lightning_autoassist.filtering.data.filtering_run import FilteringRun
 from lightning_autoassist.filtering.data.plain_batches import PlainBatches
 from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
 from lightning_autoassist.filtering.sampling.row_stream import RowStream
+from lightning_autoassist.trainer_support.muted_warning import MutedWarning
 from lightning_autoassist.trainer_support.rng import RunRng
 
 
@@ -38,11 +38,17 @@ class DataPosition:
         self.lost: list[str] = []
         self.restored_length: int | None = None
         self._plain: PlainBatches | None = None
+        # Lightning says that the loader has no state; the data module has it.
+        self._resume_warning = MutedWarning("You're resuming from a checkpoint that ended before the epoch ended")
         self._rng = RunRng()
         self._rng_before_validation: dict[str, Any] | None = None
         self._restored_stream: dict[str, Any] | None = None
         self._restored_plain: dict[str, Any] | None = None
         self._restored_rng: dict[str, Any] | None = None
+
+    def end(self) -> None:
+        """The fit ends."""
+        self._resume_warning.end()
 
     def restart(self) -> None:
         """Forget the candidate stream, and what a checkpoint brought."""
@@ -124,8 +130,7 @@ class DataPosition:
             self.lost.append(f"the place in the data, of a run that was {'' if is_plain else 'not '}filtered")
         self._restored_rng = own.get("rng")
         if own and not self.lost:
-            # Lightning sees a loader without state and would say so; the stream's is here.
-            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+            self._resume_warning.begin()
 
     def _part_of(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """This process's part of a checkpoint; empty where there is none that fits."""
