@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
     from lightning_autoassist.filtering.sampling.token_batches import TokenBatchSampler
     from lightning_autoassist.gauss_newton.two_layer import TwoLayerGaussNewton
+    from lightning_autoassist.local_learning.callback import LocalLearningCallback
 
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "InstanceLossCapture",
     "InstanceLosses",
     "Instances",
+    "LocalLearningCallback",
     "LogisticAssistant",
     "MLPAssistant",
     "MemoryAssistant",
@@ -119,6 +121,7 @@ _PLACES = {
     "filtering.sampling.index_batches": ("ShrinkingBatchSampler",),
     "filtering.sampling.token_batches": ("TokenBatchSampler",),
     "gauss_newton.two_layer": ("TwoLayerGaussNewton",),
+    "local_learning.callback": ("LocalLearningCallback",),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 

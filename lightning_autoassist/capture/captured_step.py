@@ -67,6 +67,7 @@ class CapturedStep(TorchFunctionMode):
     Attributes:
         reason: Why :meth:`observe` found nothing, in words for the user; None where it found something.
         is_final: Whether no later step will find anything either.
+        is_paused: Whether it overlooks the calls that are made now.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class CapturedStep(TorchFunctionMode):
         super().__init__()
         self.reason: str | None = None
         self.is_final = False
+        self.is_paused = False
         self._capture = capture
         self._batch = batch
         self._batch_size = batch_size
@@ -130,13 +132,11 @@ class CapturedStep(TorchFunctionMode):
     # ---- while the step runs
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Arguments | None = None,
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Arguments | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.is_paused:
+            return func(*args, **kwargs)
         result = self._call(func, args, kwargs)
         if not torch.compiler.is_compiling() and self._rows is not None:
             self._rows.note(func, args, kwargs, result)

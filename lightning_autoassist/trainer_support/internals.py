@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
 
+import torch
 from lightning_fabric.utilities.seed import pl_worker_init_function
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -193,3 +194,22 @@ def mark_as_stepped(optimizer: Any) -> None:
 def num_changes(tensor: Tensor) -> int:
     """How often a tensor has been changed in place."""
     return tensor._version
+
+
+# ---- autograd
+
+
+def creation_number(node: Any) -> int:
+    """When a node of the autograd graph was made: one made later, in the same thread, has a larger number."""
+    return int(node._sequence_nr())
+
+
+def is_in_backward() -> bool:
+    """Whether the autograd engine is at work in this thread: activation checkpointing repeats forward passes there."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def note_outputs_for_reduction(model: Any, output: Tensor) -> None:
+    """Let DDP look for unused parameters behind another output than the one its forward pass gave."""
+    if getattr(model, "find_unused_parameters", False) and getattr(model, "require_backward_grad_sync", False):
+        model.reducer.prepare_for_backward([output])

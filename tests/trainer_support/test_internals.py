@@ -312,3 +312,20 @@ def test_how_often_a_tensor_was_changed():
     before = internals.num_changes(tensor)
     tensor.add_(1)
     assert internals.num_changes(tensor) == before + 1
+
+
+def test_nodes_of_the_graph_are_numbered_as_they_were_made():
+    """Without it, local learning cannot tell where a network can be cut."""
+    first = torch.ones(2, requires_grad=True).exp()
+    second = first.sin()
+    assert internals.creation_number(second.grad_fn) > internals.creation_number(first.grad_fn)
+
+
+def test_backward_is_noticed():
+    """Without it, what activation checkpointing repeats would be taken for another call of a module."""
+    inside = []
+    values = torch.ones(2, requires_grad=True)
+    values.register_hook(lambda gradient: inside.append(internals.is_in_backward()))
+    values.sum().backward()
+    assert inside == [True]
+    assert not internals.is_in_backward()

@@ -1,0 +1,200 @@
+"""How the loss that a training step returned was computed: which operations, on which tensors.
+
+The trace is taken by a torch function mode, that sees each call of torch's functions while the step runs. It holds no
+activations: of what needs a gradient it remembers the order of operations alone.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lightning_autoassist.trainer_support.internals import num_changes
+
+# Operations that draw; what they give is not to be computed again.
+_RANDOM = frozenset({"bernoulli", "multinomial", "normal", "poisson"})
+
+
+class Link(NamedTuple):
+    """Where a tensor comes from that an operation read.
+
+    Attributes:
+        operation: Number of the operation that made it; -1: none that was seen.
+        item: Which of the operation's results; -1: its only one.
+        leaf: Number of the batch's tensor that it is; -1: none of them.
+        tensor: The tensor itself where it needs no gradient or comes from no operation that was seen.
+    """
+
+    operation: int = -1
+    item: int = -1
+    leaf: int = -1
+    tensor: Tensor | None = None
+
+
+class Operation(NamedTuple):
+    """One call of a function of torch.
+
+    Attributes:
+        function: What was called.
+        args: Its arguments, with a :class:`Link` for each tensor.
+        kwargs: Its arguments by name.
+        links: All links in both.
+        changed: Which link is that of a tensor that the call changed in place; -1: none.
+        needs_grad: Whether a result needs a gradient.
+        is_of_data: Whether it reads something that comes from the batch, and not parameters alone.
+        reads_parameters: Whether it reads parameters, or what was computed from parameters alone.
+        shapes: Of the results.
+    """
+
+    function: Callable[..., Any]
+    args: Any
+    kwargs: Any
+    links: Sequence[Link]
+    changed: int
+    needs_grad: bool
+    is_of_data: bool
+    reads_parameters: bool
+    shapes: Sequence[torch.Size]
+
+    @property
+    def is_random(self) -> bool:
+        """Whether each call gives something else."""
+        name = getattr(self.function, "__name__", "")
+        return name.startswith("rand") or name.rstrip("_") in _RANDOM
+
+
+class StepTrace(TorchFunctionMode):
+    """Enter it, run the step, leave it; then :attr:`operations` has all that was called.
+
+    Args:
+        leaves: The batch's tensors.
+    """
+
+    def __init__(self, leaves: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+        self._leaves = {id(leaf): number for number, leaf in enumerate(leaves)}
+        self._kept = list(leaves)  # an id is that of one tensor only as long as the tensor lives
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, int, int, bool]] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.compiler.is_compiling():
+            return func(*args, **kwargs)
+        read: list[Tensor] = []
+        links: list[Link] = []
+
+        def linked(tensor: Tensor) -> Link:
+            read.append(tensor)
+            links.append(self.link(tensor))
+            return links[-1]
+
+        arguments = _with((args, kwargs), linked)
+        versions = [_version(tensor) for tensor in read]
+        result = func(*args, **kwargs)
+        changed = next((i for i, tensor in enumerate(read) if _version(tensor) != versions[i]), -1)
+        self._note(func, arguments, read, links, changed, result)
+        return result
+
+    def link(self, tensor: Tensor) -> Link:
+        """Where a tensor comes from."""
+        leaf = self._leaves.get(id(tensor), -1)
+        known = self._known.get(id(tensor))
+        live = None if tensor.requires_grad else tensor
+        # A tensor that was changed through another view of it is not what its operation gave; and what an operation
+        # within an autograd function gave has a backward of its own.
+        is_as_given = known is not None and known[0]() is tensor and known[3] == _version(tensor)
+        if known is not None and is_as_given and known[4] == tensor.requires_grad:
+            return Link(known[1], known[2], -1, live)
+        return Link(-1, -1, leaf, tensor)
+
+    def _note(
+        self,
+        func: Callable[..., Any],
+        arguments: Any,
+        read: Sequence[Tensor],
+        links: Sequence[Link],
+        changed: int,
+        result: Any,
+    ) -> None:
+        results = [read[changed]] if changed >= 0 else list(tensors_of(result))
+        if not results or (changed < 0 and any(one is tensor for one in results for tensor in read)):
+            return  # nothing new: as `.float()` of what is float32
+        number, (args, kwargs) = len(self.operations), arguments
+        self.operations.append(
+            Operation(
+                func,
+                args,
+                kwargs,
+                links,
+                changed,
+                any(one.requires_grad for one in results),
+                any(map(self._is_of_data, links)),
+                any(map(self._is_of_parameters, links)),
+                [one.shape for one in results],
+            )
+        )
+        is_one = changed >= 0 or isinstance(result, Tensor)
+        for item, one in enumerate(results):
+            self._known[id(one)] = (weakref.ref(one), number, -1 if is_one else item, _version(one), one.requires_grad)
+
+    def _is_of_data(self, link: Link) -> bool:
+        if link.operation >= 0:
+            operation = self.operations[link.operation]
+            return operation.is_of_data or operation.is_random
+        return link.leaf >= 0 or (link.tensor is not None and link.tensor.requires_grad and not link.tensor.is_leaf)
+
+    def _is_of_parameters(self, link: Link) -> bool:
+        if link.operation >= 0:
+            operation = self.operations[link.operation]
+            return operation.reads_parameters and not operation.is_of_data
+        return link.tensor is not None and link.tensor.is_leaf and isinstance(link.tensor, torch.nn.Parameter)
+
+
+def tensors_of(value: Any) -> Iterable[Tensor]:
+    """The tensors in nested tuples, lists and mappings, in their order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from tensors_of(each)
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from tensors_of(each)
+    elif isinstance(value, slice):
+        yield from tensors_of((value.start, value.stop, value.step))
+
+
+def _with(value: Any, replaced: Callable[[Any], Any], kind: type = Tensor) -> Any:
+    """A copy of nested containers with all objects of a kind replaced."""
+    if isinstance(value, kind):
+        return replaced(value)
+    if isinstance(value, dict):
+        return {name: _with(each, replaced, kind) for name, each in value.items()}
+    if isinstance(value, slice):
+        return slice(*(_with(each, replaced, kind) for each in (value.start, value.stop, value.step)))
+    if isinstance(value, torch.Size):
+        return tuple(value)
+    if isinstance(value, (tuple, list)):
+        parts = [_with(each, replaced, kind) for each in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    return value
+
+
+def replace_links(value: Any, replaced: Callable[[Any], Any], kind: type = Link) -> Any:
+    """A copy of an operation's arguments with other things in the place of its links."""
+    return _with(value, replaced, kind)
+
+
+def _version(tensor: Tensor) -> int:
+    try:
+        return num_changes(tensor)
+    except RuntimeError:  # of inference mode
+        return 0
