@@ -149,7 +149,8 @@ class StepTrace(TorchFunctionMode):
         if link.operation >= 0:
             operation = self.operations[link.operation]
             return operation.is_of_data or operation.is_random
-        return link.leaf >= 0 or (link.tensor is not None and link.tensor.requires_grad and not link.tensor.is_leaf)
+        is_parameter = isinstance(link.tensor, torch.nn.Parameter)
+        return link.leaf >= 0 or (link.tensor is not None and link.tensor.requires_grad and not is_parameter)
 
     def _is_of_parameters(self, link: Link) -> bool:
         if link.operation >= 0:
