@@ -11,6 +11,9 @@ from lightning_autoassist import AutoAssistCallback
 from lightning_autoassist.filtering.policies.registry import POLICIES
 
 FULL = "full"
+# What practitioners do about imbalance without any Assistant: plain Lightning with another sampler (common/controls.py).
+BALANCED, UNDERSAMPLED = "class_balanced_sampler", "undersampled"
+CONTROLS = (BALANCED, UNDERSAMPLED)
 # The paper's rule and Assistant for translation.
 PAPER = "autoassist:assistant=text,gamma=0.5,confidence_gate=True"
 CALLBACK_OPTIONS = ("assistant", "score", "reweighting", "unfiltered_tail", "max_features")
@@ -48,22 +51,21 @@ class Job:
 
 
 class Method:
-    """What chooses the instances: ``full`` (plain Lightning) or a policy, with options of it or of the callback.
+    """What chooses the instances: ``full`` (plain Lightning), a control, or a policy with options of it or of the callback.
 
     Args:
         spec: ``"NAME"`` or ``"NAME:KEY=VALUE,..."``, as in ``"proportional:cap_quantile=0.95,weights=mean"``.
 
     Raises:
-        ValueError: If the name is not in ``POLICIES``.
+        ValueError: If the name is neither in ``POLICIES`` nor in ``CONTROLS``.
     """
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
         self.name, _, options = spec.partition(":")
-        if self.name != FULL and self.name not in POLICIES:
-            raise ValueError(
-                f"a method is one of {', '.join([FULL, *POLICIES])}, with options after a colon; got {spec!r}"
-            )
+        known = [FULL, *POLICIES, *CONTROLS]
+        if self.name not in known:
+            raise ValueError(f"a method is one of {', '.join(known)}, with options after a colon; got {spec!r}")
         self.options = dict(_option(text) for text in options.split(",") if text)
 
     @property
@@ -71,9 +73,14 @@ class Method:
         """Whether it is plain Lightning."""
         return self.name == FULL
 
+    @property
+    def is_control(self) -> bool:
+        """Whether it is plain Lightning with another sampler."""
+        return self.name in CONTROLS
+
     def callback(self) -> AutoAssistCallback | None:
-        """The callback of a run, None for the full run."""
-        if self.is_full:
+        """The callback of a run, None where it is plain Lightning."""
+        if self.is_full or self.is_control:
             return None
         of_callback = {key: value for key, value in self.options.items() if key in CALLBACK_OPTIONS}
         of_policy = {key: value for key, value in self.options.items() if key not in CALLBACK_OPTIONS}
@@ -101,6 +108,7 @@ class Plan:
         rates_from: Data set whose chosen rates are used; None: each data set's own.
         template: A job with everything that is the same in all.
         metric: What is better the higher it is, and chooses the rates: a column of the rows.
+        whole_grid: Whether every budget's rates come from the whole grid, and not from around what was best at 0.6.
     """
 
     stages: tuple[tuple[str, float], ...]
@@ -110,6 +118,7 @@ class Plan:
     rates_from: str | None
     template: Job
     metric: str = "accuracy"
+    whole_grid: bool = False
     choices = ("budget", "learning_rate")  # of a job, for the lines that tell of it
 
     def jobs(self, rows: dict[Job, Row]) -> Iterator[Job | None]:
@@ -137,7 +146,7 @@ class Plan:
 
     def _tuning(self, rows: dict[Job, Row], dataset: str, method: str, budget: float) -> Iterator[Job | None]:
         """The runs that choose a rate: over the grid at 0.6 and for the full run, else around what was chosen there."""
-        if budget == TUNED_BUDGET or Method(method).is_full:
+        if self.whole_grid or budget == TUNED_BUDGET or Method(method).is_full:
             rates: tuple[float, ...] = self.grid
         else:
             yield from self._tuning(rows, dataset, method, TUNED_BUDGET)
@@ -155,3 +164,34 @@ class Plan:
             return None
         at_budget = [job for job in jobs if job is not None and (job.budget == budget or Method(method).is_full)]
         return max(at_budget, key=lambda job: rows[job][self.metric]).learning_rate
+
+
+@dataclass(frozen=True)
+class PlanChain:
+    """Plans one after the other, in the order of their worth: what several ask for is run once.
+
+    Args:
+        parts: At least one; all of one kind of job and one metric.
+    """
+
+    parts: tuple[Plan, ...]
+
+    @property
+    def template(self) -> Job:
+        """A job of the kind that is run."""
+        return self.parts[0].template
+
+    @property
+    def metric(self) -> str:
+        """What chooses the rates."""
+        return self.parts[0].metric
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Of a job, for the lines that tell of it."""
+        return self.parts[0].choices
+
+    def jobs(self, rows: dict[Job, Row]) -> Iterator[Job | None]:
+        """As :meth:`Plan.jobs`, over all parts."""
+        for part in self.parts:
+            yield from part.jobs(rows)

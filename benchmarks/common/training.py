@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import get_worker_info
 
+from benchmarks.common.controls import ControlledData
 from benchmarks.common.jobs import Job, Method, Row
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 
@@ -88,10 +89,10 @@ class LoadCounter:
         """Instances so far."""
         return sum(self._counts)
 
-    def add(self) -> None:
-        """Count one more."""
+    def add(self, num: int = 1) -> None:
+        """Count some more."""
         worker = get_worker_info()
-        self._counts[0 if worker is None else worker.id + 1] += 1
+        self._counts[0 if worker is None else worker.id + 1] += num
 
 
 def fit(
@@ -115,14 +116,18 @@ def fit(
     Returns:
         The job's own fields, and what came out.
     """
-    callback = Method(job.method).callback()
+    method = Method(job.method)
+    callback = method.callback()
     stopwatch = Stopwatch(metric)
     callbacks = [stopwatch] if callback is None else [callback, stopwatch]
     trainer = pl.Trainer(**{**_options_of(job), "callbacks": callbacks, **trainer_options})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        filtered = None if callback is None else AutoAssistDataModule(data, budget=job.budget, **(data_options or {}))
-        trainer.fit(module, datamodule=data if filtered is None else filtered)
+        if method.is_control:
+            data = ControlledData(data, method, job.budget)
+        elif callback is not None:
+            data = AutoAssistDataModule(data, budget=job.budget, **(data_options or {}))
+        trainer.fit(module, datamodule=data)
     return {
         **asdict(job),
         **filtering_of(callback),

@@ -9,9 +9,6 @@ Shapes: N instances, F features.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,10 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from benchmarks.common.covtype import cover_types
 from lightning_autoassist.demo.data import fashion_mnist
 
-WHEEL = "scikit-multiflow==0.4.1"
-COVTYPE_IN_WHEEL = "skmultiflow/data/datasets/covtype.csv"
 COVTYPE_POSITIVE = 2  # LIBSVM's covtype.binary: this class against the other six
 T_SHIRT, SHIRT = 0, 6
 
@@ -63,18 +59,14 @@ def scaled(features: npt.NDArray[np.floating], is_positive: npt.NDArray[np.bool_
 def covtype(data_dir: Path) -> TwoClasses:
     """Forest cover types, 581,012 instances of 54 features: class 2 against the rest.
 
-    Source: Blackard & Dean, 1999; the file is the one that the wheel of scikit-multiflow holds.
-
     Args:
-        data_dir: Where the wheel is, or is downloaded to; it is not installed.
+        data_dir: Where the wheel that holds them is, or is downloaded to; it is not installed.
 
     Raises:
         FileNotFoundError: If it is not there and cannot be downloaded.
     """
-    wheel = _wheel(data_dir.expanduser())
-    with zipfile.ZipFile(wheel) as archive, archive.open(COVTYPE_IN_WHEEL) as file:
-        values = np.loadtxt(file, np.float32, delimiter=",", skiprows=1)
-    return scaled(values[:, :-1], values[:, -1] == COVTYPE_POSITIVE)
+    features, classes = cover_types(data_dir)
+    return scaled(features, classes == COVTYPE_POSITIVE)
 
 
 def shirts(data_dir: Path) -> TwoClasses:
@@ -105,25 +97,3 @@ def clouds(data_dir: Path) -> TwoClasses:
 
 
 SVM_SETS: dict[str, Callable[[Path], TwoClasses]] = {"covtype": covtype, "shirts": shirts, "clouds": clouds}
-
-
-def _wheel(data_dir: Path) -> Path:
-    wheels = sorted(data_dir.glob("scikit_multiflow-0.4.1-*.whl"))
-    if wheels:
-        return wheels[-1]
-    # Any platform's wheel holds the file; the last Python that there are wheels for is 3.7.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--python-version", "3.7", "--platform", "manylinux1_x86_64"]
-    command += ["--dest", str(data_dir), WHEEL]
-    data_dir.mkdir(parents=True, exist_ok=True)
-    pip = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(data_dir.glob("scikit_multiflow-0.4.1-*.whl"))
-    if pip.returncode or not wheels:
-        reason = " ".join(pip.stderr.split()) or "pip gave no reason"
-        by_hand = " ".join(["python", *command[1:]])
-        raise FileNotFoundError(
-            f"covtype is read from the wheel of {WHEEL}, which is not in {data_dir} and could not be downloaded: "
-            f"{reason}. Where PyPI can be reached, run `{by_hand}` and copy the .whl file to {data_dir}, or name its "
-            "folder by --data-dir"
-        )
-    return wheels[-1]

@@ -1,0 +1,55 @@
+"""What the benchmark of rare events runs, in the order of its worth, should time run out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.common.jobs import BALANCED, FULL, UNDERSAMPLED, Plan, PlanChain
+from benchmarks.rare_events.runs import METRIC, RareJob
+
+GRID = (0.2, 0.6, 1.8)
+SEEDS = (0, 1, 2, 3, 4)
+BUDGETS = (0.25, 0.1, 0.4, 0.6)
+CORE = (FULL, "uniform", BALANCED, "proportional")
+OTHERS = ("autoassist", "infobatch", "selective_backprop", UNDERSAMPLED)
+METHODS = (*CORE, *OTHERS)
+TEMPLATE = RareJob(batch_size=512)
+# So long that twice as long gains less than half a point; the second says whether that holds.
+LONG_EPOCHS = (48, 96)
+
+
+def plan_of(dataset: str, budget: float, methods: tuple[str, ...], num_seeds: int, epochs: int = 12) -> Plan:
+    """Rates from the whole grid, then seeds.
+
+    Args:
+        dataset: In ``RARE_SETS``.
+        budget: Share of the full run's optimizer steps.
+        methods: See :class:`~benchmarks.common.jobs.Method`.
+        num_seeds: Of the final runs.
+        epochs: Of the full run.
+    """
+    template = replace(TEMPLATE, epochs=epochs)
+    return Plan(((dataset, budget),), methods, SEEDS[:num_seeds], GRID, None, template, METRIC, whole_grid=True)
+
+
+def core_plan() -> PlanChain:
+    """A quarter and a tenth of the updates on the two rarest classes; what a class-balanced sampler does with more."""
+    rare = ("covtype-5", "covtype-4")
+    parts = [plan_of(dataset, 0.25, CORE, num_seeds) for num_seeds in (3, 5) for dataset in rare]
+    parts += [plan_of(dataset, 0.1, CORE, 5) for dataset in rare]
+    parts += [plan_of(dataset, 0.4, (BALANCED,), 5) for dataset in rare]
+    parts += [plan_of(dataset, 0.25, OTHERS, 3) for dataset in rare]
+    return PlanChain((*parts, plan_of("covtype-7", 0.25, CORE, 3)))
+
+
+def whole_plan() -> PlanChain:
+    """All classes, budgets and methods with five seeds, and long runs."""
+    datasets = ("covtype-5", "covtype-4", "covtype-7")
+    parts = [plan_of(dataset, budget, METHODS, 5) for budget in BUDGETS for dataset in datasets]
+    parts += [plan_of("covtype-5", 0.25, METHODS, 5, epochs) for epochs in LONG_EPOCHS]
+    return PlanChain((*core_plan().parts, *parts))
+
+
+def plan_named(name: str) -> PlanChain:
+    """``"core"`` or ``"whole"``."""
+    return {"core": core_plan, "whole": whole_plan}[name]()
