@@ -36,6 +36,7 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python -m benchmarks.cost.scale --quick
 	$(BIN)/python -m benchmarks.images --quick
 	$(BIN)/python -m benchmarks.text --quick
+	$(BIN)/python -m benchmarks.rare_events --quick
 	$(BIN)/python -m benchmarks.linear_svm --quick
 	$(BIN)/python -m benchmarks.translation --quick
 	$(BIN)/python -m benchmarks.report --check

@@ -17,6 +17,7 @@ from benchmarks.cost.report import overhead_table, scale_table, wall_clock_table
 from benchmarks.images.report import IMAGES, gpu_note, image_tables
 from benchmarks.linear_svm.report import stale_svm_curves, svm_tables, write_svm_curves
 from benchmarks.outside.report import PAGE, is_stale, write_page
+from benchmarks.rare_events.report import headline_table, rare_tables, stale_rare_picture, write_rare_picture
 from benchmarks.text.report import TEXTS, text_tables
 from benchmarks.translation.report import stale_translation_curves, translation_tables, write_translation_curves
 
@@ -32,6 +33,8 @@ def accuracies() -> str:
 
 TABLES = {
     "accuracies": accuracies,
+    "rare_events_headline": headline_table,
+    "rare_events": rare_tables,
     "images": image_tables,
     "text": text_tables,
     "translation": translation_tables,
@@ -64,7 +67,7 @@ def main() -> None:
     after = {page: rewritten(text) for page, text in before.items()}
     if check:
         stale = [curve for benchmark in ACCURACIES for curve in stale_curves(benchmark)]
-        stale += [*stale_svm_curves(), *stale_translation_curves()]
+        stale += [*stale_svm_curves(), *stale_translation_curves(), *stale_rare_picture()]
         stale += [str(page.relative_to(ROOT)) for page in PAGES if after[page] != before[page]]
         stale += [str(PAGE.relative_to(ROOT))] if is_stale() else []
         sys.exit(f"{', '.join(stale)} differ from the rows: run python -m benchmarks.report" if stale else 0)
@@ -74,6 +77,7 @@ def main() -> None:
         write_curves(benchmark)
     write_svm_curves()
     write_translation_curves()
+    write_rare_picture()
     write_page()
 
 

@@ -11,7 +11,7 @@ from lightning_autoassist import AutoAssistCallback
 from lightning_autoassist.filtering.policies.registry import POLICIES
 
 FULL = "full"
-# What practitioners do about imbalance without any Assistant: plain Lightning with another sampler (common/controls.py).
+# What practitioners do about imbalance, without any Assistant: plain Lightning with another sampler; see controls.py.
 BALANCED, UNDERSAMPLED = "class_balanced_sampler", "undersampled"
 CONTROLS = (BALANCED, UNDERSAMPLED)
 # The paper's rule and Assistant for translation.
@@ -51,7 +51,7 @@ class Job:
 
 
 class Method:
-    """What chooses the instances: ``full`` (plain Lightning), a control, or a policy with options of it or of the callback.
+    """What chooses the instances: ``full`` (plain Lightning), a control, or a policy; with options after a colon.
 
     Args:
         spec: ``"NAME"`` or ``"NAME:KEY=VALUE,..."``, as in ``"proportional:cap_quantile=0.95,weights=mean"``.
@@ -109,6 +109,7 @@ class Plan:
         template: A job with everything that is the same in all.
         metric: What is better the higher it is, and chooses the rates: a column of the rows.
         whole_grid: Whether every budget's rates come from the whole grid, and not from around what was best at 0.6.
+            Where the best is the grid's lowest or highest, the grid goes on by one rate there, for that method alone.
     """
 
     stages: tuple[tuple[str, float], ...]
@@ -146,7 +147,10 @@ class Plan:
 
     def _tuning(self, rows: dict[Job, Row], dataset: str, method: str, budget: float) -> Iterator[Job | None]:
         """The runs that choose a rate: over the grid at 0.6 and for the full run, else around what was chosen there."""
-        if self.whole_grid or budget == TUNED_BUDGET or Method(method).is_full:
+        if self.whole_grid:
+            yield from self._tuning_on_whole_grid(rows, dataset, method, budget)
+            return
+        if budget == TUNED_BUDGET or Method(method).is_full:
             rates: tuple[float, ...] = self.grid
         else:
             yield from self._tuning(rows, dataset, method, TUNED_BUDGET)
@@ -157,6 +161,21 @@ class Plan:
             rates = (best, best / 2, best * 2)
         for rate in rates:
             yield self._job("tune", dataset, method, budget, rate, TUNE_SEED)
+
+    def _tuning_on_whole_grid(
+        self, rows: dict[Job, Row], dataset: str, method: str, budget: float
+    ) -> Iterator[Job | None]:
+        jobs = [self._job("tune", dataset, method, budget, rate, TUNE_SEED) for rate in sorted(self.grid)]
+        yield from jobs
+        if len(jobs) < 3:
+            return
+        if any(job not in rows for job in jobs):
+            yield None
+            return
+        best = max(jobs, key=lambda job: rows[job][self.metric])
+        for edge, inner in ((jobs[0], jobs[1]), (jobs[-1], jobs[-2])):
+            if edge == best:
+                yield replace(edge, learning_rate=float(f"{edge.learning_rate**2 / inner.learning_rate:.2g}"))
 
     def _best_rate(self, rows: dict[Job, Row], dataset: str, method: str, budget: float) -> float | None:
         jobs = list(self._tuning(rows, dataset, method, budget))

@@ -147,6 +147,7 @@ class CountedImages(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, images: Images, augment: bool = False) -> None:
         self.images = images
+        self.targets = images.labels
         self.augment = augment
         self.loads = LoadCounter()
 

@@ -10,7 +10,9 @@ from benchmarks.rare_events.runs import METRIC, RareJob
 GRID = (0.2, 0.6, 1.8)
 SEEDS = (0, 1, 2, 3, 4)
 BUDGETS = (0.25, 0.1, 0.4, 0.6)
-CORE = (FULL, "uniform", BALANCED, "proportional")
+# A tenth of the candidates, as events are rare; what else it does is the policy's own.
+PRIORITIZED = "prioritized:keep_rate=0.1,floor=0.02"
+CORE = (FULL, "uniform", BALANCED, "proportional", PRIORITIZED)
 OTHERS = ("autoassist", "infobatch", "selective_backprop", UNDERSAMPLED)
 METHODS = (*CORE, *OTHERS)
 TEMPLATE = RareJob(batch_size=512)

@@ -171,6 +171,7 @@ class CountedTexts(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, texts: Texts) -> None:
         self.texts = texts
+        self.targets = texts.labels
         self.loads = LoadCounter()
 
     def __len__(self) -> int:

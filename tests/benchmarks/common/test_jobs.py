@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.common.jobs import Method, Plan
+from benchmarks.common.jobs import Method, Plan, PlanChain
 from benchmarks.images.__main__ import TEMPLATE
 from lightning_autoassist import POLICIES
 
@@ -42,6 +42,27 @@ def test_final_runs_use_the_rate_that_was_best_on_the_held_out_images():
         + [("uniform", 0.6, rate) for rate in (0.1, 0.2, 0.4)]
         + [("uniform", 0.4, rate) for rate in (0.1, 0.2, 0.4)]  # half, same and double of what was best at 0.6
     )
+
+
+def test_the_whole_grid_goes_on_where_its_edge_is_best():
+    best = {("full", 1.0): 0.05, ("uniform", 0.6): 0.2, ("uniform", 0.4): 0.8}
+    order = finish_all(plan_of(whole_grid=True), lambda job: -abs(job.learning_rate - best[job.method, job.budget]))
+    finals = [job for job in order if job.phase == "final"]
+    assert {(job.method, job.budget): job.learning_rate for job in finals} == best
+    tuned = [(job.method, job.budget, job.learning_rate) for job in order if job.phase == "tune"]
+    assert tuned == [
+        *(("full", 1.0, rate) for rate in (0.1, 0.2, 0.4, 0.05)),
+        *(("uniform", 0.6, rate) for rate in (0.1, 0.2, 0.4)),
+        *(("uniform", 0.4, rate) for rate in (0.1, 0.2, 0.4, 0.8)),
+    ]
+
+
+def test_a_chain_of_plans_runs_what_several_ask_for_once():
+    chain = PlanChain((plan_of(seeds=(0,)), plan_of(seeds=(0, 1))))
+    order = finish_all(chain, lambda job: job.learning_rate)
+    assert len(order) == len(set(order))
+    assert set(order) == set(finish_all(plan_of(), lambda job: job.learning_rate))
+    assert (chain.metric, chain.template) == ("accuracy", TEMPLATE)
 
 
 def test_rates_may_come_from_another_data_set():

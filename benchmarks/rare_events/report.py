@@ -1,0 +1,196 @@
+"""Tables and the picture of the rare events' benchmark, from its rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common.accuracy_report import (
+    Row,
+    differences,
+    fingerprint,
+    full_runs,
+    grouped,
+    mean_of,
+    measured_on,
+    rates_of,
+    with_error,
+)
+from benchmarks.common.jobs import BALANCED, FULL, UNDERSAMPLED
+from benchmarks.common.rows import RESULTS, rows_of
+from benchmarks.rare_events.data import COVTYPE_SETS
+from benchmarks.rare_events.plans import CORE, PRIORITIZED
+from benchmarks.rare_events.runs import METRIC
+
+SETTING = ("dataset", "width", "batch_size", "epochs", "device", "precision")
+NAMES = {
+    FULL: "full run",
+    "uniform": "`uniform`: the shortened schedule",
+    BALANCED: "class-balanced sampler",
+    UNDERSAMPLED: "majority undersampled 10:1, corrected logits",
+    "proportional": "`proportional`, the default",
+    "autoassist": "`autoassist`, the paper's",
+    "infobatch": "`infobatch`",
+    "selective_backprop": "`selective_backprop`",
+}
+PICTURE = "rare_events.svg"
+PICTURED = (FULL, "uniform", BALANCED, PRIORITIZED)
+SHOWN_BUDGET, SHOWN_EPOCHS = 0.25, 12
+NOT_MEASURED = "Not measured yet: `python -m benchmarks.rare_events`."
+
+
+def rare_tables() -> str:
+    """One table for each setting."""
+    return "\n\n".join(_table(group) for group in _settings()) or NOT_MEASURED
+
+
+def headline_table() -> str:
+    """Average precision at a quarter of the updates and at a tenth of them: a line for each class and budget."""
+    lines = [
+        f"| | budget | {' | '.join(_plain_name(method) for method in CORE)} |",
+        f"|---|---|{'---|' * len(CORE)}",
+    ]
+    for group in _settings():
+        if group[0]["epochs"] != SHOWN_EPOCHS:
+            continue
+        found = {(rows[0]["method"], rows[0]["budget"]): rows for rows in grouped(group, ("method", "budget"))}
+        for budget in sorted({budget for method, budget in found if method == PRIORITIZED}, reverse=True):
+            runs = [found.get((method, 1.0 if method == FULL else budget), []) for method in CORE]
+            cells = [with_error(_percent(rows, METRIC)) if rows else "-" for rows in runs]
+            lines.append(f"| {_case(group[0])} | {budget:g} | {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else NOT_MEASURED
+
+
+def write_rare_picture() -> None:
+    """Draw average precision against optimizer steps, a panel for each class."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures for the whole process
+
+    groups = _pictured()
+    if not groups:
+        return
+    with mpl.rc_context({"svg.hashsalt": PICTURE, "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure = Figure(figsize=(4.6 * len(groups), 3.8), layout="constrained")
+        panels = figure.subplots(1, len(groups), squeeze=False)[0]
+        for axes, group in zip(panels, groups, strict=True):
+            _draw(axes, group)
+        panels[0].set_ylabel("average precision (%)")
+        panels[-1].legend(loc="lower right", fontsize="small")
+        metadata: Any = {"Description": fingerprint(_rows_of(groups)), "Date": None}
+        figure.savefig(_path(), format="svg", metadata=metadata)
+
+
+def stale_rare_picture() -> list[str]:
+    """The picture, where it is missing or was drawn from other rows."""
+    groups = _pictured()
+    is_fresh = not groups or (_path().exists() and fingerprint(_rows_of(groups)) in _path().read_text())
+    return [] if is_fresh else [PICTURE]
+
+
+def _draw(axes: Any, group: list[Row]) -> None:
+    axes.set_title(_case(group[0]), fontsize="medium")
+    axes.set_xlabel("optimizer steps")
+    for method in PICTURED:
+        rows = [row for row in group if row["method"] == method]
+        if not rows:
+            continue
+        steps, values = np.array([row["curve"] for row in rows]).transpose(2, 0, 1)
+        mean, error = 100 * values.mean(0), 100 * values.std(0, ddof=int(len(rows) > 1)) / len(rows) ** 0.5
+        (line,) = axes.plot(steps[0], mean, marker="o", markersize=3, label=_plain_name(method))
+        axes.fill_between(steps[0], mean - error, mean + error, color=line.get_color(), alpha=0.25, linewidth=0)
+    axes.set_ylim(max(0.0, axes.get_ylim()[0]), 100)
+    axes.grid(alpha=0.3)
+
+
+def _pictured() -> list[list[Row]]:
+    """The rows of the picture, by their setting: the full run, and what was trained on a quarter of its updates."""
+    groups = [
+        [row for row in group if row["method"] in PICTURED and row["budget"] in (1.0, SHOWN_BUDGET)]
+        for group in _settings()
+        if group[0]["epochs"] == SHOWN_EPOCHS
+    ]
+    return [group for group in groups if {row["method"] for row in group} >= set(PICTURED)][:2]
+
+
+def _rows_of(groups: list[list[Row]]) -> list[Row]:
+    return [row for group in groups for row in group]
+
+
+def _settings() -> list[list[Row]]:
+    """The rows of final runs, by their setting; shorter runs first, then class 5, 4 and 7."""
+    order = ["covtype-5", "covtype-4", "covtype-7"]
+    final = (row for row in rows_of("rare_events", RESULTS) if row["phase"] == "final")
+    return sorted(
+        grouped(final, SETTING), key=lambda rows: (rows[0]["width"], rows[0]["epochs"], order.index(rows[0]["dataset"]))
+    )
+
+
+def _table(group: list[Row]) -> str:
+    full = full_runs(group)
+    lines = [
+        f"**{_title(group[0])}**",
+        "",
+        "| method | budget | optimizer steps | average precision, % | against the full run | ROC AUC, % | accuracy, % "
+        "| calibration error, % | CPU seconds | of the full run's | seeds | peak rate |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    methods = grouped(group, ("method", "budget"))
+    for rows in sorted(methods, key=lambda rows: (-rows[0]["budget"], -mean_of(rows, METRIC))):
+        row = rows[0]
+        pairs = [] if row["method"] == FULL else [100 * value for value in differences(rows, full, METRIC)]
+        seconds = mean_of(rows, "cpu_seconds")
+        share = f"{seconds / mean_of(list(full.values()), 'cpu_seconds'):.2f}" if full else "-"
+        cells = [
+            NAMES.get(row["method"], f"`{row['method']}`"),
+            f"{row['budget']:g}",
+            f"{row['updates']:,}",
+            with_error(_percent(rows, METRIC)),
+            with_error(pairs, "+") if pairs else "-",
+            *(with_error(_percent(rows, name)) for name in ("roc_auc", "accuracy", "calibration_error")),
+            f"{seconds:.0f}",
+            share,
+            str(len(rows)),
+            rates_of(rows),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{measured_on(group)} Means ± standard errors over the seeds; differences are paired by seed; seconds are "
+            "of training without validation, of the process, on cores that others used too. "
+            f"{group[0]['held_out_instances']:,} test rows, {group[0]['held_out_positives']:,} of them positives.",
+        ]
+    )
+
+
+def _percent(rows: list[Row], name: str) -> list[float]:
+    return [100 * row[name] for row in rows]
+
+
+def _plain_name(method: str) -> str:
+    if method == PRIORITIZED:
+        return "prioritized"
+    return {FULL: "full run", BALANCED: "class-balanced sampler"}.get(method, method)
+
+
+def _case(row: Row) -> str:
+    share = row["train_positives"] / row["train_instances"]
+    return f"covtype, class {COVTYPE_SETS[row['dataset']]} against the rest, {share:.1%} positives"
+
+
+def _title(row: Row) -> str:
+    parts = [
+        _case(row),
+        f"{row['train_instances']:,} training rows",
+        f"MLP of two hidden layers of {row['width']}",
+        f"batch {row['batch_size']}",
+        f"{row['epochs']} epochs",
+    ]
+    return ", ".join(parts)
+
+
+def _path() -> Path:
+    return RESULTS / PICTURE
