@@ -1,10 +1,10 @@
 r"""Average precision of a small network on rare events against the optimizer steps it got: methods side by side.
 
-A forest cover type against the other six (covtype, 581,012 rows, of which class 4 is 0.5 %, class 5 is 1.6 % and class 7
-is 3.5 %). Every method's peak learning rate is chosen from the whole grid at every budget, on held-out rows (rows of phase
-"tune", one seed); it then trains with several seeds and is measured on the test rows (rows of phase "final"). Rows are
-appended one at a time to benchmarks/results/rare_events.jsonl; a run that has its row is not run again, so the same
-command continues after an interruption, and a second process beside the first takes other runs.
+A forest cover type against the other six: covtype, 581,012 rows, of which class 4 is 0.5 %, class 5 is 1.6 % and class
+7 is 3.5 %. Every method's peak learning rate is chosen from the whole grid at every budget, on held-out rows (phase
+"tune", one seed); it then trains with several seeds and is measured on the test rows (phase "final"). Rows are appended
+one at a time to benchmarks/results/rare_events.jsonl; a run that has its row is not run again, so the same command
+continues after an interruption, and a second process beside the first takes other runs.
 
     python -m benchmarks.rare_events                  # what the tables are of; about two hours on one core
     python -m benchmarks.rare_events --quick          # some seconds, data made up, checks itself, leaves no rows
