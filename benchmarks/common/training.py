@@ -6,7 +6,7 @@ import multiprocessing
 import re
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -103,7 +103,7 @@ def fit(
     data_options: dict[str, Any] | None = None,
     **trainer_options: Any,
 ) -> Row:
-    """Train once, as the job's method wants it.
+    """Train once, as the job's method wants it: a policy, a control or nothing.
 
     Args:
         job: What to run.
@@ -118,26 +118,48 @@ def fit(
     """
     method = Method(job.method)
     callback = method.callback()
-    stopwatch = Stopwatch(metric)
-    callbacks = [stopwatch] if callback is None else [callback, stopwatch]
-    trainer = pl.Trainer(**{**_options_of(job), "callbacks": callbacks, **trainer_options})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if method.is_control:
             data = ControlledData(data, method, job.budget)
         elif callback is not None:
             data = AutoAssistDataModule(data, budget=job.budget, **(data_options or {}))
-        trainer.fit(module, datamodule=data)
+        row = train(job, module, data, metric, [] if callback is None else [callback], **trainer_options)
+    return {**row, **filtering_of(callback), "warnings": filter_warnings(caught)}
+
+
+def train(
+    job: Job,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    metric: str,
+    callbacks: Sequence[pl.Callback] = (),
+    **trainer_options: Any,
+) -> Row:
+    """Train once.
+
+    Args:
+        job: What to run; its method is not looked at.
+        module: The model.
+        data: What it is trained on.
+        metric: What its validation logs.
+        callbacks: Of the Trainer, before the stopwatch.
+        trainer_options: Of the Trainer, before those that all benchmarks share.
+
+    Returns:
+        The job's own fields, and what came out.
+    """
+    stopwatch = Stopwatch(metric)
+    trainer = pl.Trainer(**{**_options_of(job), "callbacks": [*callbacks, stopwatch], **trainer_options})
+    trainer.fit(module, datamodule=data)
     return {
         **asdict(job),
-        **filtering_of(callback),
         metric: stopwatch.curve[-1][1],
         "updates": trainer.global_step,
         **stopwatch.seconds(),
         "curve": stopwatch.curve,
         "curve_seconds": stopwatch.curve_seconds,
         "curve_cpu_seconds": stopwatch.curve_cpu_seconds,
-        "warnings": filter_warnings(caught),
     }
 
 
