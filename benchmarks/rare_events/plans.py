@@ -37,9 +37,10 @@ def plan_of(dataset: str, budget: float, methods: tuple[str, ...], num_seeds: in
 def core_plan() -> PlanChain:
     """A quarter and a tenth of the updates on the two rarest classes; what a class-balanced sampler does with more."""
     rare = ("covtype-5", "covtype-4")
-    parts = [plan_of(dataset, 0.25, CORE, num_seeds) for num_seeds in (3, 5) for dataset in rare]
-    parts += [plan_of(dataset, 0.1, CORE, 5) for dataset in rare]
+    parts = [plan_of(dataset, budget, CORE, 3) for budget in (0.25, 0.1) for dataset in rare]
+    parts += [plan_of(dataset, 0.25, CORE, 5) for dataset in rare]
     parts += [plan_of(dataset, 0.4, (BALANCED,), 5) for dataset in rare]
+    parts += [plan_of(dataset, 0.1, CORE, 5) for dataset in rare]
     parts += [plan_of(dataset, 0.25, OTHERS, 3) for dataset in rare]
     return PlanChain((*parts, plan_of("covtype-7", 0.25, CORE, 3)))
 
