@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from benchmarks.common import rows
-from benchmarks.common.jobs import Method
+from benchmarks.common.jobs import CONTROLS, Method
 from benchmarks.rare_events import __main__ as command
 from benchmarks.rare_events import plans, report
 from benchmarks.rare_events.data import load_events
@@ -38,7 +38,7 @@ def test_the_training_rows_are_the_same_in_both_phases_and_apart_from_what_is_me
     assert share.item() == pytest.approx((classes == 5).mean())
 
 
-@pytest.mark.parametrize("method", ["full", "proportional", plans.PRIORITIZED, "class_balanced_sampler", "undersampled"])
+@pytest.mark.parametrize("method", ["full", *CONTROLS, "proportional", plans.PRIORITIZED])
 def test_a_run_says_what_it_was_and_learns(method, tmp_path):
     job = replace(JOB, method=method, budget=1.0 if method == "full" else 0.6)
     split = load_events("made", tmp_path, choosing=False)
