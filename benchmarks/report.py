@@ -14,7 +14,8 @@ from pathlib import Path
 from benchmarks.common.accuracy_report import stale_curves, summary_table, write_curves
 from benchmarks.common.rows import RESULTS
 from benchmarks.cost.report import overhead_table, scale_table, wall_clock_table
-from benchmarks.images.report import IMAGES, gpu_note, image_tables
+from benchmarks.gpu.report import gpu_line, gpu_tables
+from benchmarks.images.report import IMAGES, image_tables
 from benchmarks.linear_svm.report import stale_svm_curves, svm_tables, write_svm_curves
 from benchmarks.outside.report import PAGE, is_stale, write_page
 from benchmarks.rare_events.report import headline_table, rare_tables, stale_rare_picture, write_rare_picture
@@ -27,8 +28,8 @@ ACCURACIES = (IMAGES, TEXTS)
 
 
 def accuracies() -> str:
-    """All accuracies in one table."""
-    return "\n\n".join(part for part in (summary_table(ACCURACIES), gpu_note()) if part)
+    """All accuracies in one table, and what is known of GPUs."""
+    return f"{summary_table(ACCURACIES)}\n\n{gpu_line()}"
 
 
 TABLES = {
@@ -42,6 +43,7 @@ TABLES = {
     "linear_svm": svm_tables,
     "overhead": overhead_table,
     "scale": scale_table,
+    "gpu": gpu_tables,
 }
 
 

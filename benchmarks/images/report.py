@@ -9,22 +9,11 @@ MODEL_TITLES = {
     "small": "small residual network",
     "resnet18": "ResNet-18",
 }
-GPU_COMMAND = (
-    "python -m benchmarks.images --dataset fashion-mnist --instances 0 --image-size 32 --model resnet18 --augment "
-    "--device cuda --precision bf16-mixed --channels-last --epochs 30 --workers 8"
-)
 
 
 def image_tables() -> str:
     """One table for each setting."""
     return "\n\n".join(accuracy_table(IMAGES, group) for group in IMAGES.groups())
-
-
-def gpu_note() -> str:
-    """Says that no row is of a GPU, and how to get some; nothing where there are such rows."""
-    if any(group[0]["device"] == "cuda" for group in IMAGES.groups()):
-        return ""
-    return f"ResNet-18 on a GPU was not run yet. The command: `{GPU_COMMAND}`."
 
 
 def _title(row: Row) -> str:

@@ -1,0 +1,1 @@
+"""What there is to know on a GPU, by one command."""

@@ -1,0 +1,176 @@
+"""Tables of what was measured on a GPU, from the rows of ``gpu.jsonl``; a line that says how, where there are none."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from typing import Any
+
+from benchmarks.common.accuracy_report import differences, grouped, mean_of, measured_on, rates_of, with_error
+from benchmarks.common.jobs import FULL
+from benchmarks.common.rows import rows_of
+from benchmarks.gpu.places import TABLE
+
+Row = dict[str, Any]
+COMMAND = "python -m benchmarks.gpu --minutes 11 --out DIR"
+NONE = f"No GPU was at hand yet. On a machine with one, `{COMMAND}` measures all of it."
+# What filtering may add: to a step of ResNet-18 with B = 512, and to any other.
+LARGEST_RATIO, LARGEST_MS = 1.02, 0.3
+
+
+def gpu_rows(part: str, rows: list[Row] | None = None) -> list[Row]:
+    """The rows of a part, measured on a GPU.
+
+    Args:
+        part: Its name.
+        rows: All; None: those of the results.
+    """
+    rows = rows_of(TABLE) if rows is None else rows
+    return [row for row in rows if row["part"] == part and row["device"] == "cuda" and not row["is_quick"]]
+
+
+def gpu_line() -> str:
+    """One line for the README."""
+    cost = cost_of(gpu_rows("cost"))
+    large = [each for each in cost if each["batch_size"] == 512 and each["case"].startswith("ResNet")]
+    if not large:
+        return f"{NONE} The tests of what has to hold there run on the CPU meanwhile."
+    ratio = max(each["ratio"] for each in large)
+    others = max(each["added_ms"] for each in cost)
+    where = "; ".join(sorted({row["hardware"] for row in gpu_rows("cost")}))
+    return (
+        f"On {where}, filtering adds at most {ratio - 1:.1%} to a step of ResNet-18 with batches of 512, and at most "
+        f"{others:.2f} ms to any that was measured; [tables](benchmarks/results/README.md#on-a-gpu)."
+    )
+
+
+def gpu_tables() -> str:
+    """All parts that there are rows of."""
+    made = (table_of_tests(), cost_table(), accuracy_table(), translation_table())
+    return "\n\n".join(table for table in made if table) or NONE
+
+
+def table_of_tests(rows: list[Row] | None = None) -> str:
+    """How the tests came out, the last time that each ran."""
+    found = list({row["case"]: row for row in gpu_rows("tests", rows)}.values())
+    if not found:
+        return ""
+    counts = Counter(row["outcome"] for row in found)
+    total = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+    failed = [f"- failed: `{row['case']}`" for row in found if row["outcome"] == "failed"]
+    return "\n".join([f"**Tests of `tests/gpu`**: {total}.", *failed, "", measured_on(found)])
+
+
+def cost_of(rows: list[Row]) -> list[Row]:
+    """Medians over the rounds of each case and method, against plain runs of the same round."""
+    found = []
+    for group in grouped(rows, ("case", "batch_size", "is_compiled")):
+        steps = [row for row in group if row.get("step_ms") is not None]
+        work = {row["method"]: row for row in group if row.get("device_ms")}
+        plain = {(row["round"], row["date"]): row for row in steps if row["method"] == "plain"}
+        for method in dict.fromkeys(row["method"] for row in steps):
+            pairs = [
+                (row, plain[row["round"], row["date"]])
+                for row in steps
+                if row["method"] == method and (row["round"], row["date"]) in plain
+            ]
+            if pairs:
+                found.append(_cost(pairs, work.get(method)))
+    return found
+
+
+def _cost(pairs: list[tuple[Row, Row]], work: Row | None) -> Row:
+    first = pairs[0][0]
+    step_ms = statistics.median(row["step_ms"] for row, _ in pairs)
+    return {
+        **{name: first[name] for name in ("case", "batch_size", "is_compiled", "method", "keep_rate")},
+        "step_ms": step_ms,
+        "added_ms": statistics.median(row["step_ms"] - plain["step_ms"] for row, plain in pairs),
+        "ratio": statistics.median(row["step_ms"] / plain["step_ms"] for row, plain in pairs),
+        "idle": None if work is None else max(0.0, 1 - work["device_ms"] / step_ms),
+        "added_bytes": statistics.median((row["peak_bytes"] or 0) - (plain["peak_bytes"] or 0) for row, plain in pairs),
+        "rounds": len(pairs),
+    }
+
+
+def cost_table(rows: list[Row] | None = None) -> str:
+    """Milliseconds of a step and what filtering adds, with the goal."""
+    found = gpu_rows("cost", rows)
+    cost = cost_of(found)
+    if not cost:
+        return ""
+    lines = [
+        "| step | method | ms | added, ms | ratio | device idle | added MiB | goal |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for each in cost:
+        compiled = ", compiled" if each["is_compiled"] else ""
+        is_plain = each["method"] == "plain"
+        idle = "-" if each["idle"] is None else f"{each['idle']:.0%}"
+        added = "- | -" if is_plain else f"{each['added_ms']:+.3f} | {each['ratio']:.3f}"
+        memory = "-" if is_plain else f"{each['added_bytes'] / 2**20:+.1f}"
+        name = f"{each['case']}, B={each['batch_size']}{compiled}"
+        reached = "-" if is_plain else _goal(each)
+        lines.append(f"| {name} | {each['method']} | {each['step_ms']:.3f} | {added} | {idle} | {memory} | {reached} |")
+    rounds = min(each["rounds"] for each in cost)
+    goal = (
+        f"The goal: at most {LARGEST_RATIO - 1:.0%} of a step of ResNet-18 with B=512, at most {LARGEST_MS} ms else. "
+        f"Medians of {rounds} rounds or more in turns with plain runs."
+    )
+    return "\n".join([*lines, "", f"{measured_on(found)} {goal}"])
+
+
+def _goal(each: Row) -> str:
+    if each["case"].startswith("ResNet") and each["batch_size"] == 512:
+        return "reached" if each["ratio"] <= LARGEST_RATIO else "missed"
+    return "reached" if each["added_ms"] <= LARGEST_MS else "missed"
+
+
+def accuracy_table(rows: list[Row] | None = None) -> str:
+    """Accuracy and seconds of each method and budget; one table for each number of training images."""
+    final = [row for row in gpu_rows("accuracy", rows) if row["case"] == "run" and row["phase"] == "final"]
+    tables = [_accuracy(group) for group in grouped(final, ("instances", "epochs", "batch_size"))]
+    return "\n\n".join(tables)
+
+
+def _accuracy(group: list[Row]) -> str:
+    full = {row["seed"]: row for row in group if row["method"] == FULL}
+    row = group[0]
+    lines = [
+        f"**Fashion-MNIST at {row['image_size']}x{row['image_size']}, {row['train_instances']:,} images, ResNet-18, "
+        f"{row['precision']}, batch {row['batch_size']}, {row['epochs']} epochs, flips and shifts**",
+        "",
+        "| method | optimizer steps | test accuracy, % | against the full run | seconds | share | seeds | rate |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for runs in grouped(sorted(group, key=lambda row: -row["budget"]), ("method", "budget")):
+        first, is_full = runs[0], runs[0]["method"] == FULL
+        name = "full run" if is_full else f"{first['method']}, budget {first['budget']:g}"
+        pairs = [100 * each for each in differences(runs, full, "accuracy")]
+        against = with_error(pairs, "+") if pairs and not is_full else "-"
+        shares = [one["seconds"] / full[one["seed"]]["seconds"] for one in runs if one["seed"] in full]
+        share = f"{statistics.mean(shares):.2f}" if shares and not is_full else "-"
+        accuracy = with_error([100 * one["accuracy"] for one in runs])
+        cells = [name, f"{first['updates']:,}", accuracy, against, f"{mean_of(runs, 'seconds'):.1f}", share]
+        lines.append(f"| {' | '.join(cells)} | {len(runs)} | {rates_of(runs)} |")
+    return "\n".join([*lines, "", measured_on(group)])
+
+
+def translation_table(rows: list[Row] | None = None) -> str:
+    """BLEU and seconds of the runs."""
+    found = [row for row in gpu_rows("translation", rows) if row["case"] == "run"]
+    if not found:
+        return ""
+    row = found[0]
+    lines = [
+        f"**English to German, {row['train_instances']:,} pairs, Transformer of {row['parameters'] / 1e6:.0f} million "
+        f"parameters, {row['max_tokens']:,} tokens a batch**",
+        "",
+        "| method | epochs | optimizer steps | BLEU, greedy | BLEU, beam 5 | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        name = "full run" if row["method"] == FULL else f"{row['method']}, budget {row['budget']:g}"
+        quality = f"{row['greedy_bleu']:.1f} | {row['beam_bleu']:.1f}"
+        lines.append(f"| {name} | {row['epochs']} | {row['updates']:,} | {quality} | {row['seconds']:.1f} |")
+    return "\n".join([*lines, "", f"{measured_on(found)} One seed."])
