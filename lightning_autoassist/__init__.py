@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
     from lightning_autoassist.filtering.sampling.token_batches import TokenBatchSampler
     from lightning_autoassist.gauss_newton.two_layer import TwoLayerGaussNewton
+    from lightning_autoassist.kfac.callback import KFACCallback
     from lightning_autoassist.local_learning.callback import LocalLearningCallback
 
 
@@ -59,6 +60,7 @@ __all__ = [
     "InstanceLossCapture",
     "InstanceLosses",
     "Instances",
+    "KFACCallback",
     "LocalLearningCallback",
     "LogisticAssistant",
     "MLPAssistant",
@@ -121,6 +123,7 @@ _PLACES = {
     "filtering.sampling.index_batches": ("ShrinkingBatchSampler",),
     "filtering.sampling.token_batches": ("TokenBatchSampler",),
     "gauss_newton.two_layer": ("TwoLayerGaussNewton",),
+    "kfac.callback": ("KFACCallback",),
     "local_learning.callback": ("LocalLearningCallback",),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}

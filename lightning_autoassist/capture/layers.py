@@ -21,18 +21,17 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
-from lightning_autoassist.capture.captured_loss import WeightedLoss, contributions
-from lightning_autoassist.capture.captured_step import CapturedStep
 from lightning_autoassist.capture.instance_layout import order_before_flattening
 from lightning_autoassist.capture.interceptor import TrainingStep
 from lightning_autoassist.capture.loss_capture import InstanceLossCapture
-from lightning_autoassist.capture.loss_weights import weights_in_force
+from lightning_autoassist.capture.loss_scale import LossSampler, ScaledStep
 from lightning_autoassist.trainer_support.batch_parts import tensors_in
 
 
@@ -52,6 +51,7 @@ class LayerCall(NamedTuple):
         num_terms: How many terms the step's loss consists of: B, or the tokens or pixels that count. A tensor of one
             number where that depends on values.
         rows_per_instance: k = R / B; None where it is not known whose the rows are.
+        number: How many calls of this layer came before in the step's backward.
     """
 
     name: str
@@ -62,6 +62,7 @@ class LayerCall(NamedTuple):
     batch_size: int
     num_terms: int | Tensor
     rows_per_instance: int | None
+    number: int
 
 
 class LayerCapture:
@@ -73,11 +74,15 @@ class LayerCapture:
         loss_factor: What backward multiplies the returned loss with, asked during backward: 1 / accumulated batches,
             and the loss scale. Not asked where the step itself runs backward and its losses are known.
         row_order: As in :class:`InstanceLossCapture`, for layers with several rows an instance.
+        sampler: Gets a loss function and the arguments of its call, returns an input of it and the gradient there that
+            is to be used instead of the true one, or None where it has none. Costs a backward pass that accumulates
+            nothing. Where any loss of the step has none, the true gradients are given.
 
     Attributes:
         is_on: Whether steps are watched; where it is False a step costs nothing.
         unknown_scale: Why the loss's reduction is not known in the latest step, where a mean over B is assumed; None
             where it is known.
+        unsampled: The losses that the ``sampler`` had no gradient for in the latest step; None: it had.
 
     Example:
         >>> net, calls = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)), []
@@ -98,14 +103,17 @@ class LayerCapture:
         *,
         loss_factor: Callable[[], float | Tensor] = lambda: 1.0,
         row_order: str = "auto",
+        sampler: LossSampler | None = None,
     ) -> None:
         self.is_on = True
         self.unknown_scale: str | None = None
+        self.unsampled: str | None = None
+        self._sampler = sampler
         self._on_call = on_call
         self._loss_factor = loss_factor
         self._row_order = row_order
         self._losses = InstanceLossCapture(score="loss", row_order=row_order)
-        self._step: _ScaledStep | None = None
+        self._step: ScaledStep | None = None
         self._held: dict[str, dict[object, _HeldCall]] = {}
         self._names_by_parameter: dict[Tensor, list[str]] = {}
         see = self._see
@@ -122,11 +130,11 @@ class LayerCapture:
         batch_size = batch_size_of(step.batch) if self.is_on else 0
         if not batch_size:
             return step.run()
-        watched = self._step = _ScaledStep(self._losses, step.batch, batch_size)
+        watched = self._step = ScaledStep(self._losses, step.batch, batch_size, self._sampler)
         with watched:
             output = step.run()
         watched.find(output)
-        self.unknown_scale = watched.why_unknown
+        self.unknown_scale, self.unsampled = watched.why_unknown, watched.unsampled
         return output
 
     def stop(self) -> None:
@@ -187,100 +195,50 @@ def batch_size_of(batch: Any) -> int:
     return next((len(tensor) for tensor in tensors_in(batch) if tensor.ndim), 0)
 
 
-class LossScale(NamedTuple):
-    """How the elements of a step's losses enter the returned loss.
-
-    Attributes:
-        unit: The returned loss's gradient at the loss of one element: 1 / B for a mean over B.
-        num_terms: See :class:`LayerCall`.
-    """
-
-    unit: float | Tensor
-    num_terms: int | Tensor
-
-
-class _ScaledStep(CapturedStep):
-    """A step under watch for the scale of its loss alone.
-
-    Attributes:
-        scale: What was found, or the assumption of a mean over B.
-        weights: Of the instances, which somebody else lets enter the backward pass, shape ``(B,)``; None: all 1.
-        why_unknown: Why the scale is an assumption; None where it is known.
-        is_factored: Whether the loss that was looked at already holds what :class:`LayerCapture` asks the
-            ``loss_factor`` for.
-    """
-
-    def __init__(self, losses: InstanceLossCapture, batch: Any, batch_size: int) -> None:
-        super().__init__(losses, batch, batch_size, None, None)
-        self.batch_size = batch_size
-        self.scale = LossScale(1 / batch_size, batch_size)
-        self.weights: Tensor | None = None
-        self.why_unknown: str | None = "the step returned no loss"
-        self.is_factored = False
-        self._given_weights = weights_in_force()
-
-    def find(self, output: Any) -> None:
-        """Learn the scale from what the step returned, unless the step has run backward itself."""
-        if not self._backwards:
-            self._find(output.get("loss") if isinstance(output, Mapping) else output)
-        self._release()
-
-    def _note_backward(self, root: Tensor) -> None:
-        self._backwards.append([])
-        self._find(root)
-        self.is_factored = self.why_unknown is None
-
-    def _find(self, root: Any) -> None:
-        if not (isinstance(root, Tensor) and root.requires_grad):
-            return
-        try:
-            parts = self._parts(root)
-            if parts:
-                self.scale = _scale_of(parts)
-        except Exception as error:  # the user's step must go on
-            parts, self.why_unknown = [], f"{type(error).__name__}: {error}"
-        else:
-            self.why_unknown = None if parts else "none of torch's losses was found behind it"
-        # Weights enter at losses that are known. Where none is, there are none.
-        self.weights = self._given_weights if parts else None
-
-    def _parts(self, root: Tensor) -> list[WeightedLoss]:
-        found = self._capture._attribution.parts(root, self._named, self._reduced, self._batch_size)[0]
-        return found or contributions(root, self._scripted(root))
-
-
 class _HeldCall:
     """A call whose gradient is known or still to come."""
 
     gradient: Tensor
+    sampled: Tensor | None = None
 
-    def __init__(self, step: _ScaledStep, layer: nn.Module, inputs: Tensor, output: Tensor, row_order: str) -> None:
+    def __init__(self, step: ScaledStep, layer: nn.Module, inputs: Tensor, output: Tensor, row_order: str) -> None:
         self._step = step
         self._layer = layer
         self._inputs = inputs.detach()
+        if step.sampler is not None:
+            self.edge = get_gradient_edge(output)
+            step.calls.append(self)
         self._is_single = output.ndim == _num_axes(layer, output) - 1  # without an axis of instances
         self._order, self._rows_per_instance = _order(layer, inputs, output, step.batch_size, row_order)
 
     def completed(self, name: str, loss_factor: Callable[[], float | Tensor]) -> LayerCall:
         step = self._step
-        unit = step.scale.unit if step.is_factored else step.scale.unit * loss_factor()
-        inputs, gradients = self._arranged(self._inputs), self._arranged(self.gradient)
-        gradients = gradients.to(torch.promote_types(gradients.dtype, torch.float32)) / unit
         weights = None
         if step.weights is not None and self._rows_per_instance is not None:
-            weights = step.weights.to(gradients.dtype).repeat_interleave(self._rows_per_instance)
-            divisors = torch.where(weights == 0, 1.0, weights)
-            gradients = gradients / divisors.reshape(-1, *[1] * (gradients.ndim - 1))
+            weights = step.weights.to(_wide(self.gradient)).repeat_interleave(self._rows_per_instance)
         return LayerCall(
             name,
             self._layer,
-            inputs,
-            gradients,
+            self._arranged(self._inputs),
+            self._own_gradients(weights, loss_factor),
             weights,
             step.batch_size,
             step.scale.num_terms,
             self._rows_per_instance,
+            next(step.numbers[name]),
         )
+
+    def _own_gradients(self, weights: Tensor | None, loss_factor: Callable[[], float | Tensor]) -> Tensor:
+        step = self._step
+        if step.is_sampled:
+            sampled = torch.zeros_like(self.gradient) if self.sampled is None else self.sampled
+            return self._arranged(sampled).to(_wide(sampled))
+        unit = step.scale.unit if step.is_factored else step.scale.unit * loss_factor()
+        gradients = self._arranged(self.gradient)
+        gradients = gradients.to(_wide(gradients)) / unit
+        if weights is None:
+            return gradients
+        return gradients / torch.where(weights == 0, 1.0, weights).reshape(-1, *[1] * (gradients.ndim - 1))
 
     def _arranged(self, rows: Tensor) -> Tensor:
         if self._is_single:
@@ -291,6 +249,10 @@ class _HeldCall:
             rows = rows.reshape(-1, self._step.batch_size, *rows.shape[1:])
             return rows.transpose(0, 1).flatten(0, 1)
         return rows
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
 
 
 def _num_axes(layer: nn.Module, output: Tensor) -> int:
@@ -315,30 +277,6 @@ def _order(layer: nn.Module, inputs: Tensor, output: Tensor, batch_size: int, ro
     if batch_size == 1:
         order = "batch_major"
     return order or "", None if order is None else num_rows // batch_size
-
-
-def _scale_of(parts: Sequence[WeightedLoss]) -> LossScale:
-    """The scale of the part that counts most."""
-    scales = [_scale_of_part(part) for part in parts]
-    if len(scales) == 1:
-        return scales[0]
-    units = torch.stack([torch.as_tensor(scale.unit) for scale in scales])
-    counts = torch.stack([torch.as_tensor(scale.num_terms, device=units.device) for scale in scales])
-    largest = (units * counts).argmax()
-    return LossScale(units[largest], counts[largest])
-
-
-def _scale_of_part(part: WeightedLoss) -> LossScale:
-    found, coefficient = part.found, part.coefficient
-    losses, _, mask = found.elements
-    num_elements = losses.numel() if mask is None else mask.sum().clamp(min=1)
-    num_terms = num_elements if found.tokens else found.layout.num_rows
-    if coefficient is not None and coefficient.ndim:  # reduced by the user: his factors on rows are relative
-        rows = coefficient.detach().abs().float()
-        return LossScale(rows.sum() / (rows != 0).sum().clamp(min=1), num_terms)
-    share = losses.new_ones(()) if coefficient is None else coefficient.detach().abs().to(losses.dtype)
-    divisors = {"sum": 1, "batchmean": found.layout.num_rows}
-    return LossScale(share / divisors.get(found.reduction, num_elements), num_terms)
 
 
 def _needs_gradient(output: Any) -> bool:

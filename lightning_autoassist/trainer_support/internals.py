@@ -213,3 +213,18 @@ def note_outputs_for_reduction(model: Any, output: Tensor) -> None:
     """Let DDP look for unused parameters behind another output than the one its forward pass gave."""
     if getattr(model, "find_unused_parameters", False) and getattr(model, "require_backward_grad_sync", False):
         model.reducer.prepare_for_backward([output])
+
+
+# ---- mixed precision
+
+
+def loss_scale(trainer: Any) -> Tensor | None:
+    """What the Trainer's GradScaler multiplies losses with now, on the device; None where there is no scale."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return cast("Tensor | None", getattr(scaler, "_scale", None))
+
+
+def steps_with_scaled_gradients(trainer: Any, optimizer: Any) -> bool:
+    """Whether an optimizer gets gradients that are still multiplied by the loss scale, as fused ones do."""
+    has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
+    return has_scaler and bool(getattr(optimizer, "_step_supports_amp_scaling", False))

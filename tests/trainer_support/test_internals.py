@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 
 import pytest
@@ -152,6 +153,24 @@ def test_which_steps_are_logged(flavour):
     """Without ``_logger_connector.should_update_logs`` W&B gets axes in rows of their own."""
     answers, _ = fitted(flavour, lambda trainer, _: internals.is_logging_step(trainer), log_every_n_steps=2)
     assert answers == [False, True, False], "_logger_connector.should_update_logs has changed"
+
+
+@pytest.mark.parametrize("scale", [None, 8.0])
+def test_the_loss_scale_and_optimizers_that_undo_it_themselves(flavour, scale):
+    """Without them K-FAC takes scaled gradients for the instances' own."""
+    plugin = importlib.import_module(f"{flavour.__name__}.plugins.precision").MixedPrecision
+    scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+    options = {} if scaler is None else {"plugins": plugin("16-mixed", "cpu", scaler)}
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    optimizers = [torch.optim.SGD(parameters, 0.1, fused=fused) for fused in (True, False)]
+
+    def ask(trainer, _):
+        found = internals.loss_scale(trainer)
+        is_scaled = [internals.steps_with_scaled_gradients(trainer, optimizer) for optimizer in optimizers]
+        return None if found is None else float(found), is_scaled
+
+    answers, _ = fitted(flavour, ask, **options)
+    assert answers == [(scale, [scale is not None, False])] * NUM_BATCHES
 
 
 def test_values_in_the_progress_bar(flavour):
