@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lightning_autoassist.filtering.policies.uniform import UniformPolicy
     from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
     from lightning_autoassist.filtering.sampling.token_batches import TokenBatchSampler
+    from lightning_autoassist.gauss_newton.callback import GaussNewtonCallback
     from lightning_autoassist.gauss_newton.two_layer import TwoLayerGaussNewton
     from lightning_autoassist.kfac.callback import KFACCallback
     from lightning_autoassist.local_learning.callback import LocalLearningCallback
@@ -55,6 +56,7 @@ __all__ = [
     "AutoAssistPolicy",
     "ClassQuotaPolicy",
     "Diagnosis",
+    "GaussNewtonCallback",
     "HybridAssistant",
     "InfoBatchPolicy",
     "InstanceLossCapture",
@@ -122,6 +124,7 @@ _PLACES = {
     "filtering.policies.uniform": ("UniformPolicy",),
     "filtering.sampling.index_batches": ("ShrinkingBatchSampler",),
     "filtering.sampling.token_batches": ("TokenBatchSampler",),
+    "gauss_newton.callback": ("GaussNewtonCallback",),
     "gauss_newton.two_layer": ("TwoLayerGaussNewton",),
     "kfac.callback": ("KFACCallback",),
     "local_learning.callback": ("LocalLearningCallback",),

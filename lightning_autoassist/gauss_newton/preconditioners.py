@@ -78,7 +78,7 @@ def nystrom(jacobian: Jacobian, damping: Tensor, rank: int, generator: Generator
     Returns:
         Multiplies ``(n, C)`` by the inverse.
     """
-    chosen = torch.randperm(jacobian.num_rows, generator=generator)[:rank].to(damping.device)
+    chosen = torch.randperm(jacobian.num_rows, generator=generator)[:rank].to(damping.device, non_blocking=True)
     columns = jacobian.gram_columns(chosen)
     core = columns[chosen]
     # Rounding must not make the core indefinite.

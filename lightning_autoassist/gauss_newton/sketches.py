@@ -105,7 +105,7 @@ def _mixed(factor: Tensor, size: int, generator: Generator) -> Tensor:
     width = factor.shape[-1]
     order = 1 << (width - 1).bit_length()
     padded = torch.nn.functional.pad(factor * _signs(width, generator, factor), (0, order - width))
-    sample = _spread(order, size, generator).to(factor.device)
+    sample = _spread(order, size, generator).to(factor.device, non_blocking=True)
     return hadamard_transform(padded).index_select(-1, sample)
 
 
@@ -119,7 +119,7 @@ def _count_sketch(layer: LayerRows, size: int, generator: Generator) -> Tensor:
 def _counted(factor: Tensor, size: int, generator: Generator) -> Tensor:
     """Entries of each row, with random signs, added up in s random buckets."""
     width = factor.shape[-1]
-    buckets = _spread(size, width, generator).to(factor.device)
+    buckets = _spread(size, width, generator).to(factor.device, non_blocking=True)
     signed = factor * _signs(width, generator, factor)
     return factor.new_zeros(*factor.shape[:-1], size).index_add_(-1, buckets, signed)
 
@@ -135,4 +135,4 @@ def _spread(num_places: int, count: int, generator: Generator) -> Tensor:
 
 
 def _signs(width: int, generator: Generator, like: Tensor) -> Tensor:
-    return torch.randint(2, (width,), generator=generator).mul_(2).sub_(1).to(like)
+    return torch.randint(2, (width,), generator=generator).mul_(2).sub_(1).to(like, non_blocking=True)

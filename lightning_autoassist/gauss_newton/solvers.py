@@ -20,6 +20,7 @@ from lightning_autoassist.gauss_newton.sketches import SKETCHES
 SolverName = Literal["dense", "gram", "cg", "sketch", "nystrom"]
 SketchName = Literal["tensor_srht", "tensor_sketch"]
 SOLVER_NAMES: tuple[SolverName, ...] = get_args(SolverName)
+SKETCH_NAMES: tuple[SketchName, ...] = get_args(SketchName)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,14 @@ import torch
 from torch import Tensor
 
 from lightning_autoassist.gauss_newton.jacobian import Jacobian, LayerRows
-from lightning_autoassist.gauss_newton.sketches import SKETCHES
-from lightning_autoassist.gauss_newton.solvers import SOLVER_NAMES, SketchName, SolverName, SolverOptions, solve
+from lightning_autoassist.gauss_newton.solvers import (
+    SKETCH_NAMES,
+    SOLVER_NAMES,
+    SketchName,
+    SolverName,
+    SolverOptions,
+    solve,
+)
 from lightning_autoassist.trainer_support.arguments import check_choice, check_number, check_whole
 
 if TYPE_CHECKING:
@@ -165,7 +171,7 @@ class TwoLayerGaussNewton(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         if self.damping != "lm":
             check_number("damping", self.damping, "[0, inf)", 'try 1e-2, or "lm"')
         check_choice("solver", self.solver, SOLVER_NAMES)
-        check_choice("sketch", self.sketch, SKETCHES)
+        check_choice("sketch", self.sketch, SKETCH_NAMES)
         check_number("sketch_ratio", self.sketch_ratio, "[1, inf)", "4 is the default")
         check_whole("rank", self.rank, "[1, inf)", "256 is the default")
 
