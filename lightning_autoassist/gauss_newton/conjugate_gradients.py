@@ -1,4 +1,8 @@
-"""Conjugate gradients with a preconditioner."""
+"""Conjugate gradients with a preconditioner.
+
+On the CPU they stop at the tolerance. On other devices they always make ``max_iter`` iterations, of which those after the
+tolerance change nothing: to ask how far they came would wait for the device.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +32,7 @@ def conjugate_gradients(
 ) -> Iterate:
     """Solve M x = b for a symmetric, positive definite M.
 
-    Source: Hestenes & Stiefel, 1952; with a preconditioner, Saad, Iterative Methods for Sparse Linear Systems, 2003,
-    algorithm 9.1.
-
-    On the CPU it stops at the tolerance. On other devices it always makes ``max_iter`` iterations, of which those after
-    the tolerance change nothing: to ask how far it came would wait for the device.
+    Source: Hestenes & Stiefel, 1952; Saad, Iterative Methods for Sparse Linear Systems, 2003, algorithm 9.1.
 
     Args:
         product: Gets x, returns M x.
@@ -48,11 +48,11 @@ def conjugate_gradients(
         tensor([1., 1.])
     """
     solution, residual = torch.zeros_like(right), right
-    preconditioned = right if precondition is None else precondition(right)
+    apply = precondition or torch.clone
+    preconditioned = apply(right)
     direction, inner = preconditioned, (residual * preconditioned).sum()
     bound = tol * torch.linalg.vector_norm(right)
-    is_done = torch.linalg.vector_norm(residual) <= bound
-    num_iterations = 0
+    is_done, num_iterations = torch.linalg.vector_norm(residual) <= bound, 0
     while num_iterations < max_iter and not (right.device.type == "cpu" and bool(is_done)):
         num_iterations += 1
         image = product(direction)
@@ -63,7 +63,7 @@ def conjugate_gradients(
         length = torch.where(is_done, 0.0, inner / curvature)
         solution = solution + length * direction
         residual = residual - length * image
-        preconditioned = residual if precondition is None else precondition(residual)
+        preconditioned = apply(residual)
         previous, inner = inner, (residual * preconditioned).sum()
         direction = preconditioned + torch.where(is_done, 0.0, inner / previous) * direction
         is_done = is_done | (torch.linalg.vector_norm(residual) <= bound)
