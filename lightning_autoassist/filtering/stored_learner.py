@@ -146,24 +146,31 @@ class StoredLearner:
         known = knows(rows, self.assistant.required_columns)
         if known.all():
             return self._chances(self.store, rows, self._predicted(self.store, rows)).numpy()
-        scores = self._scores_of_some(self.store, rows, known)
+        scores, judged = self._scores_of_some(self.store, rows, known.numpy())
         # Policies compare scores with each other, so that they get none of instances that have none.
-        judged = known | ~scores.isnan()
+        if judged.all():
+            return self._chances(self.store, rows, torch.from_numpy(scores)).numpy()
         if judged.any():
-            everything[judged.numpy()] = self._chances(self.store, rows[judged], scores[judged]).numpy()
+            places = np.flatnonzero(judged)
+            chosen = torch.from_numpy(rows.numpy()[places])
+            everything[places] = self._chances(self.store, chosen, torch.from_numpy(scores[places])).numpy()
         return everything
 
     def _predicted(self, store: InstanceStore, rows: Tensor) -> Tensor:
         return self.assistant.predict(store.rows(rows, self.assistant.required_columns, "assistant"))
 
-    def _scores_of_some(self, store: InstanceStore, rows: Tensor, known: Tensor) -> Tensor:
-        """Scores of instances of which some have not been seen; NaN where the policy knows nothing of them either."""
-        scores = torch.full((len(rows),), torch.nan)
-        if known.any():
-            scores[known] = self._predicted(store, rows[known])
+    def _scores_of_some(
+        self, store: InstanceStore, rows: Tensor, known: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Scores of instances of which some have not been seen, and of which there is one; each of shape ``(n,)``."""
+        scores, judged = np.full(len(rows), np.nan, np.float32), known.copy()
+        seen, unseen = (np.flatnonzero(which) for which in (known, ~known))
+        if len(seen):
+            scores[seen] = self._predicted(store, torch.from_numpy(rows.numpy()[seen])).numpy()
         if self.policy.scores_unseen and store.labels is not None:
-            scores[~known] = self.policy.unseen_scores(self._of_policy(store, rows[~known]))
-        return scores
+            of_class = self.policy.unseen_scores(self._of_policy(store, torch.from_numpy(rows.numpy()[unseen]))).numpy()
+            scores[unseen], judged[unseen] = of_class, ~np.isnan(of_class)
+        return scores, judged
 
     def _of_policy(self, store: InstanceStore, rows: Tensor) -> Instances:
         return store.rows(rows, columns_read(self.policy), "policy")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -38,18 +39,19 @@ class ClassMeanSquares:
         self._sums = np.zeros(0)  # (C,); grows as classes turn up
         self._weights = np.zeros(0)
         self._counts = np.zeros(0, np.int64)  # all that were ever seen
+        self._table: npt.NDArray[np.float32] | None = None  # means, between those of no class and of one never seen
 
     def of(self, classes: Tensor) -> Tensor:
         """The mean squares of classes, shape ``(n,)``, float32; NaN where the model has seen too little of one."""
-        places = classes.numpy() % MAX_CLASSES
-        known = (classes.numpy() >= 0) & (places < len(self._counts))
-        places = np.where(known, places, 0)
-        if not known.any():
-            return torch.full((len(places),), torch.nan)
-        known &= self._counts[places] >= FEWEST_OF_CLASS
-        with np.errstate(divide="ignore", invalid="ignore"):
-            means = np.where(known, self._sums[places] / self._weights[places], np.nan)
-        return torch.from_numpy(means.astype(np.float32))
+        if self._table is None:
+            self._table = self._tabulated()
+        return torch.from_numpy(self._table.take(classes.numpy() + 1, mode="clip"))
+
+    def _tabulated(self) -> npt.NDArray[np.float32]:
+        means = np.full(len(self._counts) + 2, np.nan, np.float32)
+        known = np.flatnonzero(self._counts >= FEWEST_OF_CLASS)
+        means[known + 1] = self._sums[known] / self._weights[known]
+        return means
 
     def update(self, classes: Tensor, scores: Tensor, probs: Tensor) -> None:
         """Take note of a batch: of those with a class, which is not negative.
@@ -59,20 +61,22 @@ class ClassMeanSquares:
             scores: Shape ``(B,)``.
             probs: What the instances were kept with, shape ``(B,)``.
         """
-        has_class = classes.numpy() >= 0
-        places = classes.numpy()[has_class] % MAX_CLASSES
-        if not len(places):
-            return
-        weights = 1 / probs.numpy()[has_class].astype(np.float64)
-        squares = scores.numpy()[has_class].astype(np.float64) ** 2
-        num_classes = max(len(self._counts), int(places.max()) + 1)
-        for name, values in (("_sums", weights * squares), ("_weights", weights)):
-            new = np.bincount(places, values, num_classes)
-            new[: len(self._counts)] += self.decay * getattr(self, name)
-            setattr(self, name, new)
-        counts = np.bincount(places, minlength=num_classes)
-        counts[: len(self._counts)] += self._counts
-        self._counts = counts
+        places, weights = classes.numpy(), 1 / probs.numpy().astype(np.float64)
+        weighted = weights * np.square(scores.numpy(), dtype=np.float64)
+        has_class = (places >= 0) & (places < MAX_CLASSES)
+        if not has_class.all():
+            places, weights, weighted = places[has_class], weights[has_class], weighted[has_class]
+        if len(places):
+            self._table = None
+            self._sums = self._added(self._sums * self.decay, np.bincount(places, weighted))
+            self._weights = self._added(self._weights * self.decay, np.bincount(places, weights))
+            self._counts = self._added(self._counts, np.bincount(places))
+
+    @staticmethod
+    def _added(totals: npt.NDArray[Any], new: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        longer, shorter = (totals, new) if len(totals) >= len(new) else (new, totals)
+        longer[: len(shorter)] += shorter
+        return longer
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics, as tensors."""

@@ -112,9 +112,14 @@ class PrioritizedPolicy(ProportionalPolicy):
 
     def judge(self, scores: Tensor, instances: Instances) -> Tensor:
         if self.class_mix and instances.labels is not None:
-            squares, own = self.classes.of(instances.labels), scores.clamp(min=0).square()
-            scores = torch.where(squares.isnan(), scores, own.lerp(squares, self.class_mix).sqrt())
+            scores = self._mixed(scores, self.classes.of(instances.labels))
         return self.keep_probability(scores)
+
+    def _mixed(self, scores: Tensor, squares: Tensor) -> Tensor:
+        own, of_class = np.maximum(scores.numpy(), 0), squares.numpy()
+        mixed = np.sqrt((1 - self.class_mix) * own * own + self.class_mix * of_class)
+        unknown = np.isnan(of_class)
+        return torch.from_numpy(np.where(unknown, own, mixed) if unknown.any() else mixed)
 
     def priorities(self, above: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return above if self.exponent == 1 else above**self.exponent

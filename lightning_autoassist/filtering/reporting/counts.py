@@ -16,6 +16,7 @@ from lightning_autoassist.trainer_support.arrays import IndexArray
 
 MAX_COUNTED = 1_000_000
 _BYTE_MAX = 255
+_ONE = np.int32(1)  # of the counts' type: numpy then adds forty times as fast
 
 
 class InstanceCounts:
@@ -60,8 +61,8 @@ class InstanceCounts:
             counted = candidates % self.stride == 0
             candidates, probs, kept = candidates[counted] // self.stride, probs[counted], kept[counted]
         # Not kept[candidates] += 1, which would count a candidate once that a sampler with replacement drew twice.
-        np.add.at(self.kept, candidates[kept], 1)
-        np.add.at(self.dropped, candidates[~kept], 1)
+        np.add.at(self.kept, candidates[kept], _ONE)
+        np.add.at(self.dropped, candidates[~kept], _ONE)
         self.probs[candidates] = probs
 
     def start_epoch(self) -> None:
