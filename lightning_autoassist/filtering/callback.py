@@ -25,6 +25,7 @@ from lightning_autoassist.filtering.fit_checks import (
     check_is_alone,
     check_takes_batches,
     data_module_of,
+    warn_of_stale_weights,
     warn_of_unread_settings,
 )
 from lightning_autoassist.filtering.learner import Learner
@@ -139,7 +140,6 @@ class AutoAssistCallback(CallbackBase):
         self.exchange_every = check_whole("exchange_every", exchange_every, "[1, inf)", "16 is the default")
         self.update = check_choice("update", update, UPDATES)
         self._in_force = ResolvedOptions(chosen_reweighting(reweighting, self.policy), self.lag or 0)
-        # What a policy without scores does not use.
         self._given = {"assistant": not self._suits_data, "score": not is_auto(score), "features": features is not None}
         self._build_parts()
 
@@ -149,6 +149,7 @@ class AutoAssistCallback(CallbackBase):
             self.reweighting != "none" and not self.policy.keeps_everything
         )
         self.report = FilterReport()
+        self.report.has_gradient_norms = self.score == "gradient_norm"
         self._log = RunLog(self)
         self._ranks = Ranks()
         self._jobs = InlineExecutor()
@@ -227,6 +228,7 @@ class AutoAssistCallback(CallbackBase):
         assert self._data is not None
         check_takes_batches(pl_module)
         warn_of_unread_settings(self.policy, self._given)
+        warn_of_stale_weights(self.policy, self.assistant, self.reweighting)
         self._length_checks.begin(trainer)
         if self._watches_losses:
             self._steps.begin(trainer.strategy, pl_module, self._data)
@@ -306,14 +308,14 @@ class AutoAssistCallback(CallbackBase):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._disconnect()
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, Any]:
         """Totals of the run so far: optimizer steps, instances, rates, and what the plug-in cost.
 
         Returns:
-            ``optimizer_steps``, ``instances_seen``, ``seconds`` (of training, without validation), ``saved_ratio``
-            (of an unfiltered run's optimizer steps), ``candidates_seen``, ``keep_rate``, ``mean_keep_prob``,
-            ``nonfinite_instances``, ``overhead_ms`` (milliseconds a step), and with an Assistant ``assistant_loss``
-            (nats) and ``assistant_auroc`` of the last epoch.
+            ``optimizer_steps``, ``instances_seen``, ``seconds`` (of training), ``saved_ratio`` (of an unfiltered run's
+            optimizer steps), ``candidates_seen``, ``keep_rate``, ``mean_keep_prob``, ``nonfinite_instances``,
+            ``overhead_ms`` (a step), and with an Assistant ``assistant_loss`` (nats) and ``assistant_auroc`` of the
+            last epoch, and ``advice``: whether filtering is worth it here.
         """
         self._learner.wait_all()
         return self.report.summary(None if self._data is None else self._data.candidate_stream)

@@ -9,12 +9,16 @@ from typing import Any
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_autoassist.filtering.assistants.base import Assistant
 from lightning_autoassist.filtering.checks.schedules import ScheduleCheck
 from lightning_autoassist.filtering.data.data_module import HOW_TO_USE, AutoAssistDataModule
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.metrics import warn_about_limits
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream
 from lightning_autoassist.trainer_support.internals import data_of_fit
+
+# Below the first, with weights of an exponent above the second, scores that are old do harm.
+LOW_RATE, FULL_CORRECTION = 0.3, 0.75
 
 
 def check_is_alone(callback_type: type, callbacks: Sequence[object]) -> None:
@@ -69,6 +73,28 @@ def warn_of_unread_settings(policy: Policy, given: dict[str, bool]) -> None:
     if unread and not policy.needs_scores:
         rank_zero_warn(
             f"{type(policy).__name__} needs no scores, so that {', '.join(unread)} are not used: leave them out"
+        )
+
+
+def warn_of_stale_weights(policy: Policy, assistant: Assistant, reweighting: str) -> None:
+    """Warn of a low keep rate with full weights 1/p where p comes from scores of long ago.
+
+    In trials such runs ended below a shortened schedule: the weights of what was wrongly thought easy are large.
+
+    Args:
+        policy: Of the run.
+        assistant: Of the run.
+        reweighting: In force.
+    """
+    rate = policy.expected_keep_rate
+    if not policy.needs_scores or rate is None or rate >= LOW_RATE or policy.steadies_scores:
+        return
+    is_stale = "scores" in assistant.required_columns
+    if is_stale and reweighting != "none" and policy.current_correction() > FULL_CORRECTION:
+        rank_zero_warn(
+            f"{type(policy).__name__} keeps {rate:.0%} of the candidates, judged by scores that are passes old, and "
+            "weighs them by 1/p: such runs ended below a shorter schedule. Write PrioritizedPolicy(keep_rate="
+            f"{rate:g}), which corrects by half and mixes in the score of the class, or keep more"
         )
 
 

@@ -323,6 +323,12 @@ class Learner:
         """The same for a stream's batch."""
         scores = observed.scores.where(observed.losses.isfinite(), torch.nan)
         self.report.count_nonfinite(int((~scores.isfinite()).sum()))
+        self._count_rows(observed, scores)
         outcome = self.rows.learn(observed.features, integers, observed.labels, scores, observed.probs)
         if outcome is not None:
             self.report.count_outcome(outcome)
+
+    def _count_rows(self, observed: PendingUpdate, scores: Tensor) -> None:
+        finite = scores.isfinite()
+        probs = torch.ones(len(scores)) if observed.probs is None else observed.probs
+        self.report.count_scores(scores[finite], probs[finite])

@@ -232,6 +232,7 @@ class StoredLearner:
         of_assistant = store.rows(indices, self.assistant.required_columns, "assistant")._replace(probs=probs)
         of_policy = self._of_policy(store, indices)._replace(probs=probs)
         store.put_scores(indices, scores)
+        self._report.count_scores(scores, probs)
         self._report.count_outcome(learn(self.assistant, self.policy, (of_assistant, of_policy), scores))
 
     def _put_features(self, store: InstanceStore, indices: Tensor, features: Tensor) -> None:

@@ -76,6 +76,16 @@ class Policy:
             num_candidates: N, of this process.
         """
 
+    @property
+    def expected_keep_rate(self) -> float | None:
+        """The mean of p that it aims at; None where it aims at none."""
+        return None
+
+    @property
+    def steadies_scores(self) -> bool:
+        """Whether what it makes of scores depends little on how old they are."""
+        return False
+
     def note_progress(self, progress: float, pass_index: int) -> None:
         """Training has come so far; called before candidates are judged, and before a batch is learnt from."""
         self.progress, self.pass_index = progress, pass_index

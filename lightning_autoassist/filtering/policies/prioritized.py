@@ -21,6 +21,8 @@ from lightning_autoassist.trainer_support.arguments import check_choice, check_n
 FirstPass = Literal["class_prior", "keep"]
 # What keep_rate="auto" may come to.
 LEAST_RATE, MOST_RATE = 0.1, 0.5
+# With so much of the class's score in it, an instance's own may be old.
+STEADYING_MIX = 0.05
 # The share of a pass that is kept before instances are judged by their class alone.
 WARM_UP = 0.1
 
@@ -94,6 +96,14 @@ class PrioritizedPolicy(ProportionalPolicy):
         self.classes = ClassMeanSquares(check_number("class_decay", class_decay, "[0, 1)", "try 0.99"))
         self._num_learnt = 0
         self._warm_up = 0.0  # instances to learn from before any is judged by its class
+
+    @property
+    def expected_keep_rate(self) -> float | None:
+        return LEAST_RATE if self.keep_rate == "auto" else value_at(self.keep_rate, self.progress)
+
+    @property
+    def steadies_scores(self) -> bool:
+        return self.class_mix >= STEADYING_MIX
 
     def prepare(self, num_candidates: int) -> None:
         super().prepare(num_candidates)

@@ -50,6 +50,10 @@ class ProportionalPolicy(RelativePolicy):
         self.cap = float("inf")
         self.origin = 0.0  # what scores are counted from
 
+    @property
+    def expected_keep_rate(self) -> float | None:
+        return float(self.keep_rate)
+
     def compare(self, recent: Tensor) -> None:
         if self.cap_quantile < 1:
             self.cap = float(torch.quantile(recent, self.cap_quantile))

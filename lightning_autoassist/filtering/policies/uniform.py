@@ -6,12 +6,17 @@ import torch
 from torch import Tensor
 
 from lightning_autoassist.filtering.policies.base import Policy
+from lightning_autoassist.trainer_support.arguments import check_flag
 
 
 class UniformPolicy(Policy):
     """Keep every candidate: the same number of optimizer steps as a filtered run, nothing selected.
 
     The strong baseline that every filter has to beat.
+
+    Args:
+        observe: Whether scores are captured all the same, which costs what it costs in a filtered run: then
+            ``summary()["advice"]`` of a run at budget 1 tells beforehand whether filtering is worth it.
 
     Example:
         >>> UniformPolicy().keep_probability(torch.tensor([0.0, 1.0]))
@@ -20,6 +25,9 @@ class UniformPolicy(Policy):
 
     needs_scores = False
     keeps_everything = True
+
+    def __init__(self, observe: bool = False) -> None:
+        self.needs_scores = check_flag("observe", observe)
 
     def keep_probability(self, scores: Tensor) -> Tensor:
         return torch.ones_like(scores)

@@ -33,6 +33,14 @@ class WrapperPolicy(Policy):
             self.required_columns = tuple({*self.required_columns, "labels"})
         self.needs_scores = not self.keeps_everything  # labels come with the losses
 
+    @property
+    def expected_keep_rate(self) -> float | None:
+        return self.policy.expected_keep_rate
+
+    @property
+    def steadies_scores(self) -> bool:
+        return self.policy.steadies_scores
+
     def note_progress(self, progress: float, pass_index: int) -> None:
         super().note_progress(progress, pass_index)
         self.policy.note_progress(progress, pass_index)

@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from lightning_autoassist.filtering.assistants.base import UpdateResult
 from lightning_autoassist.filtering.checks.run_length import Limits
+from lightning_autoassist.filtering.reporting.advice import GradientSpread, advice
 from lightning_autoassist.filtering.reporting.metric_names import AXES, PREFIX
 from lightning_autoassist.filtering.reporting.shared_totals import SharedTotals
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream
@@ -95,6 +96,7 @@ class FilterReport:
         num_ranks: Processes that train, each on as many instances; what this one counts stands for all.
         limits: What ends the run; None before training.
         captured_share: Share of the loss's gradient that comes from losses whose instances are known; None: not known.
+        has_gradient_norms: Whether scores are norms of gradients, from which advice can be given.
         training: Runs while the model is trained, and stands during validation.
     """
 
@@ -107,6 +109,7 @@ class FilterReport:
         self.captured_share: float | None = None
         self.num_batches = 0
         self.overhead_seconds = 0.0
+        self.has_gradient_norms = False
         self.training = Stopwatch()
         self.last_epoch: dict[str, float] = {}
         self._shared = SharedTotals()
@@ -114,6 +117,7 @@ class FilterReport:
         self._loss_sum = 0.0
         self._ranked: list[tuple[Tensor, Tensor]] = []
         self._num_ranked = 0
+        self._spread = GradientSpread()
         self._epoch_start = self._totals(None)
         self._past: PastStream | None = None
 
@@ -154,11 +158,17 @@ class FilterReport:
         if len(self._ranked) > MAX_PARTS:
             self._ranked = [_joined(self._ranked)]
 
+    def count_scores(self, scores: Tensor, probs: Tensor) -> None:
+        """What a batch showed, and what its instances were kept with, each of shape ``(B,)``."""
+        if self.has_gradient_norms:
+            self._spread.add(scores, probs)
+
     def start_epoch(self, sampler: CandidateStream | None) -> None:
         """Count what follows as a new epoch."""
         self._epoch_start = self._totals(sampler)
         self._num_outcomes, self._loss_sum = 0, 0.0
         self._ranked, self._num_ranked = [], 0
+        self._spread = GradientSpread()
 
     def end_epoch(self, sampler: CandidateStream | None) -> dict[str, float]:
         """The epoch's metrics under ``autoassist/``; what is no rate is counted from the run's start."""
@@ -167,6 +177,7 @@ class FilterReport:
         metrics["saved_ratio"] = self.saved_ratio(sampler)
         metrics["candidates_seen"] = self._candidates_seen(sampler)
         metrics["nonfinite_instances"] = float(self.nonfinite_instances)
+        metrics.update(self._spread.figures())
         if self.captured_share is not None:
             metrics["captured_share"] = self.captured_share
         ranked = self.ranked()
@@ -200,12 +211,13 @@ class FilterReport:
             return 0.0
         return self.limits.saved_ratio(sampler)
 
-    def summary(self, sampler: CandidateStream | None) -> dict[str, float]:
+    def summary(self, sampler: CandidateStream | None) -> dict[str, Any]:
         """Totals of the run, and the last epoch's figures of the Assistant; of other processes if they trained last."""
         if self.is_of_other_process:
             return self._shared.read()
         zero = dict.fromkeys(self._totals(None), 0.0)
         stream = self._past if sampler is None else sampler
+        said = advice(self.last_epoch)
         assistant = {name: value for name, value in self.last_epoch.items() if name.startswith("assistant_")}
         return {
             **{name: float(getattr(self, name)) for name in AXES},
@@ -214,6 +226,7 @@ class FilterReport:
             "nonfinite_instances": float(self.nonfinite_instances),
             **self._rates(zero, self._totals(stream)),
             **assistant,
+            **({} if said is None else {"advice": said}),
         }
 
     def share(self, sampler: CandidateStream | None) -> None:

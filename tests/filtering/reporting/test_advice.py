@@ -1,0 +1,91 @@
+"""How unevenly the gradient is spread, what is said of it, and what is warned of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, ProportionalPolicy
+from lightning_autoassist.filtering.policies.prioritized import PrioritizedPolicy
+from lightning_autoassist.filtering.policies.uniform import UniformPolicy
+from lightning_autoassist.filtering.reporting.advice import GradientSpread, advice
+from tests.helpers.ordinary import Classifier, ClustersData, trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+
+
+def test_the_figures_are_those_of_the_population_whatever_is_kept_of_it():
+    rng = np.random.default_rng(0)
+    norms = np.exp(rng.normal(0, 1, 200_000))
+    probs = np.clip(norms / 4, 0.1, 1)
+    spread = GradientSpread()
+    for part in np.split(np.arange(len(norms)), 400):
+        kept = part[rng.random(len(part)) < probs[part]]
+        spread.add(torch.from_numpy(norms[kept]), torch.from_numpy(probs[kept]))
+    figures = spread.figures()
+    assert figures["concentration"] == pytest.approx(len(norms) * (norms**2).sum() / norms.sum() ** 2, rel=0.03)
+    ratio = (norms**2 / probs).mean() * probs.mean() / (norms**2).mean()
+    assert figures["variance_ratio"] == pytest.approx(ratio, rel=0.03)
+
+
+def test_where_everything_is_kept_the_ratio_is_what_proportional_would_have():
+    norms = torch.rand(5000, generator=torch.Generator().manual_seed(0)) ** 3
+    probs = ProportionalPolicy().keep_probability(norms)
+    spread = GradientSpread()
+    spread.add(norms, torch.ones(5000))
+    expected = (norms**2 / probs).mean() * probs.mean() / (norms**2).mean()
+    assert spread.figures()["variance_ratio"] == pytest.approx(float(expected), rel=1e-3)
+    assert GradientSpread().figures() == {}
+
+
+@pytest.mark.parametrize(
+    ("concentration", "said"), [(1.9, "expect little more"), (3.2, "pays where"), (23.5, "budgets down to 0.25")]
+)
+def test_the_advice_follows_the_concentration(concentration, said):
+    assert said in advice({"concentration": concentration})
+    assert advice({}) is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "budget"), [("proportional", 0.6), (UniformPolicy(observe=True), 1.0), ("prioritized", 0.6)]
+)
+def test_a_run_gives_advice_and_logs_what_it_comes_from(policy, budget):
+    callback = AutoAssistCallback(policy)
+    run = trainer(max_epochs=4, callbacks=[callback])
+    run.fit(Classifier(), datamodule=AutoAssistDataModule(ClustersData(300, 10), budget=budget))
+    logged = run.callback_metrics
+    assert logged["autoassist/concentration"] > 1
+    assert 0 < logged["autoassist/variance_ratio"] < 2
+    assert f"concentration is {float(logged['autoassist/concentration']):.1f}:" in callback.summary()["advice"]
+
+
+def test_a_run_that_observes_is_plain_training():
+    def parameters(*callbacks):
+        pl.seed_everything(0, verbose=False)
+        module, data = Classifier(), ClustersData(200, 10)
+        data = AutoAssistDataModule(data, budget=1.0) if callbacks else data
+        trainer(max_epochs=2, callbacks=list(callbacks)).fit(module, datamodule=data)
+        return torch.nn.utils.parameters_to_vector(module.parameters())
+
+    assert torch.equal(parameters(AutoAssistCallback(UniformPolicy(observe=True))), parameters())
+
+
+def fit(policy, **options):
+    callback = AutoAssistCallback(policy, **options)
+    trainer(max_epochs=1, callbacks=[callback]).fit(
+        Classifier(), datamodule=AutoAssistDataModule(ClustersData(200, 10), budget=1.0)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:this run trains on 200 instances")
+def test_full_weights_of_old_scores_at_a_low_keep_rate_are_warned_of():
+    with pytest.warns(UserWarning, match=r"ProportionalPolicy keeps 25% of the candidates.*PrioritizedPolicy\("):
+        fit(ProportionalPolicy(0.25, 0.05))
+    with pytest.warns(UserWarning, match="PrioritizedPolicy keeps 15% of the candidates"):
+        fit(PrioritizedPolicy(correction=1, class_mix=0))
+    fit(PrioritizedPolicy(correction=1))
+    fit(PrioritizedPolicy(class_mix=0))
+    fit(ProportionalPolicy(0.25, 0.05), reweighting="none")
+    fit(ProportionalPolicy(0.25, 0.05), assistant="logistic")
