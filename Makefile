@@ -29,7 +29,7 @@ lint: $(INSTALLED)
 
 # One thread a process: the models are tiny, and threads that wait for each other cost most on a busy machine.
 pytest: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile
 
 benchmarks: $(INSTALLED)
 	$(BIN)/python -m benchmarks.cost.overhead --quick
