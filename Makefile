@@ -5,20 +5,21 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help demo test lint pytest benchmarks notebooks outside package clean
+.PHONY: help demo test lint docs pytest benchmarks notebooks outside package clean
 
 help:
 	@echo "make demo       train a small ResNet three times on 8x8 digits: full, uniform, AutoAssist"
 	@echo "make test       lint, tests and doctests, quick benchmarks, notebooks"
 	@echo "make lint       style, types, floors (an import only goes down), spelling"
 	@echo "make outside    other people's modules and losses, in .venv-outside; rows and docs/compatibility.md"
+	@echo "make docs       the documentation's site in build/docs"
 	@echo "make package    wheel and sdist in dist/, each tried in a fresh environment"
 	@echo "make clean      remove what make has made, .venv included"
 
 demo: $(INSTALLED)
 	$(BIN)/autoassist demo
 
-test: lint pytest benchmarks notebooks
+test: lint docs pytest benchmarks notebooks
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
@@ -26,6 +27,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+# What the site cannot resolve is an error, names of our own in docstrings too.
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build --fail-on-warning --nitpicky --quiet docs build/docs
 
 # One thread a process: the models are tiny, and threads that wait for each other cost most on a busy machine.
 pytest: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and benchmarks/results/README.md, docs/compatibility.md, and curves, from the rows.
+"""Writes the tables of README.md, docs/results.md, benchmarks/results/README.md and docs/compatibility.md, and curves.
 
 python -m benchmarks.report            # rewrites them and the PNGs
 python -m benchmarks.report --check    # exits with 1 where they are not what the rows say
@@ -7,6 +7,7 @@ python -m benchmarks.report --check    # exits with 1 where they are not what th
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from benchmarks.text.report import TEXTS, text_tables
 from benchmarks.translation.report import stale_translation_curves, translation_tables, write_translation_curves
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", RESULTS / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", RESULTS / "README.md")
 ACCURACIES = (IMAGES, TEXTS)
 
 
@@ -32,8 +33,14 @@ def accuracies() -> str:
     return f"{summary_table(ACCURACIES)}\n\n{gpu_line()}"
 
 
+def short_accuracies() -> str:
+    """The accuracies of images at budget 0.6."""
+    return summary_table((IMAGES,), only_budget=0.6)
+
+
 TABLES = {
     "accuracies": accuracies,
+    "short_accuracies": short_accuracies,
     "rare_events_headline": headline_table,
     "rare_events": rare_tables,
     "images": image_tables,
@@ -47,11 +54,12 @@ TABLES = {
 }
 
 
-def rewritten(text: str) -> str:
-    """``text`` with every table between its markers made anew."""
+def rewritten(page: Path, text: str) -> str:
+    """The text of a page, every table between its markers made anew; links to pictures lead there from the page."""
+    pictures = os.path.relpath(RESULTS, page.parent)
     for name, table in TABLES.items():
         block = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
-        body = table()
+        body = table().replace("](benchmarks/results/", f"]({pictures}/")
         text = block.sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
     return text
 
@@ -66,7 +74,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only compare")
     check = parser.parse_args().check
     before = {page: page.read_text() for page in PAGES}
-    after = {page: rewritten(text) for page, text in before.items()}
+    after = {page: rewritten(page, text) for page, text in before.items()}
     if check:
         stale = [curve for benchmark in ACCURACIES for curve in stale_curves(benchmark)]
         stale += [*stale_svm_curves(), *stale_translation_curves(), *stale_rare_picture()]

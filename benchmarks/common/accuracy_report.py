@@ -82,8 +82,13 @@ def grouped(rows: Iterable[Row], names: tuple[str, ...]) -> list[list[Row]]:
     return list(groups.values())
 
 
-def summary_table(benchmarks: Sequence[Benchmark]) -> str:
-    """Points of accuracy against the full run: a line for each setting and budget, a column for each policy."""
+def summary_table(benchmarks: Sequence[Benchmark], only_budget: float | None = None) -> str:
+    """Points of accuracy against the full run: a line for each setting and budget, a column for each policy.
+
+    Args:
+        benchmarks: Whose rows are summarised.
+        only_budget: Shows this budget alone; None shows all of them.
+    """
     lines = [
         f"| | budget | full run, % | {' | '.join(SUMMARISED)} |",
         f"|---|---|---|{'---|' * len(SUMMARISED)}",
@@ -93,7 +98,8 @@ def summary_table(benchmarks: Sequence[Benchmark]) -> str:
             full = full_runs(group)
             accuracy = with_error([100 * row["accuracy"] for row in full.values()]) if full else "-"
             found = {(rows[0]["budget"], _policy(rows[0])): rows for rows in grouped(group, ("method", "budget"))}
-            for budget in sorted({budget for budget, policy in found if policy in SUMMARISED}, reverse=True):
+            budgets = {budget for budget, policy in found if policy in SUMMARISED and only_budget in (None, budget)}
+            for budget in sorted(budgets, reverse=True):
                 cells = [_against(found.get((budget, policy), []), full) for policy in SUMMARISED]
                 lines.append(f"| {benchmark.case(group[0])} | {budget:g} | {accuracy} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -73,7 +73,7 @@ class LayerCapture:
         on_call: Gets each call during backward, without gradients being recorded. Its errors are the caller's own.
         loss_factor: What backward multiplies the returned loss with, asked during backward: 1 / accumulated batches,
             and the loss scale. Not asked where the step itself runs backward and its losses are known.
-        row_order: As in :class:`InstanceLossCapture`, for layers with several rows an instance.
+        row_order: As in :class:`~lightning_autoassist.InstanceLossCapture`, for layers with several rows an instance.
         sampler: Gets a loss function and the arguments of its call, returns an input of it and the gradient there that
             is to be used instead of the true one, or None where it has none. Costs a backward pass that accumulates
             nothing. Where any loss of the step has none, the true gradients are given.
@@ -125,7 +125,7 @@ class LayerCapture:
         ]
 
     def observe(self, step: TrainingStep) -> Any:
-        """Run a training step and watch it, if :attr:`is_on`; its calls come during its backward."""
+        """Run a training step and watch it, if ``is_on``; its calls come during its backward."""
         self.stop()
         batch_size = batch_size_of(step.batch) if self.is_on else 0
         if not batch_size:

@@ -77,10 +77,10 @@ class AutoAssistCallback(CallbackBase):
     Source: Zhang, Yu & Dhillon, AutoAssist, NeurIPS 2019, arXiv:1905.03381.
 
     Args:
-        policy: What turns predicted scores into keep probabilities: a :class:`~lightning_autoassist.Policy`, or a name
-            in ``POLICIES`` for one with the defaults that suit the budget.
-        assistant: What predicts scores: a name in ``ASSISTANTS``, an :class:`~lightning_autoassist.Assistant`, or
-            ``"auto"``: the policy's own; on a stream ``"logistic"``, if the policy's own needs to remember instances.
+        policy: What turns predicted scores into keep probabilities: a
+            :class:`~lightning_autoassist.policies.Policy`, or a name in ``POLICIES`` for one with the defaults that suit the budget.
+        assistant: What predicts scores: a name in ``ASSISTANTS``, an
+            :class:`~lightning_autoassist.assistants.Assistant`, or ``"auto"``: the policy's own; on a stream ``"logistic"``, if the policy's own needs to remember instances.
         score: What the Assistant predicts: ``"gradient_norm"`` of the instance's loss at the loss's input,
             ``"loss"``, or ``"auto"``: what the policy's source uses.
         reweighting: What balances kept against dropped instances: ``"none"``, ``"inverse_probability"``,
@@ -185,7 +185,7 @@ class AutoAssistCallback(CallbackBase):
 
     @property
     def reweighting(self) -> ReweightingName:
-        """The reweighting in force: the given one or the policy's; ``"normalized"`` once no other suits the loss."""
+        """What is in force, the given one or the policy's own; ``"normalized"`` once no other suits the loss."""
         return self._in_force.reweighting
 
     # ---- connecting to the Trainer

@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""What the README and the documentation show works as it stands there."""
 
 import ast
 import functools
@@ -17,7 +17,11 @@ from lightning_autoassist.cli import main
 from tests.helpers import ordinary
 from tests.helpers.paths import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))}
+README = PAGES["README"]
+
+SIBLINGS = {"kfac", "gauss_newton", "local_learning"}
 
 
 class Numbers(torch.utils.data.IterableDataset):
@@ -47,37 +51,89 @@ def padded(texts):
 TEXTS = [(torch.ones(1 + number % 50, dtype=torch.long), number % 3) for number in range(300)]
 
 
-def blocks(language):
-    return [textwrap.dedent(block) for block in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)]
+def blocks(language, *pages):
+    """The code blocks of pages; of all of them where none is named."""
+    text = "\n".join(PAGES[page] for page in pages or PAGES)
+    return [textwrap.dedent(block) for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
 
 
-def test_python_blocks(monkeypatch):
-    """One after another, with the names that a user has from his own project."""
-    names = {
+def run_blocks(names, *pages):
+    """Run the Python blocks of pages one after another, with the names that a user has from his own project."""
+    for page in pages:
+        for block in blocks("python", page):
+            exec(compile(block, f"{page}.md", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """What a user has from his own project."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    monkeypatch.setattr(pl, "Trainer", functools.partial(pl.Trainer, **quiet))
+    return {
+        "AutoAssistCallback": AutoAssistCallback,
+        "AutoAssistDataModule": AutoAssistDataModule,
         "F": F,
         "torch": torch,
         "MyLightningModule": ordinary.Classifier,
         "MyDataModule": ordinary.ClustersData,
+        "dataset": ordinary.CountingDataset(200),
         "text_loader": torch.utils.data.DataLoader(TEXTS, batch_size=10, collate_fn=padded),
         "stream_loader": torch.utils.data.DataLoader(Numbers(), batch_size=10),
     }
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    monkeypatch.setattr(pl, "Trainer", functools.partial(pl.Trainer, **quiet))
-    found = blocks("python")
-    assert len(found) == 6
-    for block in found:
-        exec(compile(block, "README.md", "exec"), names)
-    assert names["trainer"].global_step == 12 * 6
+
+
+def test_every_page_with_code_is_tested():
+    tested = {"README", "get-started", "losses", "comparing-runs", "schedules", "text", "streams", "extending"}
+    assert {page for page in PAGES if blocks("python", page)} <= tested | {"without-a-trainer"} | SIBLINGS
+
+
+@pytest.mark.parametrize("page", ["README", "get-started"])
+def test_the_two_lines(names, page):
+    assert run_blocks(names, page)["trainer"].global_step == 12 * 6
+
+
+@pytest.mark.parametrize("page", sorted(SIBLINGS & PAGES.keys()))
+def test_siblings_blocks(names, page):
+    run_blocks(names, page)
+
+
+def test_blocks_of_text_and_streams(names):
+    run_blocks(names, "text", "streams")
     run = ordinary.trainer(max_epochs=1, callbacks=[AutoAssistCallback(policy="uniform")])
     with pytest.warns(UserWarning, match="all 300 instances of the data set are read once for their lengths"):
         run.fit(OfTexts(), datamodule=names["text"])
     assert run.num_training_batches == -(-6 * sum(len(text) for text, _ in TEXTS) // 40_960)
+
+
+def test_modules_that_the_pages_show_are_filtered(names):
+    run_blocks(names, "schedules", "losses", "comparing-runs")
     for name in ("Scheduled", "ReturnsItsLosses", "HasAMethodForThem"):
         callback = AutoAssistCallback()
         data = AutoAssistDataModule(ordinary.ClustersData(), budget=0.6)
         ordinary.trainer(max_epochs=4, callbacks=[callback]).fit(names[name](), datamodule=data)
         assert callback.summary()["keep_rate"] < 1
     assert names["callback"].decode(ordinary.CountingDataset(10)[4]) == "class 1"
+
+
+def test_a_policy_of_ones_own(names):
+    policy = run_blocks(names, "extending")["HardestHalf"]()
+    callback = AutoAssistCallback(policy)
+    data = AutoAssistDataModule(ordinary.ClustersData(), budget=0.6)
+    ordinary.trainer(max_epochs=4, callbacks=[callback]).fit(ordinary.Classifier(), datamodule=data)
+    assert callback.summary()["keep_rate"] < 1
+
+
+def test_loops_without_a_trainer(names, monkeypatch):
+    """They have few lines more than a loop without filtering, and drop what the model knows."""
+    ones = [torch.nn.Linear(ordinary.CountingDataset(1)[0][0].numel(), ordinary.NUM_CLASSES) for _ in range(2)]
+    monkeypatch.setattr(torch.nn, "Linear", lambda *sizes: ones.pop())
+    for block in blocks("python", "without-a-trainer"):
+        assert block.count("# +") <= 15
+        exec(compile(block, "without-a-trainer.md", "exec"), names)
+        sampler = names["sampler"]
+        assert 5 * 6 * 20 <= sampler.num_kept < sampler.num_considered
+        assert names["seen"].all()
 
 
 # What Lightning's use of jsonargparse, whose new versions deprecate some of it, has to say is not ours.
@@ -89,7 +145,7 @@ def test_yaml_block_switches_filtering_on(tmp_path, monkeypatch, names_the_modul
     from pytorch_lightning.cli import LightningCLI
 
     monkeypatch.setattr(sys, "argv", ["main.py"])
-    (block,) = blocks("yaml")
+    (block,) = blocks("yaml", "get-started")
     block = block.replace("my_project.MyLightningModule", "tests.helpers.ordinary.Classifier")
     block = block.replace("my_project.MyDataModule", "tests.helpers.ordinary.ClustersData")
     settings = yaml.safe_load(block)
@@ -127,15 +183,22 @@ def test_commands_are_understood(command, monkeypatch, tmp_path, capsys):
     assert "is not there" in capsys.readouterr().err
 
 
-def test_files_that_the_readme_names_are_there():
-    root = ROOT
-    for link in re.findall(r"\]\(((?!https?:|#)[^)]+)\)", README):
-        assert (root / link).exists(), link
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_are_there(page):
+    folder = ROOT if page == "README" else DOCS
+    for link in re.findall(r"\]\(((?!https?:|#)[^)#]+)", PAGES[page]):
+        # The site has the notebooks beside its pages.
+        path = ROOT / link if link.startswith("notebooks/") else folder / link
+        assert path.exists(), link
+
+
+def test_the_readme_is_read_in_three_minutes():
+    assert len(README.splitlines()) <= 150
 
 
 def test_every_promise_is_kept_by_a_test_that_exists():
     root = ROOT
-    (section,) = re.findall(r"## What is guaranteed\n(.*?)\n## ", README, re.DOTALL)
+    section = PAGES["guarantees"].split("## Caveats")[0]
     promises = [line for line in section.splitlines() if line.startswith("| ")][1:]
     assert len(promises) > 15
     for promise in promises:
@@ -156,7 +219,7 @@ def test_citation_file_cites_what_the_readme_cites():
     assert {"message", "title", "authors"} <= citation.keys()
     paper = citation["preferred-citation"]
     assert paper["title"] in README
-    (entry,) = blocks("bibtex")
+    (entry,) = blocks("bibtex", "README")
     authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
     assert authors in entry
     assert f"{{{paper['year']}}}" in entry
