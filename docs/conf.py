@@ -36,6 +36,7 @@ nitpicky = True
 # are not in the reference.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|pytorch_lightning|lightning|collections|typing|os|pathlib|contextlib|concurrent)\..*"),
+    (r"py:class", r"(Lengths|PadValues|Tokens|TrainData|FloatArray|IntArray|BoolArray)"),
     (
         r"py:class",
         r"(Tensor|nn\.Module|Module|Trainer|LightningModule|optional|callable)",

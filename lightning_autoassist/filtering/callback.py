@@ -78,9 +78,11 @@ class AutoAssistCallback(CallbackBase):
 
     Args:
         policy: What turns predicted scores into keep probabilities: a
-            :class:`~lightning_autoassist.policies.Policy`, or a name in ``POLICIES`` for one with the defaults that suit the budget.
+            :class:`~lightning_autoassist.policies.Policy`, or a name in ``POLICIES`` for one with the defaults that
+            suit the budget.
         assistant: What predicts scores: a name in ``ASSISTANTS``, an
-            :class:`~lightning_autoassist.assistants.Assistant`, or ``"auto"``: the policy's own; on a stream ``"logistic"``, if the policy's own needs to remember instances.
+            :class:`~lightning_autoassist.assistants.Assistant`, or ``"auto"``: the policy's own; on a stream
+            ``"logistic"``, if the policy's own needs to remember instances.
         score: What the Assistant predicts: ``"gradient_norm"`` of the instance's loss at the loss's input,
             ``"loss"``, or ``"auto"``: what the policy's source uses.
         reweighting: What balances kept against dropped instances: ``"none"``, ``"inverse_probability"``,

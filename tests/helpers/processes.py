@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tests.helpers.paths import ROOT
 
 # Lightning chooses a free port and binds it a moment later; another process may have taken it in between.
-PORT_TAKEN = ("EADDRINUSE", "ddress already in use")
+PORT_TAKEN = ("EADDRINUSE", "Address already in use", "address already in use")
 
 
 class Ended(NamedTuple):
