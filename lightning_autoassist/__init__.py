@@ -1,6 +1,8 @@
 """Instance filtering for PyTorch Lightning: train on the instances that still teach the model something.
 
-Public names are imported when they are first used, so that a command that needs no torch starts at once.
+Concrete policies and Assistants are in ``lightning_autoassist.policies`` and ``lightning_autoassist.assistants``.
+
+Names are imported when they are first used, so that a command that needs no torch starts at once.
 """
 
 from __future__ import annotations
@@ -14,120 +16,74 @@ from lightning_autoassist._version import __version__ as __version__
 if TYPE_CHECKING:
     from typing import Any
 
-    from lightning_autoassist.capture.loss_capture import InstanceLossCapture
-    from lightning_autoassist.capture.observation import InstanceLosses
-    from lightning_autoassist.filtering.assistants.base import Assistant, UpdateResult
-    from lightning_autoassist.filtering.assistants.hybrid import HybridAssistant
-    from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
-    from lightning_autoassist.filtering.assistants.memory import MemoryAssistant
-    from lightning_autoassist.filtering.assistants.mlp import MLPAssistant
-    from lightning_autoassist.filtering.assistants.registry import ASSISTANTS
-    from lightning_autoassist.filtering.assistants.text import TextAssistant
+    from lightning_autoassist.assistants import *  # noqa: F403
+    from lightning_autoassist.capture.loss_capture import InstanceLossCapture as InstanceLossCapture
+    from lightning_autoassist.capture.observation import InstanceLosses as InstanceLosses
+    from lightning_autoassist.filtering.assistants.base import Assistant
     from lightning_autoassist.filtering.callback import AutoAssistCallback
     from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
-    from lightning_autoassist.filtering.diagnosis import Diagnosis, diagnose
-    from lightning_autoassist.filtering.memory.instances import Instances
-    from lightning_autoassist.filtering.names import AssistantName, PolicyName, ReweightingName, ScoreName, UpdateName
-    from lightning_autoassist.filtering.policies.autoassist import AutoAssistPolicy
+    from lightning_autoassist.filtering.diagnosis import Diagnosis as Diagnosis
+    from lightning_autoassist.filtering.diagnosis import diagnose
+    from lightning_autoassist.filtering.names import *  # noqa: F403
     from lightning_autoassist.filtering.policies.base import Policy
-    from lightning_autoassist.filtering.policies.class_quota import ClassQuotaPolicy
-    from lightning_autoassist.filtering.policies.infobatch import InfoBatchPolicy
-    from lightning_autoassist.filtering.policies.prioritized import PrioritizedPolicy
-    from lightning_autoassist.filtering.policies.proportional import ProportionalPolicy
-    from lightning_autoassist.filtering.policies.random_drop import RandomPolicy
-    from lightning_autoassist.filtering.policies.registry import POLICIES
-    from lightning_autoassist.filtering.policies.selective_backprop import SelectiveBackpropPolicy
-    from lightning_autoassist.filtering.policies.uniform import UniformPolicy
-    from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
-    from lightning_autoassist.filtering.sampling.token_batches import TokenBatchSampler
+    from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler as ShrinkingBatchSampler
+    from lightning_autoassist.filtering.sampling.token_batches import TokenBatchSampler as TokenBatchSampler
     from lightning_autoassist.gauss_newton.callback import GaussNewtonCallback
     from lightning_autoassist.gauss_newton.two_layer import TwoLayerGaussNewton
     from lightning_autoassist.kfac.callback import KFACCallback
     from lightning_autoassist.local_learning.callback import LocalLearningCallback
+    from lightning_autoassist.policies import *  # noqa: F403
 
 
 __all__ = [
-    "ASSISTANTS",
-    "POLICIES",
     "Assistant",
-    "AssistantName",
     "AutoAssistCallback",
     "AutoAssistDataModule",
-    "AutoAssistPolicy",
-    "ClassQuotaPolicy",
-    "Diagnosis",
     "GaussNewtonCallback",
-    "HybridAssistant",
-    "InfoBatchPolicy",
-    "InstanceLossCapture",
-    "InstanceLosses",
-    "Instances",
     "KFACCallback",
     "LocalLearningCallback",
-    "LogisticAssistant",
-    "MLPAssistant",
-    "MemoryAssistant",
     "Policy",
-    "PolicyName",
-    "PrioritizedPolicy",
-    "ProportionalPolicy",
-    "RandomPolicy",
-    "ReweightingName",
-    "ScoreName",
-    "SelectiveBackpropPolicy",
-    "ShrinkingBatchSampler",
-    "TextAssistant",
-    "TokenBatchSampler",
     "TwoLayerGaussNewton",
-    "UniformPolicy",
-    "UpdateName",
-    "UpdateResult",
     "diagnose",
 ]
 
 _PLACES = {
-    "capture.loss_capture": ("InstanceLossCapture",),
-    "capture.observation": ("InstanceLosses",),
-    "filtering.assistants.base": (
-        "Assistant",
-        "UpdateResult",
-    ),
-    "filtering.assistants.hybrid": ("HybridAssistant",),
-    "filtering.assistants.logistic": ("LogisticAssistant",),
-    "filtering.assistants.memory": ("MemoryAssistant",),
-    "filtering.assistants.mlp": ("MLPAssistant",),
-    "filtering.assistants.registry": ("ASSISTANTS",),
-    "filtering.assistants.text": ("TextAssistant",),
+    "filtering.assistants.base": ("Assistant",),
     "filtering.callback": ("AutoAssistCallback",),
     "filtering.data.data_module": ("AutoAssistDataModule",),
-    "filtering.diagnosis": (
-        "Diagnosis",
-        "diagnose",
-    ),
-    "filtering.memory.instances": ("Instances",),
-    "filtering.names": (
-        "AssistantName",
-        "PolicyName",
-        "ScoreName",
-        "UpdateName",
-        "ReweightingName",
-    ),
-    "filtering.policies.autoassist": ("AutoAssistPolicy",),
+    "filtering.diagnosis": ("Diagnosis", "diagnose"),
     "filtering.policies.base": ("Policy",),
-    "filtering.policies.class_quota": ("ClassQuotaPolicy",),
-    "filtering.policies.infobatch": ("InfoBatchPolicy",),
-    "filtering.policies.prioritized": ("PrioritizedPolicy",),
-    "filtering.policies.proportional": ("ProportionalPolicy",),
-    "filtering.policies.random_drop": ("RandomPolicy",),
-    "filtering.policies.registry": ("POLICIES",),
-    "filtering.policies.selective_backprop": ("SelectiveBackpropPolicy",),
-    "filtering.policies.uniform": ("UniformPolicy",),
-    "filtering.sampling.index_batches": ("ShrinkingBatchSampler",),
-    "filtering.sampling.token_batches": ("TokenBatchSampler",),
     "gauss_newton.callback": ("GaussNewtonCallback",),
     "gauss_newton.two_layer": ("TwoLayerGaussNewton",),
     "kfac.callback": ("KFACCallback",),
     "local_learning.callback": ("LocalLearningCallback",),
+    # These belong to the modules below, and can be imported from here, too.
+    "assistants": (
+        "ASSISTANTS",
+        "HybridAssistant",
+        "Instances",
+        "LogisticAssistant",
+        "MLPAssistant",
+        "MemoryAssistant",
+        "TextAssistant",
+        "UpdateResult",
+    ),
+    "capture.loss_capture": ("InstanceLossCapture",),
+    "capture.observation": ("InstanceLosses",),
+    "filtering.names": ("AssistantName", "PolicyName", "ReweightingName", "ScoreName", "UpdateName"),
+    "filtering.sampling.index_batches": ("ShrinkingBatchSampler",),
+    "filtering.sampling.token_batches": ("TokenBatchSampler",),
+    "policies": (
+        "POLICIES",
+        "AutoAssistPolicy",
+        "ClassQuotaPolicy",
+        "InfoBatchPolicy",
+        "PrioritizedPolicy",
+        "ProportionalPolicy",
+        "RandomPolicy",
+        "SelectiveBackpropPolicy",
+        "UniformPolicy",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 

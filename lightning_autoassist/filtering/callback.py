@@ -74,6 +74,8 @@ class AutoAssistCallback(CallbackBase):
     first pass over the data keeps everything, as does anything that goes wrong later: then training goes on
     unfiltered, with one warning that says why.
 
+    The last four arguments, from ``lag`` on, are the system's: they decide when and where the method's work is done.
+
     Source: Zhang, Yu & Dhillon, AutoAssist, NeurIPS 2019, arXiv:1905.03381.
 
     Args:
@@ -91,9 +93,8 @@ class AutoAssistCallback(CallbackBase):
             token ids for one that reads tokens; None takes them from the batch (``BatchFeatures``, ``BatchTokens``).
         unfiltered_tail: Share of training at whose end every candidate is kept, in [0, 1); None: the policy's own.
         max_features: Most numbers that are remembered of an instance, or most tokens of each of its sequences.
-        feature_memory: Most bytes that the remembered features may take in memory and in each checkpoint; more of them
-            go to a file beside the checkpoints (named ``autoassist-features-...``), which a resumed run needs. Tokens
-            beyond it are not remembered, and their instances always kept, with a warning.
+        decode: Gets an instance as the data set gives it, returns text or a picture for the galleries that W&B and
+            TensorBoard get; None takes the largest picture in it.
         lag: Steps between a batch and the Assistant's learning from it; 0 learns at once. None: 0 on CPU, 4 on other
             devices, so that the device never waits. From 1 on each batch is also drawn one step before it is needed.
         update: Where the Assistant learns and batches are drawn: ``"sync"`` in the training loop, ``"async"`` in a
@@ -101,8 +102,9 @@ class AutoAssistCallback(CallbackBase):
             CPU ``"sync"``. Runs of one seed and one lag are equal either way. With ``precision="bf16-true"`` and the
             like all is done in the training loop.
         exchange_every: Steps between two exchanges of what several processes saw; each learns from all.
-        decode: Gets an instance as the data set gives it, returns text or a picture for the galleries that W&B and
-            TensorBoard get; None takes the largest picture in it.
+        feature_memory: Most bytes that the remembered features may take in memory and in each checkpoint; more of them
+            go to a file beside the checkpoints (named ``autoassist-features-...``), which a resumed run needs. Tokens
+            beyond it are not remembered, and their instances always kept, with a warning.
 
     Raises:
         ValueError: If a name is unknown or a number outside its range.
@@ -123,11 +125,11 @@ class AutoAssistCallback(CallbackBase):
         features: FeatureFunction | None = None,
         unfiltered_tail: float | None = None,
         max_features: int = MAX_FEATURES,
-        feature_memory: int = FEATURE_MEMORY,
+        decode: Decode | None = None,
         lag: int | None = None,
         update: UpdateName | Literal["auto"] = "auto",
         exchange_every: int = 16,
-        decode: Decode | None = None,
+        feature_memory: int = FEATURE_MEMORY,
     ) -> None:
         self.policy = made_policy(policy)
         self.assistant = made_assistant(assistant, self.policy)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+__all__ = ["AssistantName", "PolicyName", "ReweightingName", "ScoreName", "UpdateName"]
+
 PolicyName = Literal[
     "autoassist",
     "proportional",
