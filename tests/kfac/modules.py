@@ -36,7 +36,8 @@ class Net(pl.LightningModule):
     def __init__(self, net=mlp, lr=0.05, optimizer=None):
         super().__init__()
         torch.manual_seed(0)
-        self.net, self.lr, self.optimizer = net(), lr, optimizer
+        self.make, self.lr, self.optimizer = net, lr, optimizer
+        self.net = net()
         self.losses = []
 
     def loss(self, batch):
