@@ -1,7 +1,7 @@
 """Conjugate gradients with a preconditioner.
 
-On the CPU they stop at the tolerance. On other devices they always make ``max_iter`` iterations, of which those after the
-tolerance change nothing: to ask how far they came would wait for the device.
+On the CPU they stop at the tolerance. On other devices they always make ``max_iter`` iterations, of which those after
+the tolerance change nothing: to ask how far they came would wait for the device.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def conjugate_gradients(
         product: Gets x, returns M x.
         right: b, of any shape.
         precondition: Gets a residual, returns an approximate inverse of M times it; None: the residual itself.
-        tol: Norm of the residual at which to stop, relative to that of b.
+        tol: Norm of the residual at which it is done, relative to that of b.
         max_iter: Most iterations.
 
     Example:
@@ -49,17 +49,16 @@ def conjugate_gradients(
     """
     solution, residual = torch.zeros_like(right), right
     apply = precondition or torch.clone
-    preconditioned = apply(right)
-    direction, inner = preconditioned, (residual * preconditioned).sum()
+    direction = preconditioned = apply(right)
+    inner = (residual * preconditioned).sum()
     bound = tol * torch.linalg.vector_norm(right)
     is_done, num_iterations = torch.linalg.vector_norm(residual) <= bound, 0
     while num_iterations < max_iter and not (right.device.type == "cpu" and bool(is_done)):
         num_iterations += 1
         image = product(direction)
         curvature = (direction * image).sum()
-        # A direction that M sends to 0, as happens with a singular M and rounding, leads nowhere.
+        # A direction that a singular M sends to 0 leads nowhere. Once it is done, every further step has length 0.
         is_done = is_done | ~(curvature > 0)
-        # Once it is done, every further step has length 0.
         length = torch.where(is_done, 0.0, inner / curvature)
         solution = solution + length * direction
         residual = residual - length * image
