@@ -8,6 +8,7 @@ continues after an interruption, and a second process beside the first takes oth
 
     python -m benchmarks.rare_events                  # what the tables are of; about two hours on one core
     python -m benchmarks.rare_events --quick          # some seconds, data made up, checks itself, leaves no rows
+    python -m benchmarks.rare_events --plan cost      # CPU time of a step: some minutes
     python -m benchmarks.rare_events --plan whole     # all classes, budgets and methods, and the long runs: about a day
     python -m benchmarks.rare_events --dataset covtype-5 --budget 0.25 --policy full --policy uniform
 """
@@ -25,7 +26,7 @@ from benchmarks.common.jobs import FULL, TUNED_BUDGET, Plan, PlanChain, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check_quickly
 from benchmarks.rare_events.data import MADE, RARE_SETS, EventSplit, load_events
-from benchmarks.rare_events.plans import CORE, GRID, METHODS, SEEDS, TEMPLATE, plan_named
+from benchmarks.rare_events.plans import CORE, GRID, METHODS, SEEDS, TEMPLATE, CostPlan, plan_named
 from benchmarks.rare_events.runs import METRIC, RareJob, run_job
 from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
 from lightning_autoassist.filtering.policies.registry import POLICIES
@@ -33,7 +34,7 @@ from lightning_autoassist.filtering.policies.registry import POLICIES
 TABLE = "rare_events"
 
 
-def runner_of(plan: Plan | PlanChain, folder: Path, data_dir: Path) -> Runner:
+def runner_of(plan: Plan | PlanChain | CostPlan, folder: Path, data_dir: Path) -> Runner:
     """What runs a plan.
 
     Args:
@@ -70,14 +71,14 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="some seconds, on data made up; leaves no rows")
-    add("--plan", choices=("core", "whole"), default="core", help="what is run where no data set is named")
+    add("--plan", choices=("core", "cost", "whole"), default="core", help="what is run where no data set is named")
     add("--dataset", action="append", choices=RARE_SETS, help="again for more; then --budget, --policy and so on hold")
     add("--width", type=int, default=TEMPLATE.width, help="units of a hidden layer")
     add_arguments(parser, TEMPLATE, CORE, grid=GRID, seeds=len(SEEDS), data_dir=DEFAULT_DATA_DIR)
     return parser.parse_args()
 
 
-def plan_of(args: argparse.Namespace) -> Plan | PlanChain:
+def plan_of(args: argparse.Namespace) -> Plan | PlanChain | CostPlan:
     """What the command line asks for."""
     if not args.dataset:
         return plan_named(args.plan)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from benchmarks.common.jobs import BALANCED, FULL, UNDERSAMPLED, Plan, PlanChain
+from benchmarks.common.jobs import BALANCED, FULL, UNDERSAMPLED, Job, Plan, PlanChain, Row
 from benchmarks.rare_events.runs import METRIC, RareJob
 
 GRID = (0.2, 0.6, 1.8)
@@ -18,6 +19,8 @@ METHODS = (*CORE, *OTHERS)
 TEMPLATE = RareJob(batch_size=512)
 # So long that twice as long gains less than half a point; the second says whether that holds.
 LONG_EPOCHS = (48, 96)
+COSTED = (FULL, "uniform", BALANCED, PRIORITIZED)
+COST_WIDTHS = (128, 640)
 
 
 def plan_of(dataset: str, budget: float, methods: tuple[str, ...], num_seeds: int, epochs: int = 12) -> Plan:
@@ -53,6 +56,29 @@ def whole_plan() -> PlanChain:
     return PlanChain((*core_plan().parts, *parts))
 
 
-def plan_named(name: str) -> PlanChain:
-    """``"core"`` or ``"whole"``."""
-    return {"core": core_plan, "whole": whole_plan}[name]()
+@dataclass(frozen=True)
+class CostPlan:
+    """What a step costs, of a small network and of one with twenty times the work: as many steps of each method.
+
+    Args:
+        seeds: Repetitions.
+    """
+
+    seeds: tuple[int, ...] = (0, 1)
+    template = TEMPLATE
+    metric = METRIC
+    choices = ("width", "budget")
+
+    def jobs(self, rows: dict[Job, Row]) -> Iterator[Job]:
+        """All jobs in their order: methods in turns, so that what else the machine does falls on all."""
+        for seed in self.seeds:
+            for width in COST_WIDTHS:
+                for method in COSTED:
+                    budget, epochs = (1.0, 1) if method == FULL else (0.25, 4)
+                    job = replace(TEMPLATE, phase="cost", width=width, epochs=epochs, learning_rate=0.2)
+                    yield replace(job, method=method, budget=budget, seed=seed)
+
+
+def plan_named(name: str) -> PlanChain | CostPlan:
+    """``"core"``, ``"cost"`` or ``"whole"``."""
+    return {"core": core_plan, "cost": CostPlan, "whole": whole_plan}[name]()

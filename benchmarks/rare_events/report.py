@@ -43,7 +43,7 @@ NOT_MEASURED = "Not measured yet: `python -m benchmarks.rare_events`."
 
 def rare_tables() -> str:
     """One table for each setting."""
-    return "\n\n".join(_table(group) for group in _settings()) or NOT_MEASURED
+    return "\n\n".join([*(_table(group) for group in _settings()), *_cost_tables()]) or NOT_MEASURED
 
 
 def headline_table() -> str:
@@ -164,6 +164,24 @@ def _table(group: list[Row]) -> str:
             f"{group[0]['held_out_instances']:,} test rows, {group[0]['held_out_positives']:,} of them positives.",
         ]
     )
+
+
+def _cost_tables() -> list[str]:
+    """CPU time of a step, where it was measured."""
+    rows = [row for row in rows_of("rare_events", RESULTS) if row["phase"] == "cost"]
+    if not rows:
+        return []
+    lines = ["| units of a layer | method | CPU ms a step | of the full run's CPU seconds, at a quarter of its steps |"]
+    lines += ["|---|---|---|---|"]
+    for of_width in grouped(rows, ("width",)):
+        full = mean_of([row for row in of_width if row["method"] == FULL], "cpu_seconds")
+        for of_method in grouped(of_width, ("method",)):
+            method, updates = of_method[0]["method"], of_method[0]["updates"]
+            milliseconds = with_error([1000 * row["cpu_seconds"] / row["updates"] for row in of_method])
+            share = "1" if method == FULL else f"{SHOWN_BUDGET * mean_of(of_method, 'cpu_seconds') / full:.2f}"
+            lines.append(f"| {of_method[0]['width']} | {_plain_name(method)} | {milliseconds} | {share} |")
+    about = f"Steps of each run: about {updates:,}, {len(of_method)} runs of each. {measured_on(rows)}"
+    return ["\n".join(["**CPU time of a step**", "", *lines, "", about])]
 
 
 def _percent(rows: list[Row], name: str) -> list[float]:

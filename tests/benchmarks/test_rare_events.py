@@ -68,6 +68,13 @@ def test_every_method_of_a_plan_can_be_made(name):
         assert len({Method(method).spec for method in plan.methods}) == len(plan.methods)
 
 
+def test_costs_are_of_as_many_steps_of_each_method():
+    jobs = list(plans.plan_named("cost").jobs({}))
+    assert {job.method for job in jobs} == set(plans.COSTED)
+    assert {job.epochs * job.budget for job in jobs} == {1.0}
+    assert len(jobs) == len(set(jobs)) == 2 * 2 * 4
+
+
 def test_without_the_data_the_command_says_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setattr("sys.argv", ["benchmarks.rare_events", "--data-dir", str(tmp_path / "data")])
@@ -90,13 +97,16 @@ def test_tables_and_the_picture_are_those_of_the_rows(tmp_path, monkeypatch):
     assert report.stale_rare_picture() == ["rare_events.svg"]
     report.write_rare_picture()
     assert report.stale_rare_picture() == []
+    for method, epochs in (("full", 1), ("uniform", 4)):
+        write_row(tmp_path, method, 1 / epochs, 0.5, phase="cost", epochs=epochs, cpu_seconds=epochs)
+    assert "| 128 | uniform | 160.00 | 1.00 |" in report.rare_tables()
     drawn = (tmp_path / "rare_events.svg").read_bytes()
     report.write_rare_picture()
     assert (tmp_path / "rare_events.svg").read_bytes() == drawn
 
 
-def write_row(folder, method, budget, value):
-    job = RareJob(method=method, budget=budget, learning_rate=0.1)
+def write_row(folder, method, budget, value, phase="final", epochs=12, **figures):
+    job = RareJob(phase=phase, method=method, budget=budget, epochs=epochs, learning_rate=0.1)
     out = {
         "average_precision": value,
         "roc_auc": 0.99,
@@ -110,4 +120,4 @@ def write_row(folder, method, budget, value):
         "held_out_instances": 100,
         "held_out_positives": 2,
     }
-    rows.append_row("rare_events", {**asdict(job), **out}, folder)
+    rows.append_row("rare_events", {**asdict(job), **out, **figures}, folder)
