@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.command_line import add_arguments, be_quiet, planned
-from benchmarks.common.jobs import FULL, TUNED_BUDGET, Plan, Row
+from benchmarks.common.jobs import BALANCED, FULL, TUNED_BUDGET, Plan, PlanChain, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check_quickly
 from benchmarks.images.data import IMAGE_SETS, Images, load_images
@@ -32,7 +32,9 @@ from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
 from lightning_autoassist.filtering.policies.registry import POLICIES
 
 TABLE = "images"
-METHODS = (FULL, "uniform", "proportional", "infobatch", "autoassist")
+METHODS = (FULL, "uniform", "proportional", "prioritized", "infobatch", "autoassist")
+# Where classes are not equally frequent: what draws by class alone.
+CONTROLS_OF = {"long-tail": (BALANCED,)}
 GRID = (0.2, 0.4, 0.8, 1.6)
 # In the order of their worth, should time run out. At 0.4 label noise is not asked for.
 STAGES = (
@@ -41,11 +43,13 @@ STAGES = (
     ("fashion-mnist", 0.4),
     ("label-noise", 0.6),
     ("long-tail", 0.4),
+    ("fashion-mnist", 0.25),
+    ("long-tail", 0.25),
 )
 TEMPLATE = ImageJob()
 
 
-def runner_of(plan: Plan, folder: Path, data_dir: Path, **run_options: Any) -> Runner:
+def runner_of(plan: Plan | PlanChain, folder: Path, data_dir: Path, **run_options: Any) -> Runner:
     """What runs a plan.
 
     Args:
@@ -95,7 +99,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def plan_of(args: argparse.Namespace) -> Plan:
+def plan_of(args: argparse.Namespace) -> Plan | PlanChain:
     """What the command line asks for."""
     stages = STAGES
     if args.dataset or args.budget:
@@ -106,7 +110,13 @@ def plan_of(args: argparse.Namespace) -> Plan:
         # What is not among the required is run only where it was named.
         others = [stage for stage in wanted if stage not in STAGES and args.budget and args.dataset]
         stages = tuple(known + others) or tuple(wanted)
-    return planned(args, stages, METHODS, TEMPLATE, rates_from=args.rates_from)
+    if args.policy:
+        return planned(args, stages, METHODS, TEMPLATE, rates_from=args.rates_from)
+    parts = [
+        planned(args, (stage,), (*METHODS, *CONTROLS_OF.get(stage[0], ())), TEMPLATE, rates_from=args.rates_from)
+        for stage in stages
+    ]
+    return PlanChain(tuple(parts))
 
 
 def main() -> None:

@@ -68,3 +68,22 @@ def test_what_the_command_line_says_reaches_the_jobs(monkeypatch):
     assert plan.stages == (("digits", 0.25),)
     assert (plan.methods, plan.seeds, plan.grid, plan.rates_from) == (("uniform",), (0, 1), (0.1, 0.3), None)
     assert plan.template == replace(command.TEMPLATE, epochs=3, augment=True)
+
+
+def test_the_long_tail_has_a_sampler_by_class_beside_the_policies(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["images.py", "--epochs", "3"])
+    chain = command.plan_of(command.parse())
+    assert [part.stages[0] for part in chain.parts] == list(command.STAGES)
+    methods = {part.stages[0][0]: part.methods for part in chain.parts}
+    assert methods["fashion-mnist"] == methods["label-noise"] == command.METHODS
+    assert methods["long-tail"] == (*command.METHODS, "class_balanced_sampler")
+
+
+def test_the_sampler_by_class_trains_on_images(tmp_path):
+    train, held_out = image_data.load_images("digits", tmp_path, choosing=True)
+    job = replace(
+        command.TEMPLATE, dataset="digits", method="class_balanced_sampler", budget=0.6, epochs=4, batch_size=64
+    )
+    row = image_runs.run_job(job, train, held_out)
+    assert row["instances_loaded"] == row["updates"] * 64
+    assert row["accuracy"] > 0.5
