@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import lightning_autoassist
-from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
+from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, ShrinkingBatchSampler
+from lightning_autoassist.losses import functional
 from tests.helpers.ordinary import NUM_CLASSES, Classifier, CountingDataset, trainer
 
 PACKAGE = str(Path(lightning_autoassist.__file__).parent)
@@ -130,11 +132,22 @@ def assert_equal_modules(left: nn.Module, right: nn.Module) -> None:
         assert torch.equal(value, expected[name]), name
 
 
+# What waits for a device where the tensor lies on one.
+LOOKS = ("to", "item", "cpu", "tolist", "numpy", "nonzero", "equal", "__bool__", "__int__", "__float__", "__index__")
+
+
+def _is_drawing(frame: Any) -> bool:
+    """Whether a batch is being drawn, as happens in the training loop when a pass begins: of the CPU's tensors only."""
+    while frame is not None and frame.f_code is not ShrinkingBatchSampler.draws.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
 class NoWaiting(pl.Callback):
     """Lets nothing wait for the device while steps run, once the first of them have found out about the loss.
 
-    On CUDA torch raises where anything waits. Elsewhere blocking copies to a device are counted that this package's
-    code makes; on the CPU they wait for nothing.
+    On CUDA torch raises where anything waits. On the CPU, where nothing does, what would wait for another device is
+    counted: blocking copies to a device, and looking at values, by this package's code in the training loop.
 
     Args:
         device: A type.
@@ -148,20 +161,22 @@ class NoWaiting(pl.Callback):
         self.num_watched = 0
         self._is_watching = False
         if device != "cuda":
-            monkeypatch.setattr(Tensor, "to", self._counted(Tensor.to))
+            monkeypatch.setattr(functional, "answers_at_once", lambda values: False)  # as on a device
+            for name in LOOKS:
+                monkeypatch.setattr(Tensor, name, self._counted(name, getattr(Tensor, name)))
 
-    def _counted(self, function: Any) -> Any:
-        def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _counted(self, name: str, function: Any) -> Any:
+        def call(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
             caller = sys._getframe(1)
-            named = [*args, *kwargs.values()]
-            moves = any(isinstance(each, (torch.device, str)) for each in named)
-            is_ours = caller.f_code.co_filename.startswith(PACKAGE)
-            # arrays.on_device alone knows when a copy need not be waited for.
-            if self._is_watching and moves and is_ours and caller.f_code.co_name != "on_device":
-                self.waited[f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno}"] += 1
+            is_ours = self._is_watching and caller.f_code.co_filename.startswith(PACKAGE)
+            if is_ours and threading.current_thread() is threading.main_thread() and not _is_drawing(caller):
+                moves = any(isinstance(each, (torch.device, str)) for each in [*args, *kwargs.values()])
+                # arrays.on_device alone knows when a copy need not be waited for.
+                if name != "to" or (moves and caller.f_code.co_name != "on_device"):
+                    self.waited[f"{name} at {Path(caller.f_code.co_filename).name}:{caller.f_lineno}"] += 1
             return function(tensor, *args, **kwargs)
 
-        return to
+        return call
 
     def _watch(self, is_watching: bool) -> None:
         self._is_watching = is_watching
@@ -173,8 +188,9 @@ class NoWaiting(pl.Callback):
             self.num_watched += 1
             self._watch(True)
 
-    def on_train_epoch_end(self, *args: Any) -> None:
-        self._watch(False)  # when metrics are logged, waiting is allowed
+    def on_train_batch_end(self, run: Any, *args: Any) -> None:
+        if run.is_last_batch:  # when an epoch's metrics are logged, waiting is allowed
+            self._watch(False)
 
     def on_train_end(self, *args: Any) -> None:
         self._watch(False)
