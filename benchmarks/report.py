@@ -29,8 +29,8 @@ ACCURACIES = (IMAGES, TEXTS)
 
 
 def accuracies() -> str:
-    """All accuracies in one table, and what is known of GPUs."""
-    return f"{summary_table(ACCURACIES)}\n\n{gpu_line()}"
+    """All accuracies in one table."""
+    return summary_table(ACCURACIES)
 
 
 def short_accuracies() -> str:
@@ -51,6 +51,7 @@ TABLES = {
     "overhead": overhead_table,
     "scale": scale_table,
     "gpu": gpu_tables,
+    "gpu_line": gpu_line,
 }
 
 

@@ -40,7 +40,7 @@ def gpu_line() -> str:
     where = "; ".join(sorted({row["hardware"] for row in gpu_rows("cost")}))
     return (
         f"On {where}, filtering adds at most {ratio - 1:.1%} to a step of ResNet-18 with batches of 512, and at most "
-        f"{others:.2f} ms to any that was measured; [tables](benchmarks/results/README.md#on-a-gpu)."
+        f"{others:.2f} ms to any that was measured (docs/results.md has the tables)."
     )
 
 
