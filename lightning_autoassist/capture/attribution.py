@@ -55,7 +55,7 @@ class Share(NamedTuple):
 
 
 class Attribution:
-    """Finds the losses behind returned ones. One object a run: it remembers what was shown in the first steps."""
+    """Finds the instances' losses behind a returned loss. Each run has one, which remembers its first steps."""
 
     def __init__(self) -> None:
         self._shown = ShownReductions()
@@ -95,7 +95,7 @@ class Attribution:
         by_rows: Mapping[Node, CapturedLoss],
         batch_size: int,
     ) -> tuple[list[WeightedLoss], list[Reduction]]:
-        """See :meth:`parts`, where losses reach ``root`` through reductions."""
+        """Do what :meth:`parts` does where losses reach ``root`` through reductions."""
         behind = [loss_part(end.values, by_rows) for end in ends]
         is_shown = [self._shown.is_shown(end, batch_size) for end in ends]
         replaced = _replaced(behind, is_shown)
@@ -152,7 +152,7 @@ def _goes_elsewhere(part: LossPart) -> bool:
 
 
 def _replaced(behind: Sequence[LossPart], is_shown: Sequence[bool]) -> set[Node]:
-    """Named losses that are but one way to a reduction's values: the weights enter there."""
+    """The named losses that are one of several ways to a reduction's values; the weights enter at the reduction."""
     replaced = set[Node]()
     for part, shown in zip(behind, is_shown, strict=True):
         if shown and part.stopped and _goes_elsewhere(part):

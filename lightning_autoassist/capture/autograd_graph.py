@@ -59,7 +59,7 @@ class GraphLoss(NamedTuple):
 
     @property
     def source(self) -> str:
-        """For messages."""
+        """The loss's name, for messages."""
         return f"{self.named.name} in the autograd graph"
 
 
@@ -131,7 +131,7 @@ class LossPart(NamedTuple):
 
 
 def loss_part(values: Tensor, stops: Collection[Node | None] = ()) -> LossPart:
-    """Searches the graph behind ``values``; only the part that computes the loss, not the network."""
+    """Search the part of the graph behind ``values`` that computes the loss; the network is not searched."""
     stopped, nodes, layers, first = set[Node](), set[Node](), list[tuple[Node, int]](), list[tuple[Node, int]]()
     start = get_gradient_edge(values)
     edges, has_parameters = deque([(start.node, start.output_nr)]), False

@@ -82,7 +82,7 @@ class CapturedLoss(NamedTuple):
     softmax: SoftmaxNorms | None = None
 
     def with_norms(self, norms: Tensor) -> CapturedLoss:
-        """The same with norms of its elements."""
+        """This loss, with known gradient norms of its elements."""
         return self._replace(elements=self.elements._replace(norms=norms), softmax=None)
 
     @property
@@ -157,7 +157,7 @@ class WeightedLoss(NamedTuple):
 
 
 def contributions(root: Tensor, found: Sequence[CapturedLoss]) -> list[WeightedLoss]:
-    """Those losses that reach ``root``; metrics and losses that are only logged do not."""
+    """The losses that reach ``root``; metrics and losses that are only logged do not."""
     if not root.requires_grad or not found:
         return []
     if len(found) == 1 and found[0].is_root(root):
@@ -189,7 +189,7 @@ class Explanation(NamedTuple):
 
 
 def explained(part: WeightedLoss) -> Explanation:
-    """Says what a part of the returned loss is. Waits for the device."""
+    """Describe a part of the returned loss for a message. This waits for the device."""
     found, coefficient = part.found, part.coefficient
     layout = found.layout
     num_rows = layout.num_rows // layout.batch_size
@@ -268,7 +268,7 @@ def _fold(part: WeightedLoss) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fold_by_rows(part: WeightedLoss, coefficient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""The same where the user reduces the rows: the factors on rows, :math:`f_{ij}`, are the user's own, and count.
+    r"""Losses and scores of instances where the user reduces the rows by factors of their own, :math:`f_{ij}`.
 
     An instance's loss is :math:`\sum_j f_{ij} l_{ij}`, divided by the number of its rows with a factor, unless the user
     averages within instances. A sum's factors that add up to 1 hold the batch's size, which is taken out.

@@ -185,7 +185,7 @@ class CapturedStep(TorchFunctionMode):
         return result
 
     def _softmax_norms(self, arguments: Arguments) -> SoftmaxNorms | None:
-        """Leaves the norms to backward, where that pays."""
+        """Let backward compute the norms, where that costs less than computing them here."""
         log_probs = arguments["input"]
         if self._capture.score != "gradient_norm" or torch.compiler.is_compiling() or log_probs.grad_fn is None:
             return None
@@ -224,7 +224,7 @@ class CapturedStep(TorchFunctionMode):
         return None if target.is_floating_point() else target.detach().long()
 
     def _note_backward(self, root: Tensor) -> None:
-        """Manual optimization: after its backward the graph is gone."""
+        """Look at the loss of manual optimization before its backward, which frees the graph."""
         try:
             parts = self._attribute(root)
         except Exception as error:  # the step must go on
@@ -248,7 +248,7 @@ class CapturedStep(TorchFunctionMode):
             self._rows.check(source, [value for value in inputs if _requires_grad(value)], others, layout)
 
     def _layout(self, named: NamedLoss, arguments: Arguments, source: str) -> InstanceLayout | str:
-        """Whose the loss's rows are, or why that is not known."""
+        """The instances that the loss's rows belong to, or a message that says why they are unknown."""
         orders = self._capture._row_orders
         try:
             layout = orders.layout(named, arguments, source, self._batch, self._batch_size)
@@ -333,7 +333,7 @@ class CapturedStep(TorchFunctionMode):
             warnings.warn(on_hand_written(parts[0].found.source), stacklevel=2)
 
     def _scripted(self, root: Tensor) -> list[CapturedLoss]:
-        """Losses whose calls were not seen, as those in scripted code."""
+        """The losses whose calls were not seen, such as those in scripted code; the graph has them."""
         found = []
         for loss in losses_in_graph(root):
             layout = self._layout(loss.named, loss.arguments, loss.source)
@@ -389,7 +389,7 @@ class CapturedStep(TorchFunctionMode):
         return method if self._module is None else f"{type(self._module).__name__}.{method}"
 
     def _release(self) -> None:
-        """Hold nothing of the step: neither its graph nor its batch."""
+        """Release the step's graph and batch."""
         self._named, self._reduced, self._backwards, self._batch = [], [], [], None
         self._leaves, self._rows = [], None
         self._missed, self._unshown = [], []

@@ -18,7 +18,7 @@ WAYS_OUT = (
 
 
 def because_of(source: str, error: Exception) -> str:
-    """Why a loss has no instances: an error of ours."""
+    """The message that AutoAssist itself failed to find the instances of a loss."""
     return f"{source} could not be told apart by rows ({type(error).__name__}: {error})"
 
 
@@ -30,7 +30,7 @@ def sources(parts: Sequence[WeightedLoss]) -> str:
 def why_nothing(
     where: str, missed: Sequence[Missed], unshown: Sequence[Reduction], named: Sequence[CapturedLoss]
 ) -> str:
-    """Why no loss was captured behind what ``where`` returned."""
+    """The message that no loss was captured behind what ``where`` returned, with the reason."""
     notes: dict[str, None] = dict.fromkeys(each.note for each in missed)
     notes.update((f"{end.source} was not shown to have one value an instance", None) for end in unshown)
     for found in named:
@@ -57,7 +57,7 @@ def on_share(share: Share) -> str:
 
 
 def on_hand_written(source: str) -> str:
-    """That a hand-written loss was captured."""
+    """The message that a hand-written loss was captured."""
     return (
         f"{source} is taken for the mean of one loss an instance, since each of the values that it reduces depends on "
         f"one instance; its score is the loss. Where that is wrong: {WAYS_OUT}"

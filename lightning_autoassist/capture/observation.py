@@ -26,7 +26,7 @@ class InstanceLosses(NamedTuple):
     source: str
 
     def plain(self) -> InstanceLosses:
-        """The same in plain tensors: subclasses of tensors, as MONAI's, may forbid what is done to them later."""
+        """This observation in plain tensors: subclasses of tensors, such as MONAI's, may forbid later operations."""
         if type(self.losses) is Tensor and type(self.scores) is Tensor and type(self.labels) in (Tensor, type(None)):
             return self
         losses, scores = self.losses.as_subclass(Tensor), self.scores.as_subclass(Tensor)

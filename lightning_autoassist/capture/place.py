@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
 
 def caller() -> str:
-    """File and line of the user's call, as "at train.py:31"."""
+    """The file and line of the user's call, such as "at train.py:31"."""
     return "in compiled code" if torch.compiler.is_compiling() else str(place_of_call())
 
 

@@ -44,12 +44,12 @@ class Reduction(NamedTuple):
 
     @property
     def source(self) -> str:
-        """For messages."""
+        """The reduction's name and place, for messages."""
         return f"hand-written loss {self.place}"
 
     @property
     def is_sum(self) -> bool:
-        """Else it is a mean."""
+        """Whether it is a sum; otherwise it is a mean."""
         return "Sum" in self.node.name()
 
     @property
@@ -80,7 +80,7 @@ def own_node(node: Node) -> Node:
 
 
 class ShownReductions:
-    """Remembers from step to step which reductions were shown to have one value an instance."""
+    """Remembers, from step to step, which reductions were shown to have one value an instance."""
 
     def __init__(self) -> None:
         self._verdicts: dict[tuple[object, ...], dict[int, bool]] = {}

@@ -100,7 +100,7 @@ class _Table(NamedTuple):
 
     @classmethod
     def of(cls, rows: Column, instances: Column) -> _Table | None:
-        """None where the two have nothing in common, or some row equals no instance."""
+        """The instance in each row; None where the two have nothing in common, or where a row equals no instance."""
         instances = _in_the_type_of(rows, instances)
         region = _common_region([*rows, *instances])
         if region is None:

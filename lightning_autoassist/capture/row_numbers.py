@@ -71,11 +71,11 @@ class Rows(NamedTuple):
 
 
 def numbers_of(source: Any, rows: Callable[[Tensor], Rows | None], even_unknown: bool = False) -> Any:
-    """The instances' numbers in the shape of a tensor, or of each in a list; None where they are not to be had.
+    """The instances' numbers in the shape of a tensor, or of each in a list; None where they are unknown.
 
     Args:
         source: The tensor or list.
-        rows: Of a tensor.
+        rows: Gives the rows of a tensor, or None.
         even_unknown: Whether a tensor of no instances gets numbers too.
     """
     if isinstance(source, (list, tuple)):
@@ -101,7 +101,7 @@ def numbers_of(source: Any, rows: Callable[[Tensor], Rows | None], even_unknown:
 
 
 def kept(given: Sequence[Rows], result: Tensor) -> Rows | None:
-    """Rows of the result of a function that moves none; of several orders, the one along the first axis that it has.
+    """The rows of the result of a function that moves none; of several orders, the one along its first axis.
 
     Where rows in order meet others along one axis, as in mixed pairs, the result's are those in order.
     """

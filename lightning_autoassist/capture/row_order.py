@@ -52,7 +52,7 @@ class RowChecks:
         self._num_steps = self._num_plain = 0
 
     def tracker(self, batch: Any, batch_size: int) -> RowTracker | None:
-        """For a step; None where it need not be looked at."""
+        """What follows the rows of one step; None where the step need not be looked at."""
         if batch_size < 2 or self._num_steps >= _MOST_STEPS or self._num_plain >= _FEWEST_STEPS:
             return None
         return RowTracker(batch, batch_size)

@@ -54,7 +54,7 @@ class RowPropagation:
         self._begin(batch)
 
     def rows(self, tensor: Any) -> Rows | None:
-        """Of a tensor; None where they are not known."""
+        """The instances in the rows of a tensor; None where they are unknown."""
         reference, rows = self._known.get(id(tensor), (None, None))
         return rows if reference is not None and reference() is tensor else None
 
@@ -65,7 +65,7 @@ class RowPropagation:
             name = getattr(getattr(func, "__self__", None), "__name__", "")
         try:
             if kwargs.get("out") is not None:
-                raise ValueError("what is repeated must not write into the user's tensors")
+                raise ValueError("a call with out= cannot be repeated, because it would write into the user's tensor")
             if name not in MAKES:
                 self._note(name, func, args, kwargs, result)
         except Exception:
@@ -168,7 +168,7 @@ class RowPropagation:
         self._set(changed, own if own is not None and (rows is None or rows.grid is not None) else rows)
 
     def _placed(self, before: Sequence[Rows], rows: Rows | None) -> Rows | None:
-        """Rows with the place of the call, where it changed their order."""
+        """The rows, with the place of the call where it changed their order."""
         if rows is None or not before:
             return rows
         earlier = next((each for each in before if np.array_equal(each.of, rows.of)), None)

@@ -62,7 +62,7 @@ class RunFigures:
 
 @dataclass(frozen=True)
 class Statistic:
-    """Of the runs of a group.
+    """A figure of a group of runs: its mean and its spread.
 
     Args:
         mean: Over the runs that have the figure.

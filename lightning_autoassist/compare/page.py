@@ -42,8 +42,8 @@ def write_page(
 
     Args:
         path: The file.
-        comparison: Of ``runs``.
-        runs: The same runs.
+        comparison: The comparison of ``runs``.
+        runs: The runs that ``comparison`` compares.
     """
     template = files("lightning_autoassist.compare").joinpath("compare_page.html").read_text(encoding="utf-8")
     script = files("lightning_autoassist.compare").joinpath("compare_page.js").read_text(encoding="utf-8")
@@ -74,8 +74,8 @@ def draw(
 
     Args:
         path: The file; its suffix, ``.png`` or ``.svg``, decides the format.
-        comparison: Of ``runs``.
-        runs: The same runs.
+        comparison: The comparison of ``runs``.
+        runs: The runs that ``comparison`` compares.
     """
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and a backend for the whole process
     from matplotlib.ticker import EngFormatter

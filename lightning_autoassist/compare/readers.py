@@ -52,7 +52,7 @@ def read_runs(place: str, label: str | None = None) -> list[LoggedRun]:
     if path.exists():
         return _read_path(path, label)
     if not _PROJECT.fullmatch(place) or place.startswith("."):
-        raise RunError(f"{place} is not there, and is no W&B project (entity/project)")
+        raise RunError(f"{place} does not exist, and is no W&B project (entity/project)")
     return _read_wandb_project(place)
 
 
@@ -153,7 +153,7 @@ def _wandb_records(path: Path) -> Iterator[bytes]:
     with open_file(path, MAX_LOG_BYTES) as file:
         header = file.read(_HEADER_SIZE)
         if not header.startswith(_WANDB_HEADER):
-            raise RunError(f"{path} is no W&B run: it begins with {header[:4]!r}")
+            raise RunError(f"{path} is not a W&B run: it begins with {header[:4]!r}")
         parts: list[bytes] = []
         size = 0
         block = file.read(_BLOCK_SIZE - _HEADER_SIZE)
@@ -300,7 +300,7 @@ def read_csv(path: Path) -> LoggedRun:
                 }
                 rows.add(Row(numbers.pop("step", None), None, numbers))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise RunError(f"{path} is no CSV file: {error}") from error
+        raise RunError(f"{path} is not a CSV file: {error}") from error
     config, notes = read_settings(path.parent)
     return LoggedRun("", str(path), tuple(rows.rows), config, notes=notes)
 

@@ -38,12 +38,12 @@ def open_file(path: Path, max_bytes: int) -> IO[bytes]:
     file = os.fdopen(os.open(path, flags), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise RunError(f"{path} is no ordinary file")
+        raise RunError(f"{path} is not an ordinary file")
     return file
 
 
 def check_file(path: Path, max_bytes: int) -> None:
-    """Refuse what is no ordinary file of at most ``max_bytes`` bytes.
+    """Refuse what is not an ordinary file of at most ``max_bytes`` bytes.
 
     Raises:
         RunError: If it is none.
@@ -51,7 +51,7 @@ def check_file(path: Path, max_bytes: int) -> None:
     """
     found = path.lstat()
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no ordinary file")
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "not an ordinary file")
         raise RunError(f"{path} is {kind}")
     if found.st_size > max_bytes:
         raise RunError(f"{path} has {found.st_size:,} bytes, and at most {max_bytes:,} are read")

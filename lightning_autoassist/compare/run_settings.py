@@ -37,11 +37,11 @@ def read_settings(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     except FileNotFoundError:
         return {}, ()
     except UnicodeDecodeError as error:
-        raise RunError(f"{path} is no YAML file: {error}") from error
+        raise RunError(f"{path} is not a YAML file: {error}") from error
     try:
         settings = _parsed(text)
     except Exception as error:  # the loader answers a stranger's dates and tags with errors of almost every type
-        raise RunError(f"{path} is no YAML file: {error or type(error).__name__}") from error
+        raise RunError(f"{path} is not a YAML file: {error or type(error).__name__}") from error
     return (settings if isinstance(settings, dict) else {}), ()
 
 

@@ -23,7 +23,7 @@ _HOMES = {"home", "Users"}
 
 
 def without_paths(text: str) -> str:
-    r"""The same text with a machine's paths cut to their last part; addresses on the web stay.
+    r"""Cut a machine's paths in a text to their last part; addresses on the web stay.
 
     Example:
         >>> without_paths("/home/alice/data/cifar10")
@@ -42,7 +42,7 @@ def without_paths(text: str) -> str:
 
 
 def bounded(value: Any, left: list[int], depth: int = 0, shown: Callable[[str], str] = without_paths) -> Any:
-    """The same without what a page cannot show: settings may refer to themselves, or to one part a thousand times.
+    """Cut settings down to what a page can show: they may refer to themselves, or to one part a thousand times.
 
     Args:
         value: Settings.
@@ -64,7 +64,7 @@ def bounded(value: Any, left: list[int], depth: int = 0, shown: Callable[[str], 
 
 
 def finite(value: Any) -> Any:
-    """The same with null for NaN and infinity, which JSON has not."""
+    """Replace NaN and infinity, which JSON lacks, with None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -71,7 +71,7 @@ class FilterStatus:
             )
 
     def _note_untold_first(self, reason: str) -> None:
-        """The same before any step's losses could be told apart."""
+        """Take note of a step whose losses could not be told apart, before any step's could."""
         if self._num_untold == 1:
             self.jobs.submit(functools.partial(self._set_told, False))
         elif self._num_untold == MAX_UNTOLD:

@@ -110,7 +110,8 @@ def check_equal_epochs(num_batches: Sequence[int | float]) -> None:
     if len(set(num_batches)) > 1:
         raise MisconfigurationException(
             f"the processes would train on {', '.join(map(str, num_batches))} batches an epoch and wait for each other "
-            "for ever; give every process as many instances, or leave sharding to the Trainer (use_distributed_sampler)"
+            "for ever; give every process the same number of instances, or leave sharding to the Trainer "
+            "(use_distributed_sampler)"
         )
 
 

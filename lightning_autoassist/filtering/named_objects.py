@@ -155,7 +155,7 @@ def _check_path(path: str) -> tuple[str, str]:
 def _existing(place: str) -> Path:
     file = Path(place)
     if not file.is_file():
-        raise NamingError(f"{place} is not there")
+        raise NamingError(f"{place} does not exist")
     return file
 
 

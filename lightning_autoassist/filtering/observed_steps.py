@@ -34,7 +34,7 @@ class Answer(NamedTuple):
     Attributes:
         draw: The batch's instances.
         observation: Their losses and scores.
-        features: Shape ``(B, F)``, or rows of tokens, where they were still to be had.
+        features: Features of shape ``(B, F)``, or rows of tokens; None where they are remembered already.
     """
 
     draw: SelectedBatch
@@ -53,8 +53,8 @@ class ObservedSteps:
         reweighting: The weights in force.
 
     Attributes:
-        capture: See above.
-        reweighting: See above; may change in the middle of training.
+        capture: Finds the losses.
+        reweighting: The weights in force; they may change in the middle of training.
         answer: Of the current batch; None where there is none.
         reason: Why the losses of the latest observed step could not be told apart; None where they could.
     """

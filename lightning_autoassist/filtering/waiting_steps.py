@@ -51,7 +51,7 @@ def to_host(draw: SelectedBatch, observation: InstanceLosses, features: Tensor |
 
 
 def on_host(observed: PendingUpdate) -> PendingUpdate:
-    """The same with its copies arrived."""
+    """The update once its copies have arrived on the CPU; this waits for them."""
     if observed.arrived is None:
         return observed
     observed.arrived.synchronize()
@@ -88,12 +88,12 @@ class WaitingSteps:
             waiting.extend(fitting)
 
     def clear(self) -> None:
-        """Drop them all."""
+        """Drop all waiting steps."""
         self._pending.clear()
         self.ready.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Them, as tensors on the CPU and builtins."""
+        """The waiting steps, as tensors on the CPU and builtins."""
         return {
             "pending": [on_host(observed)._asdict() for observed in self._pending],
             "ready": [on_host(observed)._asdict() for observed in self.ready],

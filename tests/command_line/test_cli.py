@@ -255,8 +255,8 @@ def test_check_of_a_file_that_is_no_python_is_one_line(tmp_path, capsys):
     ("path", "message"),
     [
         ("train", "train must be FILE.py:NAME or PACKAGE.MODULE:NAME"),
-        ("train.py", "train.py is not there"),
-        ("absent.py:Model", "absent.py is not there"),
+        ("train.py", "train.py does not exist"),
+        ("absent.py:Model", "absent.py does not exist"),
         ("no_such_package:Model", "No module named 'no_such_package'"),
         ("math:Model", "math:Model: module 'math' has no attribute 'Model'"),
     ],

@@ -238,7 +238,7 @@ def test_a_run_that_diverged_ends_with_nan():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "nowhere is not there"),
+        (["nowhere"], "nowhere does not exist"),
         (["."], "holds no run"),
         (["logs", "--metric", "val_accuracy"], "no metric val_accuracy; it has .*val_loss"),
         (["logs", "--baseline", "full"], "no run is named full; the baseline may be .*logs"),
@@ -300,7 +300,7 @@ def test_a_wandb_file_of_many_blocks_is_read_whole_and_its_damage_is_told(tmp_pa
 
 def test_files_that_are_no_runs(tmp_path):
     (tmp_path / "a.wandb").write_bytes(b"\x80\x04pickled")
-    with pytest.raises(RunError, match="no W&B run"):
+    with pytest.raises(RunError, match="not a W&B run"):
         read_runs(str(tmp_path / "a.wandb"))
     content = b"\xff\xff\xff"
     header = struct.pack("<IHB", zlib.crc32(content, zlib.crc32(b"\x01")), len(content), 1)
@@ -308,10 +308,10 @@ def test_files_that_are_no_runs(tmp_path):
     with pytest.raises(RunError, match="damaged"):
         read_runs(str(tmp_path / "a.wandb"))
     (tmp_path / "metrics.csv").write_bytes(b"step,loss\n0,\xff\n")
-    with pytest.raises(RunError, match="no CSV file"):
+    with pytest.raises(RunError, match="not a CSV file"):
         read_runs(str(tmp_path / "metrics.csv"))
     (tmp_path / "metrics.csv").write_text("step,loss\n0," + "1" * 200_000)
-    with pytest.raises(RunError, match="no CSV file: field larger"):
+    with pytest.raises(RunError, match="not a CSV file: field larger"):
         read_runs(str(tmp_path / "metrics.csv"))
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
     with pytest.raises(RunError, match="no column step"):

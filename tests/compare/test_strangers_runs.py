@@ -163,7 +163,7 @@ MERGE_BOMB = "a0: &a0 {k: 1}\n" + "".join(
 def test_settings_that_no_loader_takes_are_one_line(settings, logs, capsys):
     (logs / "hparams.yaml").write_text(settings)
     error = one_line_error(capsys, "compare", "logs")
-    assert "hparams.yaml is no YAML file: " in error
+    assert "hparams.yaml is not a YAML file: " in error
     assert len(error) < 1200
 
 

@@ -180,7 +180,7 @@ def test_commands_are_understood(command, monkeypatch, tmp_path, capsys):
     # Not to be taken for a project, which would be asked for.
     words = [word.replace("logs/", "./logs/").replace("me/", "./me/") for word in words]
     assert main(words) == 2
-    assert "is not there" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("page", PAGES)

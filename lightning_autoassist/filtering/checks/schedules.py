@@ -241,7 +241,7 @@ def describe(scheduler: Any) -> str:
 def _ends(
     scheduler: Any, own: Calls, full: Calls, shared: dict[int, Any], deadline: float, built_from_length: bool
 ) -> tuple[float, float] | None:
-    """The rates at the end of this run and of the full one; None where this run's is right, or not to be had."""
+    """The rates at the end of this run and of the full one; None where this run's is right, or is unknown."""
     if own == full:
         return None
     simulation = Simulation(scheduler, shared)
@@ -320,7 +320,7 @@ def _calls(config: Any, length: RunLength, accumulated: int) -> Calls:
 
 
 def _counted(in_epoch: float, own: RunLength, length: RunLength) -> Calls:
-    """The same where the module steps: once an epoch, or else in proportion to the batches."""
+    """How often the module steps a schedule: once an epoch, or in proportion to the batches."""
     factor = 1.0 if in_epoch <= 1 else length.num_batches / own.num_batches
     total = round(in_epoch * factor * length.num_epochs)
     return Calls(max(0, total - 1), total)
@@ -345,7 +345,7 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """What a simulated schedule draws, prints or warns of reaches nobody."""
+    """Discard what a simulated schedule draws from the RNG, prints or warns of."""
     state = rng_state()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

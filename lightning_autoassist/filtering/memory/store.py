@@ -83,7 +83,10 @@ class InstanceStore(GrowingRows):
 
     def _grow(self, num_rows: int) -> None:
         if self._file is not None:
-            raise ValueError("the data set has grown, and the file of its features cannot; raise feature_memory=")
+            raise ValueError(
+                "the data set has grown, and the file of its features cannot grow with it; raise feature_memory= to "
+                "keep the features in memory"
+            )
         for name in REMEMBERED:
             column = getattr(self, name)
             if column is not None:
@@ -278,13 +281,13 @@ class InstanceStore(GrowingRows):
         try:
             file = FeatureFile.find(file_state, self._place)
             if not file.holds(self.has_features):
-                raise OSError(f"{file.path} lacks features that the checkpoint counts on")
+                raise OSError(f"{file.path} lacks features that the checkpoint refers to")
         except OSError as error:
             self.has_features.zero_()
             # Not on rank zero alone: every process has a file of its own.
             warnings.warn(
-                f"the checkpoint's features are not to be had: {error}. They are gathered again as instances come up, "
-                "each of which is kept until then; put the file beside the checkpoint to resume exactly",
+                f"the checkpoint's features could not be loaded: {error}. They are gathered again as instances come "
+                "up, each of which is kept until then; put the file beside the checkpoint to resume exactly",
                 stacklevel=2,
             )
             return
@@ -322,8 +325,8 @@ class InstanceStore(GrowingRows):
                 self._file = FeatureFile.create(self._place, shape)
             except OSError as error:
                 warnings.warn(
-                    f"no file for {2 * shape[0] * shape[1]:,} bytes of features ({error}): they stay in memory, and go "
-                    "into every checkpoint",
+                    f"no file could be made for {2 * shape[0] * shape[1]:,} bytes of features ({error}): they stay in "
+                    "memory, and go into every checkpoint",
                     stacklevel=2,
                 )
             else:

@@ -51,7 +51,7 @@ class Filtering(Protocol):
 
     @property
     def filter_settings(self) -> dict[str, Any]:
-        """Its arguments, but for policy and Assistant."""
+        """The callback's arguments except policy and Assistant."""
 
     @property
     def instances(self) -> InstanceStore | None:

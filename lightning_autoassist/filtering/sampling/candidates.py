@@ -60,7 +60,7 @@ class SelectedBatch(NamedTuple):
         weights: Shape ``(B,)``, float32; None where instances are not weighted.
         rows: The instances themselves, where they come from a stream.
         pass_index: The pass that was on when the batch was complete.
-        lacks_features: Whether features of some instance were still to be had when the batch was drawn.
+        lacks_features: Whether features of some instance were not yet remembered when the batch was drawn.
         knows_rows: Whether the batch's rows are known to be these instances, in this order.
         drawn: The draw that this one is of, where a collate function reordered its instances or left some out.
         arrived: The batch as it came out of the loader, in a run's first steps.

@@ -59,13 +59,14 @@ class TokenBatchSampler(ShrinkingBatchSampler):
         max_tokens: Most tokens in a batch, padding included.
         lengths: Lengths of all instances of the data set, in tokens, shape ``(N,)`` or ``(N, C)``. An empty instance
             counts as one token.
-        budget: See :class:`ShrinkingBatchSampler`, as all that follows.
-        keep_probability: Likewise.
-        reweighting: Likewise.
-        correction: Likewise.
-        drop_last: Likewise.
-        seed: Likewise; ties and the order of batches are drawn from the same generator.
-        chunk_size: Likewise; None: as many as the pool is likely to need.
+        budget: Share of an unfiltered epoch's tokens that an epoch has, in (0, 1].
+        keep_probability: Gets candidates and the number of the pass, and returns p, as in
+            :class:`ShrinkingBatchSampler`. None keeps everything.
+        reweighting: The weights of kept instances, as in :class:`ShrinkingBatchSampler`.
+        correction: The exponent of the weights, as in :class:`ShrinkingBatchSampler`.
+        drop_last: Whether K is rounded down instead of up.
+        seed: Seeds the generator that decides what is kept, breaks ties and shuffles the batches.
+        chunk_size: Candidates that are scored at once; None: as many as the pool is likely to need.
         pool_batches: Batches that a pool fills, at least 2 (at most half a pass in any case). Fewer are fresher, their
             candidates having been chosen so many steps before the model sees the last of them; more pad less.
         total_tokens: T, where it is not that of ``sampler``: for a process's share of it, which must be the same in all

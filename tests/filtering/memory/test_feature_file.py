@@ -142,7 +142,7 @@ def test_a_file_that_is_not_the_checkpoints_is_not_taken(what, tmp_path):
     else:
         path.write_bytes(path.read_bytes()[:-1])
     reason = {"gone": "does not exist", "cut off": "is cut off"}.get(what, "belongs to another run")
-    with pytest.warns(UserWarning, match=f"not to be had: {path} {reason}.*gathered again") as caught:
+    with pytest.warns(UserWarning, match=f"could not be loaded: {path} {reason}.*gathered again") as caught:
         again = restored(state, tmp_path / "last.ckpt", folder=tmp_path / "new")
     assert len(caught) == 1
     assert again.features is None
@@ -187,7 +187,9 @@ def test_without_a_folder_features_stay_in_memory(tmp_path):
     (tmp_path / "occupied").write_text("")
     for folder in (None, tmp_path / "occupied"):
         store = InstanceStore(6, 0, FeaturePlace(None if folder is None else str(folder)))
-        with pytest.warns(UserWarning, match=r"no file for 24 bytes of features \(.*\): they stay in memory"):
+        with pytest.warns(
+            UserWarning, match=r"no file could be made for 24 bytes of features \(.*\): they stay in memory"
+        ):
             store.put_features(torch.arange(4), ROWS)
         assert torch.equal(features_in(store).float(), ROWS)
         assert store.state_dict()["feature_file"] is None
@@ -229,7 +231,7 @@ def train_on_a_full_disk(disk, folder):
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     reason = "No space left on device" if disk == "tmpfs" else "File too large"
-    with pytest.warns(UserWarning, match=f"no file for 3,200 bytes of features .*{reason}") as caught:
+    with pytest.warns(UserWarning, match=f"no file could be made for 3,200 bytes of features .*{reason}") as caught:
         found = fit(folder, saved_steps=(), feature_memory=0)
     assert sum("features" in str(warning.message) for warning in caught) == 1
     assert_equal(expected, found)
