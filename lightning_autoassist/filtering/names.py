@@ -16,9 +16,15 @@ PolicyName = Literal[
     "prioritized",
     "infobatch",
     "selective_backprop",
+    "threshold",
+    "seta",
+    "ies",
+    "class_budget",
     "class_quota",
+    "scheduled",
     "uniform",
     "random",
+    "class_balanced",
 ]
 AssistantName = Literal["logistic", "memory", "hybrid", "mlp", "text"]
 ScoreName = Literal["gradient_norm", "loss"]

@@ -24,9 +24,8 @@ def autoassist(model, optimizer, data, sampler, rule, assistant, batch_size, num
             count = num_judged_at_once(batch_size, len(kept), recent)
             judged, candidates = candidates[:count], candidates[count:]
 
-            # Everything is kept at the end of training; in the first pass and where the model has not seen it yet, too,
-            # unless the rule knows a score of what was never seen.
-            chances = dict.fromkeys(judged, 1.0)
+            # All are kept at the end, in the first pass and where never seen, unless the rule knows a score of these.
+            chances, rule.progress, rule.pass_index = dict.fromkeys(judged, 1.0), step / num_steps, num_passes - 1
             if (num_passes > 1 or rule.filters_first_pass) and step / num_steps <= 1 - rule.unfiltered_tail:
                 scores = {i: assistant.predict(i, *data[i]) if i in seen else rule.unseen(data[i]) for i in judged}
                 known = [i for i in judged if scores[i] is not None]
@@ -52,7 +51,7 @@ def autoassist(model, optimizer, data, sampler, rule, assistant, batch_size, num
         batches.append([i for i, _ in batch])
         seen.update(batches[-1])
         assistant.learn([(i, *data[i], score) for i, score in zip(batches[-1], scores, strict=True)])
-        rule.learn([(int(data[i][1]), score, p) for (i, p), score in zip(batch, scores, strict=True)])
+        rule.learn([(i, int(data[i][1]), score, p) for (i, p), score in zip(batch, scores, strict=True)])
     return batches
 
 

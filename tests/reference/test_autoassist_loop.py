@@ -74,7 +74,8 @@ def test_the_pipeline_equals_the_plain_loop(policy):
     expected = autoassist(reference, optimizer, data, Shuffled(), rule, assistant, BATCH_SIZE, NUM_EPOCHS, seed=3)
     assert model.batches == expected
     num_trained = Counter(chain.from_iterable(expected)).values()
-    assert policy == "uniform" or max(num_trained) - min(num_trained) > 1, "nothing was dropped"
+    # Of 12 epochs of so few instances no loss is settled.
+    assert policy in ("uniform", "ies") or max(num_trained) - min(num_trained) > 1, "nothing was dropped"
     for mine, plain in zip(net.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5)
 

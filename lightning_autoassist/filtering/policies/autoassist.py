@@ -16,6 +16,10 @@ class AutoAssistPolicy(Policy):
     With ``confidence_gate`` the floor is :math:`\max(\gamma, 1 - \text{EMA of the Assistant's accuracy})`, as in the
     paper's translation experiments: an Assistant that is often wrong filters little.
 
+    **What shifts.** Nothing is corrected, as published: classes that are hard to learn count for more than their share.
+    On rare classes F1 rises largely because the threshold moves; average precision may fall. With
+    ``reweighting="inverse_probability"`` nothing shifts.
+
     Source: Zhang, Yu & Dhillon, AutoAssist, NeurIPS 2019, arXiv:1905.03381.
 
     Args:

@@ -20,6 +20,8 @@ class ClassQuotaPolicy(WrapperPolicy):
     :math:`p + (1 - p)(q - m) / (1 - m)`: then their mean is q, their order is the rule's, and none falls. Weights 1/p
     stay right, because they are of the raised chances. Without class labels nothing changes.
 
+    **What shifts.** What shifts with the other policy; with weights 1/p nothing.
+
     Source: none; a guard for data where a rule would starve a class.
 
     Args:

@@ -18,6 +18,8 @@ class InfoBatchPolicy(RelativePolicy):
     unfiltered tail of one eighth (delta = 0.875), as the source has it. The mean is of the last 8,192 candidates,
     or of the last pass where that is shorter, instead of the whole pass before.
 
+    **What shifts.** With weights 1/p nothing: the expected gradient is that of the whole data.
+
     Source: Qin et al., InfoBatch, ICLR 2024, arXiv:2303.04947.
 
     Args:

@@ -23,6 +23,10 @@ class ProportionalPolicy(RelativePolicy):
     and weights 1/p this is importance sampling with little variance (Katharopoulos & Fleuret, ICML 2018,
     arXiv:1803.00942). Scores that may be negative, as those of some losses by hand, count from the lowest of them.
 
+    **What shifts.** With weights 1/p, which are the default, nothing: the expected gradient is that of the whole data,
+    and calibration and thresholds are those of plain training. With a keep rate below 0.3 the weights of old scores
+    vary so much that training ends below a shortened schedule: take ``"prioritized"`` there.
+
     Args:
         keep_rate: Mean of p, in [floor, 1).
         floor: :math:`\gamma`, in (0, 1].

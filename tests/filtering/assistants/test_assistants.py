@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
+from lightning_autoassist.filtering.assistants.memory import MemoryAssistant
 from lightning_autoassist.filtering.assistants.registry import ASSISTANTS
 from lightning_autoassist.filtering.memory.instances import Instances
+from lightning_autoassist.filtering.memory.store import InstanceStore
 from lightning_autoassist.filtering.memory.tokens import tokens_of
 
 
@@ -141,3 +143,19 @@ def test_bad_arguments_are_refused(argument, message):
 def test_logistic_says_when_there_are_no_features():
     with pytest.raises(ValueError, match="pass features="):
         LogisticAssistant().predict(Instances(scores=torch.rand(3)))
+
+
+def test_memory_with_decay_predicts_a_running_mean_that_forgetting_begins_anew():
+    assistant, store = MemoryAssistant(decay=0.5), InstanceStore(4)
+    store.own("assistant", assistant.own_columns)
+    rows, mean = torch.tensor([1, 3]), None
+    for scores in torch.rand(5, 2):
+        instances = store.rows(rows, assistant.required_columns, "assistant")
+        store.put_scores(rows, scores)
+        assistant.update(instances, scores)
+        mean = scores if mean is None else 0.5 * mean + 0.5 * scores
+    predicted = assistant.predict(store.rows(rows, assistant.required_columns, "assistant"))
+    torch.testing.assert_close(predicted, mean)
+    store.forget(torch.tensor([1]))
+    predicted = assistant.predict(store.rows(rows, assistant.required_columns, "assistant"))
+    torch.testing.assert_close(predicted, torch.stack([store.scores[1], mean[1]]))

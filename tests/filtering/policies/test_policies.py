@@ -4,17 +4,25 @@ import pytest
 import torch
 
 from lightning_autoassist.filtering.policies.autoassist import AutoAssistPolicy
+from lightning_autoassist.filtering.policies.class_balanced import ClassBalancedPolicy
+from lightning_autoassist.filtering.policies.class_budget import ClassBudgetPolicy
 from lightning_autoassist.filtering.policies.class_quota import ClassQuotaPolicy
+from lightning_autoassist.filtering.policies.ies import IESPolicy
 from lightning_autoassist.filtering.policies.infobatch import InfoBatchPolicy
 from lightning_autoassist.filtering.policies.proportional import ProportionalPolicy
 from lightning_autoassist.filtering.policies.random_drop import RandomPolicy
 from lightning_autoassist.filtering.policies.registry import POLICIES
+from lightning_autoassist.filtering.policies.scheduled import ScheduledPolicy
+from lightning_autoassist.filtering.policies.schedules import LinearSchedule
 from lightning_autoassist.filtering.policies.selective_backprop import SelectiveBackpropPolicy
+from lightning_autoassist.filtering.policies.seta import SeTaPolicy
+from lightning_autoassist.filtering.policies.threshold import ThresholdPolicy
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_gives_probabilities_that_do_not_fall_with_the_score(name):
-    probs = POLICIES[name]().keep_probability(torch.linspace(0, 1, 50))
+    policy = POLICIES[name](floor=1) if name == "seta" else POLICIES[name]()  # whose window is not at the hard end
+    probs = policy.keep_probability(torch.linspace(0, 1, 50))
     assert probs.shape == (50,)
     assert probs.dtype == torch.float32
     assert ((probs > 0) & (probs <= 1)).all()
@@ -184,6 +192,13 @@ def test_selective_backprop_equals_the_per_instance_reference(beta):
         (lambda: ClassQuotaPolicy(min_rate=1), "min_rate must be in"),
         (lambda: ClassQuotaPolicy(decay=1), "decay must be in"),
         (lambda: ClassQuotaPolicy("best"), "policy must be one of"),
+        (lambda: ThresholdPolicy(tau=1), "tau must be in"),
+        (lambda: SeTaPolicy(width=0), "width must be in"),
+        (lambda: IESPolicy(delta=0), "delta must be positive"),
+        (lambda: ClassBudgetPolicy(temperature=0), "temperature must be positive"),
+        (lambda: ClassBalancedPolicy(floor=0), "floor must be in"),
+        (lambda: ScheduledPolicy(keep_rate=LinearSchedule(0.5, 1.2)), "keep_rate at 100% of training must be in"),
+        (lambda: SelectiveBackpropPolicy(history=0), "history must be at least 1"),
         (lambda: SelectiveBackpropPolicy(beta=0), "beta must be positive"),
         (lambda: SelectiveBackpropPolicy(floor=0), "floor must be in"),
     ],
