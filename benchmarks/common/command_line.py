@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.common.jobs import Job, Plan
+from benchmarks.common.runs import Runner
 
 
 def add_arguments(parser: argparse.ArgumentParser, template: Job, methods: tuple[str, ...], **defaults: Any) -> None:
@@ -59,6 +62,46 @@ def planned(
     options = {"rates_from": None, **options}
     chosen = tuple(args.policy or methods)
     return Plan(stages, chosen, tuple(range(args.seeds)), tuple(args.grid), template=template, **options)
+
+
+def parser_of(name: str, description: str | None, quick: str) -> argparse.ArgumentParser:
+    """The parser of a benchmark's command, with ``--quick``.
+
+    Args:
+        name: The benchmark's folder.
+        description: The docstring of its ``__main__``.
+        quick: What ``--quick`` takes and runs on.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help=f"{quick}; leaves no rows")
+    return parser
+
+
+def run_command(args: argparse.Namespace, quick: Callable[[], None], make_runner: Callable[[], Runner]) -> None:
+    """Run what is left of the rows that a command line asks for, or the quick check; ends the process.
+
+    Args:
+        args: Of :func:`parser_of`, with ``threads``.
+        quick: The quick check.
+        make_runner: Loads the data and makes what runs the plan.
+
+    Raises:
+        SystemExit: If data or a package are missing, a run failed, or all is done.
+    """
+    be_quiet(args.threads)
+    if args.quick:
+        quick()
+        return
+    try:
+        runner = make_runner()
+    except (FileNotFoundError, ModuleNotFoundError, RuntimeError) as error:
+        sys.exit(f"the data could not be loaded: {error}")
+    runner.run()
+    sys.exit(1 if runner.failed else 0)
 
 
 def be_quiet(num_threads: int) -> None:

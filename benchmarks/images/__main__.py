@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.command_line import add_arguments, be_quiet, planned
+from benchmarks.common.command_line import add_arguments, parser_of, planned, run_command
 from benchmarks.common.jobs import BALANCED, FULL, TUNED_BUDGET, Plan, PlanChain, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check_quickly
@@ -81,13 +80,8 @@ def quick() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.images",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("images", __doc__, "half a minute, on digits")
     add = parser.add_argument
-    add("--quick", action="store_true", help="half a minute, on digits; leaves no rows")
     add("--dataset", action="append", choices=IMAGE_SETS, help="again for more; default: the required ones")
     add_arguments(parser, TEMPLATE, METHODS, grid=GRID, seeds=5, data_dir=DEFAULT_DATA_DIR)
     add("--rates-from", choices=IMAGE_SETS, help="use the rates chosen on this data set")
@@ -122,14 +116,8 @@ def plan_of(args: argparse.Namespace) -> Plan | PlanChain:
 def main() -> None:
     """Run what is left of the rows that the command line asks for."""
     args = parse()
-    be_quiet(args.threads)
-    if args.quick:
-        quick()
-        return
     options = {"channels_last": args.channels_last, "num_workers": args.workers}
-    runner = runner_of(plan_of(args), RESULTS, args.data_dir, **options)
-    runner.run()
-    sys.exit(1 if runner.failed else 0)
+    run_command(args, quick, lambda: runner_of(plan_of(args), RESULTS, args.data_dir, **options))
 
 
 if __name__ == "__main__":

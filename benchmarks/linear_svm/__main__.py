@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common.command_line import be_quiet
+from benchmarks.common.command_line import parser_of, run_command
 from benchmarks.common.jobs import TUNE_SEED, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check, finished
@@ -134,13 +133,8 @@ def quick() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.linear_svm",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("linear_svm", __doc__, "half a minute, on data made here")
     add = parser.add_argument
-    add("--quick", action="store_true", help="half a minute, on data made here; leaves no rows")
     add("--dataset", action="append", choices=SVM_SETS, help="again for more; default: shirts covtype")
     add("--method", action="append", choices=METHODS, help=f"again for more; default: {' '.join(REQUIRED)}")
     add("--seeds", type=int, default=5, help="final runs of each method")
@@ -152,21 +146,16 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Run what is left of the rows that the command line asks for."""
     args = parse()
-    be_quiet(args.threads)
-    if args.quick:
-        quick()
-        return
     datasets = tuple(args.dataset or ("shirts", "covtype"))
     methods = tuple(args.method or REQUIRED)
     plan = SVMPlan(datasets, methods, tuple(range(args.seeds)), FLOORS, TUNED_ON)
-    try:
+
+    def make_runner() -> Runner:
         for dataset in dict.fromkeys((TUNED_ON, *datasets)):
             SVM_SETS[dataset](args.data_dir)
-    except FileNotFoundError as error:
-        sys.exit(str(error))
-    runner = runner_of(plan, RESULTS, args.data_dir)
-    runner.run()
-    sys.exit(1 if runner.failed else 0)
+        return runner_of(plan, RESULTS, args.data_dir)
+
+    run_command(args, quick, make_runner)
 
 
 if __name__ == "__main__":

@@ -139,12 +139,22 @@ def classifier() -> Setup:
     return Setup(make_module, loaders((normal(1, 32, 32), integers(NUM_CLASSES))))
 
 
+def _dict_module() -> Step:
+    """A small UNet on batches that are dicts."""
+    from monai.losses import DiceCELoss
+    from monai.networks.nets import UNet
+
+    def line(step: Any, batch: Any) -> Tensor:
+        return step.criterion(step.net(batch["image"]), batch["label"])
+
+    net = UNet(2, 1, NUM_CLASSES, channels=(8, 16), strides=(2,))
+    return Step(line, net=net, criterion=DiceCELoss(to_onehot_y=True, softmax=True))
+
+
 @case(PACKAGE, "DataLoader with CacheDataset", "module")
 def own_loader() -> Setup:
     """MONAI's data: a list of dicts, transforms, MetaTensors."""
     from monai.data import CacheDataset, DataLoader
-    from monai.losses import DiceCELoss
-    from monai.networks.nets import UNet
     from monai.transforms import Compose, EnsureTyped, ScaleIntensityd
 
     images, masks = normal(1, SIZE, SIZE).numpy(), _masks(1, SIZE, SIZE).numpy().astype(np.float32)
@@ -155,22 +165,13 @@ def own_loader() -> Setup:
     def make_loader(batch_size: int, shuffle: bool) -> Any:
         return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=0)
 
-    def line(step: Any, batch: Any) -> Tensor:
-        return step.criterion(step.net(batch["image"]), batch["label"])
-
-    def make_module() -> Step:
-        net = UNet(2, 1, NUM_CLASSES, channels=(8, 16), strides=(2,))
-        return Step(line, net=net, criterion=DiceCELoss(to_onehot_y=True, softmax=True))
-
-    return Setup(make_module, make_loader)
+    return Setup(_dict_module, make_loader)
 
 
 @case(PACKAGE, "list_data_collate of several crops", "module")
 def several_crops() -> Setup:
     """A transform that makes several crops of a picture, which the loader joins to one batch of more rows."""
     from monai.data import DataLoader, Dataset
-    from monai.losses import DiceCELoss
-    from monai.networks.nets import UNet
     from monai.transforms import SpatialCropd
 
     images, masks = normal(1, SIZE, SIZE), _masks(1, SIZE, SIZE).float()
@@ -181,14 +182,7 @@ def several_crops() -> Setup:
     def make_loader(batch_size: int, shuffle: bool) -> Any:
         return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=0)
 
-    def line(step: Any, batch: Any) -> Tensor:
-        return step.criterion(step.net(batch["image"]), batch["label"])
-
-    def make_module() -> Step:
-        net = UNet(2, 1, NUM_CLASSES, channels=(8, 16), strides=(2,))
-        return Step(line, net=net, criterion=DiceCELoss(to_onehot_y=True, softmax=True))
-
-    return Setup(make_module, make_loader)
+    return Setup(_dict_module, make_loader)
 
 
 @case(PACKAGE, "DiffusionModelUNet", "module")

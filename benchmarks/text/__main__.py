@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.common.command_line import add_arguments, be_quiet, planned
+from benchmarks.common.command_line import add_arguments, parser_of, planned, run_command
 from benchmarks.common.jobs import FULL, PAPER, TUNED_BUDGET, Plan, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check_quickly
@@ -58,12 +57,7 @@ def _texts_of(data_dir: Path, dataset: str, choosing: bool, max_length: int) -> 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.text",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="half a minute, on texts made up; leaves no rows")
+    parser = parser_of("text", __doc__, "half a minute, on texts made up")
     parser.add_argument("--model", choices=("bag", "transformer"), default=TEMPLATE.model)
     parser.add_argument("--max-length", type=int, default=TEMPLATE.max_length, help="words of a text")
     add_arguments(parser, TEMPLATE, METHODS, grid=GRID, seeds=3, data_dir=DEFAULT_DATA_DIR)
@@ -86,17 +80,12 @@ def quick() -> None:
 def main() -> None:
     """Run what is left of the rows that the command line asks for."""
     args = parse()
-    be_quiet(args.threads)
-    if args.quick:
-        quick()
-        return
-    try:
+
+    def make_runner() -> Runner:
         TEXT_SETS[DATASET](args.data_dir)
-    except (FileNotFoundError, RuntimeError) as error:
-        sys.exit(f"no {DATASET}: {error}")
-    runner = runner_of(plan_of(args), RESULTS, args.data_dir, args.workers)
-    runner.run()
-    sys.exit(1 if runner.failed else 0)
+        return runner_of(plan_of(args), RESULTS, args.data_dir, args.workers)
+
+    run_command(args, quick, make_runner)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.command_line import add_arguments, be_quiet, planned
+from benchmarks.common.command_line import add_arguments, parser_of, planned, run_command
 from benchmarks.common.jobs import FULL, PAPER, TUNED_BUDGET, Plan, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check_quickly
@@ -77,13 +77,8 @@ def quick() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.translation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("translation", __doc__, "half a minute, on names of numbers")
     add = parser.add_argument
-    add("--quick", action="store_true", help="half a minute, on names of numbers; leaves no rows")
     add("--make-data", action="store_true", help="make the file of pairs, and say where it is")
     add("--size", choices=SIZES, default=TEMPLATE.size, help="small: 1.5 million parameters; base: for a GPU")
     add("--max-words", type=int, default=TEMPLATE.max_words, help="of a pair's side")
@@ -101,21 +96,16 @@ def plan_of(args: argparse.Namespace) -> Plan:
 def main() -> None:
     """Run what is left of the rows that the command line asks for."""
     args = parse()
-    be_quiet(args.threads)
-    try:
+
+    def make_runner() -> Runner:
         check_packages()
-        if args.quick:
-            quick()
-            return
         pairs = load_pairs(args.data_dir)
-    except (FileNotFoundError, ModuleNotFoundError, RuntimeError) as error:
-        sys.exit(f"no {TEMPLATE.dataset}: {error}")
-    if args.make_data:
-        print(f"{len(pairs):,} pairs in {args.data_dir.expanduser() / PAIRS_FILE}")
-        return
-    runner = runner_of(plan_of(args), RESULTS, args.data_dir, num_workers=args.workers)
-    runner.run()
-    sys.exit(1 if runner.failed else 0)
+        if args.make_data:
+            print(f"{len(pairs):,} pairs in {args.data_dir.expanduser() / PAIRS_FILE}")
+            sys.exit()
+        return runner_of(plan_of(args), RESULTS, args.data_dir, num_workers=args.workers)
+
+    run_command(args, quick, make_runner)
 
 
 if __name__ == "__main__":

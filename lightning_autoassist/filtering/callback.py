@@ -74,14 +74,11 @@ class AutoAssistCallback(CallbackBase):
     first pass over the data keeps everything, as does anything that goes wrong later: then training goes on
     unfiltered, with one warning that says why.
 
-    The last four arguments, from ``lag`` on, are the system's: they decide when and where the method's work is done.
-
     Source: Zhang, Yu & Dhillon, AutoAssist, NeurIPS 2019, arXiv:1905.03381.
 
     Args:
-        policy: What turns predicted scores into keep probabilities: a
-            :class:`~lightning_autoassist.policies.Policy`, or a name in ``POLICIES`` for one with the defaults that
-            suit the budget.
+        policy: What turns predicted scores into keep probabilities: a ``Policy``, or a name in ``POLICIES`` for one
+            with the defaults that suit the budget.
         assistant: What predicts scores: a name in ``ASSISTANTS``, an
             :class:`~lightning_autoassist.assistants.Assistant`, or ``"auto"``: the policy's own; on a stream
             ``"logistic"``, if the policy's own needs to remember instances.
@@ -95,7 +92,8 @@ class AutoAssistCallback(CallbackBase):
         max_features: Most numbers that are remembered of an instance, or most tokens of each of its sequences.
         decode: Gets an instance as the data set gives it, returns text or a picture for the galleries that W&B and
             TensorBoard get; None takes the largest picture in it.
-        lag: Steps between a batch and the Assistant's learning from it; 0 learns at once. None: 0 on CPU, 4 on other
+        lag: A setting of the system, as are the three below: they decide when and where the method's work is done.
+            Steps between a batch and the Assistant's learning from it; 0 learns at once. None: 0 on CPU, 4 on other
             devices, so that the device never waits. From 1 on each batch is also drawn one step before it is needed.
         update: Where the Assistant learns and batches are drawn: ``"sync"`` in the training loop, ``"async"`` in a
             thread beside it, which has something to do there where ``lag`` is 1 or more; ``"auto"``: ``"async"``, on
@@ -191,8 +189,6 @@ class AutoAssistCallback(CallbackBase):
     def reweighting(self) -> ReweightingName:
         """What is in force, the given one or the policy's own; ``"normalized"`` once no other suits the loss."""
         return self._in_force.reweighting
-
-    # ---- connecting to the Trainer
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._stage = stage
