@@ -21,7 +21,7 @@ from benchmarks.common.accuracy_report import (
 from benchmarks.common.jobs import BALANCED, FULL, UNDERSAMPLED
 from benchmarks.common.rows import RESULTS, rows_of
 from benchmarks.rare_events.data import COVTYPE_SETS
-from benchmarks.rare_events.plans import CORE, PRIORITIZED
+from benchmarks.rare_events.plans import CORE, PRIORITIZED, TEMPLATE
 from benchmarks.rare_events.runs import METRIC
 
 SETTING = ("dataset", "width", "batch_size", "epochs", "device", "precision")
@@ -59,7 +59,7 @@ def headline_table() -> str:
         for budget in sorted({budget for method, budget in found if method == PRIORITIZED}, reverse=True):
             runs = [found.get((method, 1.0 if method == FULL else budget), []) for method in CORE]
             cells = [with_error(_percent(rows, METRIC)) if rows else "-" for rows in runs]
-            lines.append(f"| {_case(group[0])} | {budget:g} | {' | '.join(cells)} |")
+            lines.append(f"| {_case(group[0])}{_other_batch(group[0])} | {budget:g} | {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else NOT_MEASURED
 
 
@@ -109,7 +109,7 @@ def _pictured() -> list[list[Row]]:
     groups = [
         [row for row in group if row["method"] in PICTURED and row["budget"] in (1.0, SHOWN_BUDGET)]
         for group in _settings()
-        if group[0]["epochs"] == SHOWN_EPOCHS
+        if group[0]["epochs"] == SHOWN_EPOCHS and not _other_batch(group[0])
     ]
     return [group for group in groups if {row["method"] for row in group} >= set(PICTURED)][:2]
 
@@ -119,12 +119,14 @@ def _rows_of(groups: list[list[Row]]) -> list[Row]:
 
 
 def _settings() -> list[list[Row]]:
-    """The rows of final runs, by their setting; shorter runs first, then class 5, 4 and 7."""
+    """The rows of final runs, by their setting; shorter runs and the plan's batches first, then class 5, 4 and 7."""
     order = ["covtype-5", "covtype-4", "covtype-7"]
     final = (row for row in rows_of("rare_events", RESULTS) if row["phase"] == "final")
-    return sorted(
-        grouped(final, SETTING), key=lambda rows: (rows[0]["width"], rows[0]["epochs"], order.index(rows[0]["dataset"]))
-    )
+    return sorted(grouped(final, SETTING), key=lambda rows: (_rank(rows[0]), order.index(rows[0]["dataset"])))
+
+
+def _rank(row: Row) -> tuple[int, int, int]:
+    return row["width"], row["epochs"], -row["batch_size"]
 
 
 def _table(group: list[Row]) -> str:
@@ -197,6 +199,11 @@ def _plain_name(method: str) -> str:
 def _case(row: Row) -> str:
     share = row["train_positives"] / row["train_instances"]
     return f"covtype, class {COVTYPE_SETS[row['dataset']]} against the rest, {share:.1%} positives"
+
+
+def _other_batch(row: Row) -> str:
+    """Says that a row's batches are not those of the plan."""
+    return "" if row["batch_size"] == TEMPLATE.batch_size else f", batch {row['batch_size']}"
 
 
 def _title(row: Row) -> str:

@@ -106,7 +106,7 @@ def test_tables_and_the_picture_are_those_of_the_rows(tmp_path, monkeypatch):
 
 
 def write_row(folder, method, budget, value, phase="final", epochs=12, **figures):
-    job = RareJob(phase=phase, method=method, budget=budget, epochs=epochs, learning_rate=0.1)
+    job = replace(plans.TEMPLATE, phase=phase, method=method, budget=budget, epochs=epochs, learning_rate=0.1)
     out = {
         "average_precision": value,
         "roc_auc": 0.99,
