@@ -1,0 +1,1 @@
+"""Gauss-Newton: time against width and instances, and training error against CPU seconds."""
