@@ -15,6 +15,13 @@ from pathlib import Path
 from benchmarks.common.accuracy_report import stale_curves, summary_table, write_curves
 from benchmarks.common.rows import RESULTS
 from benchmarks.cost.report import overhead_table, scale_table, wall_clock_table
+from benchmarks.gauss_newton.report import (
+    losses_table,
+    stale_newton_picture,
+    steps_table,
+    training_table,
+    write_newton_picture,
+)
 from benchmarks.gpu.report import gpu_line, gpu_tables
 from benchmarks.images.report import IMAGES, image_tables
 from benchmarks.linear_svm.report import stale_svm_curves, svm_tables, write_svm_curves
@@ -24,7 +31,7 @@ from benchmarks.text.report import TEXTS, text_tables
 from benchmarks.translation.report import stale_translation_curves, translation_tables, write_translation_curves
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", RESULTS / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", RESULTS / "README.md", ROOT / "docs" / "gauss_newton.md")
 ACCURACIES = (IMAGES, TEXTS)
 
 
@@ -52,6 +59,9 @@ TABLES = {
     "scale": scale_table,
     "gpu": gpu_tables,
     "gpu_line": gpu_line,
+    "gauss_newton_training": training_table,
+    "gauss_newton_losses": losses_table,
+    "gauss_newton_steps": steps_table,
 }
 
 
@@ -78,7 +88,7 @@ def main() -> None:
     after = {page: rewritten(page, text) for page, text in before.items()}
     if check:
         stale = [curve for benchmark in ACCURACIES for curve in stale_curves(benchmark)]
-        stale += [*stale_svm_curves(), *stale_translation_curves(), *stale_rare_picture()]
+        stale += [*stale_svm_curves(), *stale_translation_curves(), *stale_rare_picture(), *stale_newton_picture()]
         stale += [str(page.relative_to(ROOT)) for page in PAGES if after[page] != before[page]]
         stale += [str(PAGE.relative_to(ROOT))] if is_stale() else []
         sys.exit(f"{', '.join(stale)} differ from the rows: run python -m benchmarks.report" if stale else 0)
@@ -89,6 +99,7 @@ def main() -> None:
     write_svm_curves()
     write_translation_curves()
     write_rare_picture()
+    write_newton_picture()
     write_page()
 
 

@@ -156,7 +156,7 @@ def parse() -> argparse.Namespace:
     add("--quick", action="store_true", help="seconds, on data made here; leaves no rows")
     add("--dataset", action="append", choices=TRAINED, help="again for more; default: digits fashion covtype")
     add("--seeds", type=int, default=3, help="final runs of each method")
-    add("--no-steps", action="store_true", help="trainings only")
+    add("--only", choices=("trainings", "steps"), help="a part of the rows; as a second process beside the first")
     add("--data-dir", type=Path, default=DEFAULT_DATA_DIR, help="where data are, or are downloaded to")
     add("--threads", type=int, default=1, help="of torch")
     return parser.parse_args()
@@ -169,8 +169,8 @@ def main() -> None:
     if args.quick:
         quick()
         return
-    datasets = tuple(args.dataset or ("digits", "fashion", "covtype"))
-    plan = NewtonPlan(datasets, tuple(range(args.seeds)), not args.no_steps)
+    datasets = () if args.only == "steps" else tuple(args.dataset or ("digits", "fashion", "covtype"))
+    plan = NewtonPlan(datasets, tuple(range(args.seeds)), args.only != "trainings")
     runner = Runner(plan, TABLE, RESULTS, lambda job: run_job(job, args.data_dir.expanduser()))
     runner.run()
     sys.exit(1 if runner.failed else 0)
