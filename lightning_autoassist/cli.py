@@ -29,6 +29,7 @@ examples:
   autoassist check train.py:MyModule --data train.py:MyDataModule
   autoassist check train.py                   # which modules and data modules are in it?
   autoassist check my_project.models:build    # a module with loaders of its own
+  autoassist check train.py:MyModule --kfac   # which layers K-FAC preconditions, and what it holds and sends
 
 exits with 0 where filtering is on, 1 where it is off, 2 where the module cannot be had or fails
 """
@@ -142,6 +143,14 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="DATA",
         help="FILE.py:NAME or PACKAGE.MODULE:NAME of a data module or train loader; default: the module's own loader",
     )
+    check.add_argument(
+        "--kfac",
+        action="store_true",
+        help="train nothing: show which layers KFACCallback preconditions, and the bytes of each mode",
+    )
+    check.add_argument(
+        "--processes", type=_whole_number(1), default=4, metavar="W", help="of --kfac's modes; default: %(default)s"
+    )
     check.set_defaults(run=_check)
 
 
@@ -149,6 +158,9 @@ def _check(options: argparse.Namespace) -> None:
     try:
         if options.module.endswith(".py"):
             raise NamingError(candidates_in(options.module))
+        if options.kfac:
+            _show_kfac(options.module, options.data, options.processes)
+            return
         is_filtered = _diagnosed(options.module, options.data)
     except (UsageError, NamingError):
         raise
@@ -158,6 +170,17 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(f"{options.module}: {type(error).__name__}: {error} ({place_of_error(error)})") from error
     if not is_filtered:
         raise SystemExit(EXIT_UNFILTERED)
+
+
+def _show_kfac(module_path: str, data_path: str | None, num_processes: int) -> None:
+    module, _ = module_and_data(module_path, data_path)
+    from torch import nn
+
+    from lightning_autoassist.kfac.summary import kfac_summary
+
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"{module_path} must be a module, got {type(module).__name__}")
+    print(kfac_summary(module, num_processes))
 
 
 def _diagnosed(module_path: str, data_path: str | None) -> bool:

@@ -222,6 +222,21 @@ def test_check_prints_what_is_captured_and_ends_with_0(tmp_path, capsys):
     assert "cross_entropy at linear_training.py:13" in printed
 
 
+def test_check_of_kfac_trains_nothing_and_says_what_each_mode_holds_and_sends(tmp_path, capsys):
+    path = tmp_path / "kfac_training.py"
+    path.write_text(
+        TRAINING.replace("torch.nn.Linear(4, 3)", "torch.nn.Sequential(torch.nn.Linear(400, 300), torch.nn.PReLU())")
+    )
+    assert main(["check", f"{path}:Broken", "--kfac", "--processes", "2"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "net.0 Linear 1 401 300 1.00 MB" in printed
+    assert "Factors take 1.00 MB in float32 in every process." in printed
+    # Inverses of 401² + 401 + 300² + 300 numbers, triangles of factors, a gradient of 401 · 300 numbers, of 4 bytes.
+    assert "comm_opt 2 1.01 MB 0.50 MB 1.01 MB 0.00 MB" in printed
+    assert "mem_opt 2 1.01 MB 0.50 MB 0.00 MB 0.48 MB" in printed
+    assert "net.1: a PReLU is none of Linear" in printed
+
+
 def test_check_ends_with_1_where_filtering_is_off(tmp_path, capsys):
     (tmp_path / "opaque_training.py").write_text(TRAINING)
     path = tmp_path / "opaque_training.py"
