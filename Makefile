@@ -45,6 +45,7 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python -m benchmarks.linear_svm --quick
 	$(BIN)/python -m benchmarks.translation --quick
 	$(BIN)/python -m benchmarks.gauss_newton --quick
+	$(BIN)/python -m benchmarks.kfac --quick
 	$(BIN)/python -m benchmarks.gpu --device cpu --quick --out build/gpu-quick
 	$(BIN)/python -m benchmarks.report --check
 

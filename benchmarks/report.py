@@ -24,6 +24,7 @@ from benchmarks.gauss_newton.report import (
 )
 from benchmarks.gpu.report import gpu_line, gpu_tables
 from benchmarks.images.report import IMAGES, image_tables
+from benchmarks.kfac.report import kfac_tables
 from benchmarks.linear_svm.report import stale_svm_curves, svm_tables, write_svm_curves
 from benchmarks.outside.report import PAGE, is_stale, write_page
 from benchmarks.rare_events.report import headline_table, rare_tables, stale_rare_picture, write_rare_picture
@@ -31,7 +32,13 @@ from benchmarks.text.report import TEXTS, text_tables
 from benchmarks.translation.report import stale_translation_curves, translation_tables, write_translation_curves
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", RESULTS / "README.md", ROOT / "docs" / "gauss_newton.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "results.md",
+    RESULTS / "README.md",
+    ROOT / "docs" / "gauss_newton.md",
+    ROOT / "docs" / "kfac.md",
+)
 ACCURACIES = (IMAGES, TEXTS)
 
 
@@ -55,6 +62,7 @@ TABLES = {
     "translation": translation_tables,
     "wall_clock": wall_clock_table,
     "linear_svm": svm_tables,
+    "kfac": kfac_tables,
     "overhead": overhead_table,
     "scale": scale_table,
     "gpu": gpu_tables,
