@@ -59,7 +59,9 @@ def _layer_row(name: str, kind: str, size: FactorSizes) -> tuple[str, ...]:
 
 def _modes(sizes: Mapping[str, FactorSizes], num_processes: int, options: KFACOptions) -> list[str]:
     factors = 4 * sum(size.num_factor_numbers(is_packed=False) for size in sizes.values())
-    rows: list[tuple[str, ...]] = [("mode", "processes", "inverses held (largest)", "sent: factors", "inverses", "gradients, each step")]
+    rows: list[tuple[str, ...]] = [
+        ("mode", "processes", "inverses held (largest)", "sent: factors", "inverses", "gradients, each step")
+    ]
     settings: list[tuple[ModeName, int]] = [("comm_opt", 1)]
     if num_processes > 1:
         settings += [(mode, num_processes) for mode in get_args(ModeName)]
