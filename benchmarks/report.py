@@ -32,12 +32,12 @@ from benchmarks.text.report import TEXTS, text_tables
 from benchmarks.translation.report import stale_translation_curves, translation_tables, write_translation_curves
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 PAGES = (
     ROOT / "README.md",
-    ROOT / "docs" / "results.md",
     RESULTS / "README.md",
-    ROOT / "docs" / "gauss_newton.md",
-    ROOT / "docs" / "kfac.md",
+    *(DOCS / f"{name}.md" for name in ("results", "does-it-pay", "kfac", "gauss_newton")),
+)
 )
 ACCURACIES = (IMAGES, TEXTS)
 
