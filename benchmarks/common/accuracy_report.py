@@ -15,6 +15,8 @@ from typing import Any
 from benchmarks.common.rows import RESULTS, current_command, rows_of
 
 Row = dict[str, Any]
+MAX_SERIES = 10  # of a picture
+LINE_STYLES: tuple[Any, ...] = ("--", ":", "-.", (0, (1, 4)), (0, (5, 5)))
 # The summary's columns: policies with their own settings, the default first.
 SUMMARISED = ("proportional", "infobatch", "autoassist", "uniform")
 
@@ -48,24 +50,45 @@ class Benchmark:
 
 
 def write_curves(benchmark: Benchmark) -> None:
-    """Draw accuracy against optimizer steps, one PNG for each setting."""
+    """Draw accuracy against optimizer steps, one PNG for each setting: a colour a method, a line style a budget."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures for the whole process
 
     for group in benchmark.groups():
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.add_subplot(xlabel="optimizer steps", ylabel="test accuracy (%)")
+        figure = Figure(figsize=(9, 4.5), layout="constrained")
+        axes = figure.add_subplot(xlabel="optimizer steps", ylabel="test accuracy (%), mean and standard error")
         axes.set_title(textwrap.fill(benchmark.title(group[0]), 64), fontsize="medium")
-        tops = []
-        for rows in grouped(group, ("method", "budget")):
-            points = [[update for update, _ in row["curve"]] for row in rows]
-            accuracies = [[100 * accuracy for _, accuracy in row["curve"]] for row in rows]
-            means = [statistics.mean(values) for values in zip(*accuracies, strict=True)]
-            tops.append(max(means))
-            axes.plot(points[0], means, marker="o", markersize=3, label=name_of(rows[0]))
+        tops = [_draw_runs(axes, rows, style) for rows, style in _styled(group)]
         axes.set_ylim(max(tops) - 12, max(tops) + 1)
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside right upper", fontsize="small")
         figure.savefig(benchmark.path(group), format="png", dpi=120, metadata={"Description": fingerprint(group)})
+
+
+def _styled(group: list[Row]) -> list[tuple[list[Row], dict[str, Any]]]:
+    """At most ten series, those without options of their own first, each with its colour and line style."""
+    series = grouped(group, ("method", "budget"))
+    rank = {method: number for number, method in enumerate(("full", *SUMMARISED))}
+    series.sort(key=lambda rows: (":" in rows[0]["method"], -rows[0]["budget"], rank.get(rows[0]["method"], len(rank))))
+    shown = series[:MAX_SERIES]
+    methods = list(dict.fromkeys(rows[0]["method"] for rows in shown))
+    budgets = sorted({rows[0]["budget"] for rows in shown if rows[0]["budget"] < 1}, reverse=True)
+    styles = {1.0: "-", **dict(zip(budgets, LINE_STYLES, strict=False))}
+    return [
+        (rows, {"color": f"C{methods.index(rows[0]['method'])}", "linestyle": styles[rows[0]["budget"]]})
+        for rows in shown
+    ]
+
+
+def _draw_runs(axes: Any, rows: list[Row], style: dict[str, Any]) -> float:
+    """Draw the mean over seeds and its standard error; returns the highest mean."""
+    steps = [step for step, _ in rows[0]["curve"]]
+    by_point = list(zip(*([100 * accuracy for _, accuracy in row["curve"]] for row in rows), strict=True))
+    means = [statistics.mean(values) for values in by_point]
+    errors = [statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0 for values in by_point]
+    axes.plot(steps, means, marker="o", markersize=3, label=name_of(rows[0]), **style)
+    low, high = ([mean + sign * error for mean, error in zip(means, errors, strict=True)] for sign in (-1, 1))
+    axes.fill_between(steps, low, high, alpha=0.15, color=style["color"], linewidth=0)
+    return max(means)
 
 
 def stale_curves(benchmark: Benchmark) -> list[str]:
