@@ -264,7 +264,7 @@ def _fold(part: WeightedLoss) -> tuple[Tensor, Tensor, Tensor]:
         share = share * counts.sum()
     elif found.reduction == "batchmean":
         share = share * (counts.numel() / found.layout.num_rows)
-    return *fold(losses, norms, counts, found.layout, found.tokens), share
+    return *fold(losses, norms, counts, found.layout, found.tokens, None), share
 
 
 def _fold_by_rows(part: WeightedLoss, coefficient: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -206,17 +206,12 @@ class RowOrders:
 
 
 def fold(
-    losses: Tensor,
-    norms: Tensor | None,
-    counts: Tensor,
-    layout: InstanceLayout,
-    tokens: bool,
-    totals: Tensor | None = None,
+    losses: Tensor, norms: Tensor | None, counts: Tensor, layout: InstanceLayout, tokens: bool, totals: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     r"""Losses and scores of instances from those of their elements.
 
     With counts :math:`e_j` (0 where masked), :math:`l_i = \sum_j e_j l_{ij} / \sum_j e_j`; the score averages the
-    norms likewise for tokens, and else is the norm of the gradient that has them as coordinates,
+    norms in the same way for tokens, and else is the norm of the gradient that has them as coordinates,
     :math:`\sqrt{\sum_j (e_j n_{ij})^2} / \sum_j e_j`. Instances without a counted element get 0.
 
     Args:
