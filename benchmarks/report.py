@@ -38,7 +38,6 @@ PAGES = (
     RESULTS / "README.md",
     *(DOCS / f"{name}.md" for name in ("results", "does-it-pay", "kfac", "gauss_newton")),
 )
-)
 ACCURACIES = (IMAGES, TEXTS)
 
 
