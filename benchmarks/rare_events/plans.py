@@ -16,6 +16,7 @@ PRIORITIZED = "prioritized:keep_rate=0.1,floor=0.02"
 CORE = (FULL, "uniform", BALANCED, "proportional", PRIORITIZED)
 OTHERS = ("autoassist", "infobatch", "selective_backprop", UNDERSAMPLED)
 METHODS = (*CORE, *OTHERS)
+NEWCOMERS = ("threshold", "seta", "ies", "class_budget", "class_balanced")
 TEMPLATE = RareJob(batch_size=512)
 # So long that twice as long gains less than half a point; the second says whether that holds.
 LONG_EPOCHS = (48, 96)
@@ -51,8 +52,9 @@ def core_plan() -> PlanChain:
 def whole_plan() -> PlanChain:
     """All classes, budgets and methods with five seeds, and long runs."""
     datasets = ("covtype-5", "covtype-4", "covtype-7")
-    parts = [plan_of(dataset, budget, METHODS, 5) for budget in BUDGETS for dataset in datasets]
-    parts += [plan_of("covtype-5", 0.25, METHODS, 5, epochs) for epochs in LONG_EPOCHS]
+    methods = (*METHODS, *NEWCOMERS)
+    parts = [plan_of(dataset, budget, methods, 5) for budget in BUDGETS for dataset in datasets]
+    parts += [plan_of("covtype-5", 0.25, methods, 5, epochs) for epochs in LONG_EPOCHS]
     return PlanChain((*core_plan().parts, *parts))
 
 
