@@ -5,8 +5,8 @@ Shapes: N data set, n candidates.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,6 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 from lightning_autoassist.filtering.assistants.base import Assistant
-from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
 from lightning_autoassist.filtering.checkpoint import OpenWindow, is_at_batch_end, is_readable, kinds_of
 from lightning_autoassist.filtering.checks.run_length import Limits
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
@@ -31,7 +30,7 @@ from lightning_autoassist.filtering.fit_checks import (
 from lightning_autoassist.filtering.learner import Learner
 from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
 from lightning_autoassist.filtering.memory.features import MAX_FEATURES, FeatureFunction
-from lightning_autoassist.filtering.memory.store import FEATURE_MEMORY, InstanceStore, LabelSource
+from lightning_autoassist.filtering.memory.store import FEATURE_MEMORY, InstanceStore
 from lightning_autoassist.filtering.names import (
     GivenAssistantName,
     GivenPolicyName,
@@ -57,7 +56,6 @@ from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.loggers import Decode, RunLog, summed
 from lightning_autoassist.filtering.reporting.metrics import FilterReport, over_ranks
 from lightning_autoassist.filtering.run_state import RunState, continue_epoch, load_plain_checkpoint
-from lightning_autoassist.filtering.selection import Selection
 from lightning_autoassist.filtering.trained_batches import TrainedBatches
 from lightning_autoassist.filtering.validation import IsolatedValidation, is_within_fit
 from lightning_autoassist.trainer_support.arguments import check_choice, check_whole
@@ -130,7 +128,6 @@ class AutoAssistCallback(CallbackBase):
         feature_memory: int = FEATURE_MEMORY,
     ) -> None:
         self.policy = made_policy(policy)
-        self.assistant = made_assistant(assistant, self.policy)
         self._suits_data = is_auto(assistant)
         self.score = chosen_score(score, self.policy)
         check_functions(features, decode)
@@ -141,25 +138,26 @@ class AutoAssistCallback(CallbackBase):
         self.feature_memory = check_whole("feature_memory", feature_memory, "[0, inf)", "0 keeps features in a file")
         self.exchange_every = check_whole("exchange_every", exchange_every, "[1, inf)", "16 is the default")
         self.update = check_choice("update", update, UPDATES)
-        self._in_force = ResolvedOptions(chosen_reweighting(reweighting, self.policy), self.lag or 0)
+        self._in_force = ResolvedOptions(self.lag or 0)
         self._given = {"assistant": not self._suits_data, "score": not is_auto(score), "features": features is not None}
-        self._build_parts()
+        self._build_parts(made_assistant(assistant, self.policy), chosen_reweighting(reweighting, self.policy))
 
-    def _build_parts(self) -> None:
+    def _build_parts(self, assistant: Assistant, reweighting: ReweightingName) -> None:
         # Weights other than 1 enter the backward pass at the captured losses, whether or not anyone wants scores.
-        self._watches_losses = self.policy.needs_scores or (
-            self.reweighting != "none" and not self.policy.keeps_everything
-        )
+        self._watches_losses = self.policy.needs_scores or (reweighting != "none" and not self.policy.keeps_everything)
         self.report = FilterReport()
         self.report.has_gradient_norms = self.score == "gradient_norm"
         self._log = RunLog(self)
         self._ranks = Ranks()
         self._jobs = InlineExecutor()
         self._learner = Learner(
-            self.assistant,
+            assistant,
             self.policy,
-            self.assistant.feature_extractor(self.features, self.max_features),
+            lambda assistant: assistant.feature_extractor(self.features, self.max_features),
             self.report,
+            self._log,
+            reweighting=reweighting,
+            suits_data=self._suits_data,
             unfiltered_tail=self.unfiltered_tail,
             feature_memory=self.feature_memory,
             exchange_every=self.exchange_every,
@@ -170,7 +168,6 @@ class AutoAssistCallback(CallbackBase):
             self._learner,
             self.report,
             keeps_answers=self.policy.needs_scores,
-            reweighting=self.reweighting,
         )
         self._gradients = OpenWindow()
         self._state = RunState(self._learner, self._steps, self.report, self._log, self._gradients)
@@ -183,12 +180,17 @@ class AutoAssistCallback(CallbackBase):
         self._hook_warning = MutedWarning("You have overridden `on_before_batch_transfer` in both")
         self._data: AutoAssistDataModule | None = None
         self._stage = "fit"
-        self._has_begun = self._is_on_stream = False
+        self._has_begun = False
+
+    @property
+    def assistant(self) -> Assistant:
+        """What predicts scores: the given Assistant, or the one that suits the data."""
+        return self._learner.assistant
 
     @property
     def reweighting(self) -> ReweightingName:
         """What is in force, the given one or the policy's own; ``"normalized"`` once no other suits the loss."""
-        return self._in_force.reweighting
+        return self._learner.reweighting
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._stage = stage
@@ -199,30 +201,15 @@ class AutoAssistCallback(CallbackBase):
         if self._ranks.world_size != trainer.world_size:
             self._ranks = Ranks(trainer.global_rank, trainer.world_size)
         self.report.num_ranks = self._ranks.world_size
-        self._learner.join(self._ranks)
-        self._in_force = resolve(self.reweighting, self.lag, self.update, trainer)
+        self._learner.join(self._ranks, functools.partial(FeaturePlace.of, trainer))
+        self._in_force = resolve(self.lag, self.update, trainer)
         self._jobs.close()
         self._jobs = self._in_force.executor()
         self._learner.work_in(self._jobs)
         if overrides(pl_module, "on_before_batch_transfer"):
             self._hook_warning.begin()
         self._log.connect(trainer)
-        self._data.select_by(self._selection(), self._ranks, restart=not self._has_begun)
-
-    def _selection(self) -> Selection:
-        return Selection(
-            self._learner.keep_probability,
-            self.policy.keeps_everything,
-            self.reweighting,
-            self.policy.current_correction,
-            self._prepare_store,
-            self._prepare_rows,
-            self._learner.keep_rows,
-            self._learner.row_features,
-            self._log.count,
-            self._learner.lacks_features,
-            self._jobs,
-        )
+        self._data.connect(self._learner, self._steps.start_batch, self._ranks, restart=not self._has_begun)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
@@ -231,7 +218,7 @@ class AutoAssistCallback(CallbackBase):
         warn_of_stale_weights(self.policy, self.assistant, self.reweighting)
         self._length_checks.begin(trainer)
         if self._watches_losses:
-            self._steps.begin(trainer.strategy, pl_module, self._data)
+            self._steps.begin(trainer.strategy, pl_module, self._data.wrapped)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         assert self._data is not None
@@ -255,8 +242,7 @@ class AutoAssistCallback(CallbackBase):
         self._length_checks.start_epoch(trainer, self._data.candidate_stream)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        assert self._data is not None
-        self._batches.start_batch(self._data, batch)
+        self._batches.start_batch(batch)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._end_batch(trainer, batch_idx)
@@ -273,10 +259,7 @@ class AutoAssistCallback(CallbackBase):
         if self.reweighting == "normalized":
             return
         warn_of_normalized_weights(self._steps.capture, self.reweighting)
-        self._in_force = replace(self._in_force, reweighting="normalized")
-        self._steps.reweighting = "normalized"
-        if self._data is not None:
-            self._data.reweight_by("normalized")
+        self._learner.reweighting = "normalized"
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.report.training.stop()
@@ -352,7 +335,7 @@ class AutoAssistCallback(CallbackBase):
         if trainer is not None and is_at_batch_end(trainer):
             self._end_batch(trainer, trainer.fit_loop.epoch_loop.batch_idx)
         state = self._state.state_dict(self._kinds(), self._data, self._ranks)
-        return {**state, "is_on_stream": self._is_on_stream}
+        return {**state, "is_on_stream": self._learner.is_on_stream}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if self.state_key not in checkpoint.get("callbacks", {}):
@@ -362,7 +345,7 @@ class AutoAssistCallback(CallbackBase):
         if self._stage != "fit" or not is_readable(state_dict):
             return  # test, validate and predict read a checkpoint, too, and continue no training
         if state_dict["is_on_stream"]:
-            self._suit_stream()
+            self._learner.suit_stream()
         self._state.load_state_dict(state_dict, self._kinds(), self._data, self._ranks)
         self._has_begun = True
         if self._learner.has_other_terms:
@@ -371,24 +354,6 @@ class AutoAssistCallback(CallbackBase):
     def _kinds(self) -> dict[str, str]:
         return kinds_of(self.policy, self.assistant, self.score, self.features)
 
-    def _prepare_store(self, num_instances: int, labels: LabelSource) -> None:
-        """Make room for the data set, before its first batch is drawn."""
-        assert self._data is not None
-        self._log.prepare(num_instances)
-        if self.policy.needs_scores:
-            self._learner.prepare(num_instances, FeaturePlace.of(self._data.trainer), labels)
-
-    def _prepare_rows(self) -> None:
-        """Be ready for a stream, or refuse it, before its first row is judged."""
-        self._suit_stream()
-        self._learner.rows.check_can_judge()
-
-    def _suit_stream(self) -> None:
-        self._is_on_stream = True
-        if self._suits_data and self._learner.rows.refusal is not None:
-            self.assistant = LogisticAssistant()
-            self._learner.use(self.assistant, self.assistant.feature_extractor(self.features, self.max_features))
-
     def _disconnect(self) -> None:
         self._log.disconnect()
         self._steps.end()
@@ -396,5 +361,5 @@ class AutoAssistCallback(CallbackBase):
         self._hook_warning.end()
         self._jobs.close()
         if self._data is not None:
-            self._data.select_by(None)
+            self._data.disconnect()
         self.report.training.stop()

@@ -5,23 +5,26 @@ Shapes: N data set, B batch, n candidates, F features.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
+from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
 from lightning_autoassist.filtering.filter_status import FilterStatus
 from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
 from lightning_autoassist.filtering.memory.store import InstanceStore, LabelSource
+from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.policies.base import Policy
+from lightning_autoassist.filtering.reporting.loggers import RunLog
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.row_learner import RowLearner
-from lightning_autoassist.filtering.sampling.candidates import Rows, SelectedBatch
+from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
+from lightning_autoassist.filtering.sampling.selection import Probabilities, Rows, Selector
 from lightning_autoassist.filtering.stored_learner import StoredLearner
 from lightning_autoassist.filtering.waiting_steps import PendingUpdate, WaitingSteps, on_host
 from lightning_autoassist.trainer_support.arrays import IndexArray
@@ -33,17 +36,20 @@ from lightning_autoassist.trainer_support.process_group import Ranks
 LEARNT_TOGETHER = 8
 
 
-class Learner:
+class Learner(Selector):
     """Lets the Assistant learn from the model's answers, and turns its predictions into chances.
 
     Args:
         assistant: Predicts scores.
         policy: Turns them into keep probabilities.
-        features: Takes from a batch what the Assistant reads of it.
+        extractor: Makes what takes from a batch what an Assistant reads of it.
         report: Counts what was learnt.
+        log: Counts what was considered.
         tail: Share of training at whose end every candidate is kept.
         feature_memory: See ``InstanceStore``.
         exchange_every: Steps between two exchanges with the other processes, where there are any.
+        reweighting: See ``Selector``.
+        suits_data: Whether a stream gets another Assistant, where this one cannot judge its rows.
         watches_losses: Whether the model's losses are captured, for scores or for weights.
 
     Attributes:
@@ -59,17 +65,24 @@ class Learner:
         self,
         assistant: Assistant,
         policy: Policy,
-        features: BatchReader,
+        extractor: Callable[[Assistant], BatchReader],
         report: FilterReport,
+        log: RunLog,
         *,
+        reweighting: ReweightingName,
+        suits_data: bool = False,
         unfiltered_tail: float,
         feature_memory: int,
         exchange_every: int,
         watches_losses: bool = True,
     ) -> None:
+        super().__init__(reweighting)
         self.assistant = assistant
         self.policy = policy
+        self.keeps_everything = policy.keeps_everything
         self.report = report
+        self.log = log
+        self.is_on_stream = False
         self.unfiltered_tail = unfiltered_tail
         self.exchange_every = exchange_every
         self.watches_losses = watches_losses
@@ -78,9 +91,12 @@ class Learner:
         self.refuses_labels = False
         self._waiting = WaitingSteps()
         self.status = FilterStatus(watches_losses, self._waiting.clear)
+        features = extractor(assistant)
         self.stored = StoredLearner(assistant, policy, features, report, self._waiting, feature_memory)
         self.rows = RowLearner(assistant, policy, features)
+        self._extractor, self._suits_data = extractor, suits_data
         self._ranks = Ranks()
+        self._feature_place: Callable[[], FeaturePlace] = FeaturePlace
         self._num_steps = 0
         self._pass_index = 0  # of the batch that was learnt from last
 
@@ -99,15 +115,23 @@ class Learner:
         """What is remembered; None before the first batch, and where the policy needs no scores."""
         return self.stored.store
 
-    def use(self, assistant: Assistant, features: BatchReader) -> None:
-        """Take another Assistant than at first, before anything was asked."""
-        self.assistant = assistant
-        self.stored.use(assistant, features)
-        self.rows = RowLearner(assistant, self.policy, features)
+    def suit_stream(self) -> None:
+        """Take an Assistant that can judge a stream's rows, before anything was asked, unless the user chose one."""
+        self.is_on_stream = True
+        if self._suits_data and self.rows.refusal is not None:
+            self.assistant = LogisticAssistant()
+            features = self._extractor(self.assistant)
+            self.stored.use(self.assistant, features)
+            self.rows = RowLearner(self.assistant, self.policy, features)
 
-    def join(self, ranks: Ranks) -> None:
-        """Learn from what all of ``ranks`` see, beginning with one Assistant; all processes must call this."""
-        self._ranks = ranks
+    def join(self, ranks: Ranks, feature_place: Callable[[], FeaturePlace]) -> None:
+        """Learn from what all of ``ranks`` see, beginning with one Assistant; all processes must call this.
+
+        Args:
+            ranks: The processes.
+            feature_place: Says where a feature file may lie, once training has begun.
+        """
+        self._ranks, self._feature_place = ranks, feature_place
         if ranks.world_size > 1:
             self.assistant.load_state_dict(ranks.broadcast_object(self.assistant.state_dict()))
 
@@ -138,7 +162,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any], differing: Collection[str] = ()) -> list[str]:
-        """Restore :meth:`state_dict`; what it remembers of instances, in :meth:`prepare`.
+        """Restore :meth:`state_dict`; what it remembers of instances, in :meth:`begin`.
 
         Args:
             state: What was saved.
@@ -163,32 +187,42 @@ class Learner:
             self._waiting.load_state_dict(own)
         return lost
 
-    def prepare(self, num_instances: int, place: FeaturePlace, labels: LabelSource | None = None) -> None:
-        """Make room for the data set, before its first batch is drawn.
-
-        Args:
-            num_instances: N.
-            place: For a feature file.
-            labels: Tells those of instances that the model has not seen.
-        """
-        self.policy.num_processes = self._ranks.world_size
-        self.policy.prepare(-(-num_instances // self._ranks.world_size))
-        self.stored.prepare(num_instances, place, labels)
-
     # ---- the batch generator asks
+
+    @property
+    def jobs(self) -> InlineExecutor:
+        return self.status.jobs
+
+    @property
+    def correction(self) -> float:  # type: ignore[override]
+        return self.policy.current_correction()
+
+    def begin(self, num_instances: int | None, labels: LabelSource | None = None) -> None:
+        if num_instances is None:
+            self.suit_stream()
+            self.rows.check_can_judge()
+            return
+        self.log.prepare(num_instances)
+        if self.policy.needs_scores:
+            self.policy.num_processes = self._ranks.world_size
+            self.policy.prepare(-(-num_instances // self._ranks.world_size))
+            self.stored.prepare(num_instances, self._feature_place(), labels)
 
     @property
     def scores_unseen(self) -> bool:
         """Whether instances are filtered that the model has not seen."""
         return self.stored.scores_unseen
 
-    def keep_probability(self, indices: IndexArray, pass_index: int) -> npt.NDArray[np.floating[Any]]:
+    def keep_probability(self, candidates: IndexArray | Rows, pass_index: int) -> Probabilities:
         """Chances of candidates, shape ``(n,)``: 1 in the first pass, for unseen instances, when not filtering.
 
-        Where the Assistant judges unseen instances, the first pass is one like the others.
+        Where the Assistant judges unseen instances, the first pass is one like the others. A stream's rows are judged
+        as they are: there is no unseen one to be kept.
         """
+        if isinstance(candidates, Rows):
+            return self._keep_rows(candidates, pass_index)
         self._note_progress(self.progress, pass_index)
-        everything = np.ones(len(indices), np.float32)
+        everything = np.ones(len(candidates), np.float32)
         if (pass_index == 0 and not self.scores_unseen) or not self._judges_now():
             return everything
         if not self.policy.needs_scores:
@@ -197,11 +231,10 @@ class Learner:
             self.wait_all()
             self._note_progress(self.progress, pass_index)  # again: what was learnt from is of earlier steps
             with self.status.unfiltered_on_error:
-                return self.stored.keep_probability(indices)
+                return self.stored.keep_probability(candidates)
         return everything
 
-    def keep_rows(self, rows: Rows, pass_index: int) -> npt.NDArray[np.floating[Any]]:
-        """Chances of a stream's rows, shape ``(n,)``; there is no unseen one to be kept."""
+    def _keep_rows(self, rows: Rows, pass_index: int) -> Probabilities:
         self.wait_all()
         self._note_progress(self.progress, pass_index)
         if self._judges_now():
@@ -219,18 +252,19 @@ class Learner:
         return is_on and self.progress <= 1 - self.unfiltered_tail
 
     def row_features(self, batch: Any, num_rows: int) -> Tensor | None:
-        """Features of a stream's batch, shape ``(n, F)``; None where nobody reads them."""
         if self.is_filtering and self.rows.reads_features:
             with self.status.unfiltered_on_error:
                 return self.rows.features(batch, num_rows)
         return None
 
     def lacks_features(self, indices: IndexArray) -> bool:
-        """Whether the Assistant reads features or tokens, and some of these instances have none yet."""
         if self.is_filtering:
             with self.status.unfiltered_on_error:
                 return self.stored.lacks_features(indices)
         return False
+
+    def note_considered(self, indices: IndexArray, probs: Any, kept: Any) -> None:
+        self.log.count(indices, probs, kept)
 
     # ---- the model answers
 

@@ -17,7 +17,6 @@ from lightning_autoassist.capture.interceptor import TrainingStep, observe_train
 from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 from lightning_autoassist.capture.observation import InstanceLosses
 from lightning_autoassist.filtering.data.arrivals import TransferOrder, hooks_of
-from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
 from lightning_autoassist.filtering.learner import Learner
 from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
@@ -50,11 +49,10 @@ class ObservedSteps:
         learner: Hears whether the losses could be told apart.
         report: Gets the share of the loss that was captured, and the time that this takes.
         keeps_answers: Whether anybody asks for them.
-        reweighting: The weights in force.
 
     Attributes:
         capture: Finds the losses.
-        reweighting: The weights in force; they may change in the middle of training.
+        draw: What the current batch was drawn with; None where it was not drawn here.
         answer: Of the current batch; None where there is none.
         reason: Why the losses of the latest observed step could not be told apart; None where they could.
     """
@@ -66,46 +64,53 @@ class ObservedSteps:
         report: FilterReport,
         *,
         keeps_answers: bool,
-        reweighting: ReweightingName,
     ) -> None:
         self.capture = capture
-        self.reweighting: ReweightingName = reweighting
+        self.draw: SelectedBatch | None = None
         self.answer: Answer | None = None
         self.reason: str | None = None
         self._learner = learner
         self._report = report
         self._keeps_answers = keeps_answers
-        self._data: AutoAssistDataModule | None = None
         self._module: Any = None
         self._transfers = TransferOrder([])
         self._num_unknown = 0  # batches in a row
         self._remove: Callable[[], None] | None = None
 
-    def begin(self, strategy: Any, module: Any, data: AutoAssistDataModule) -> None:
+    def begin(self, strategy: Any, module: Any, user_data: Any) -> None:
         """Observe the steps of a fit, until :meth:`end`.
 
         Args:
             strategy: The Trainer's.
             module: The model.
-            data: Knows which instances the current batch holds.
+            user_data: The user's data module or module, whose hooks get the batches.
         """
-        self._module, self._data = module, data
-        self._transfers = TransferOrder(hooks_of(module, data.wrapped))
+        self._module = module
+        self._transfers = TransferOrder(hooks_of(module, user_data))
         self._remove = observe_training_steps(strategy, self._run)
 
     def end(self) -> None:
         """Observe no more steps."""
         if self._remove is not None:
             self._remove()
-        self._remove = self._data = self._module = self.answer = None
+        self._remove = self._module = self.answer = self.draw = None
 
-    def take_answer(self) -> Answer | None:
-        """What the current batch's step showed, once."""
-        answer, self.answer = self.answer, None
-        return answer
+    def start_batch(self, draw: SelectedBatch | None) -> None:
+        """A batch is on its way to its step.
+
+        Args:
+            draw: What it was drawn with, which came with it; None where it was not drawn here.
+        """
+        self.draw, self.answer = draw, None
+
+    def end_batch(self) -> tuple[SelectedBatch | None, Answer | None]:
+        """What the current batch was drawn with, and what its step showed; the batch has ended."""
+        draw, answer = self.draw, self.answer
+        self.draw = self.answer = None
+        return draw, answer
 
     def _run(self, step: TrainingStep) -> Any:
-        draw = None if self._data is None else self._data.current_draw
+        draw = self.draw
         if draw is None or not self._learner.is_filtering or not self._knows_rows(draw, step.batch):
             return step.run()
         with self._report.timed():
@@ -155,8 +160,8 @@ class ObservedSteps:
         if note is not None:
             rank_zero_warn(
                 note
-                if self.reweighting in ("none", "normalized")
-                else f"{note}. {why_normalized_weights(self.reweighting)}"
+                if self._learner.reweighting in ("none", "normalized")
+                else f"{note}. {why_normalized_weights(self._learner.reweighting)}"
             )
 
 

@@ -40,15 +40,13 @@ LOGGED_SETTINGS = (
 
 @dataclass(frozen=True)
 class ResolvedOptions:
-    """What is in force in one run, where the user leaves it open or where training changes it.
+    """What is in force in one run, where the user leaves it open.
 
     Attributes:
-        reweighting: ``"normalized"`` also where the loss turned out to have terms beside the instances' own.
         lag: Steps between a batch and the Assistant's learning from it.
         is_beside: Whether the Assistant learns, and batches are drawn, in a thread beside the training loop.
     """
 
-    reweighting: ReweightingName
     lag: int = 0
     is_beside: bool = False
 
@@ -59,27 +57,24 @@ class ResolvedOptions:
         return UpdateThread(draws_ahead) if self.is_beside else InlineExecutor(draws_ahead)
 
 
-def resolve(
-    reweighting: ReweightingName, lag: int | None, update: UpdateName | Literal["auto"], trainer: Any
-) -> ResolvedOptions:
+def resolve(lag: int | None, update: UpdateName | Literal["auto"], trainer: Any) -> ResolvedOptions:
     """What is in force in a run of ``trainer``.
 
     Args:
-        reweighting: In force so far.
         lag: In steps; None: what suits the Trainer's device.
         update: ``"sync"``, ``"async"`` or ``"auto"``.
         trainer: Has its strategy.
 
     Example:
         >>> from pytorch_lightning import Trainer
-        >>> resolve("inverse_probability", None, "auto", Trainer(accelerator="cpu", logger=False))
-        ResolvedOptions(reweighting='inverse_probability', lag=0, is_beside=False)
+        >>> resolve(None, "auto", Trainer(accelerator="cpu", logger=False))
+        ResolvedOptions(lag=0, is_beside=False)
     """
     is_on_cpu = trainer.strategy.root_device.type == "cpu"
     is_beside = update == "async" or (update == "auto" and not is_on_cpu)
     # Such precisions change torch's default data type while a step runs, and all threads share that.
     is_beside &= trainer.precision == "32-true" or not trainer.precision.endswith("-true")
-    return ResolvedOptions(reweighting, (0 if is_on_cpu else 4) if lag is None else lag, is_beside)
+    return ResolvedOptions((0 if is_on_cpu else 4) if lag is None else lag, is_beside)
 
 
 def is_auto(option: object) -> bool:

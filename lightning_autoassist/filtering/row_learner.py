@@ -20,7 +20,7 @@ from lightning_autoassist.filtering.memory.features import bounded
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.memory.tokens import tokens_of
 from lightning_autoassist.filtering.policies.base import Policy
-from lightning_autoassist.filtering.sampling.candidates import Rows
+from lightning_autoassist.filtering.sampling.selection import Rows
 
 
 class LabelColumn:

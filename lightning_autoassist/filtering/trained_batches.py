@@ -49,9 +49,9 @@ class TrainedBatches:
         """Training begins, or goes on."""
         self._num_ended = 0
 
-    def start_batch(self, data: AutoAssistDataModule, batch: Any) -> None:
+    def start_batch(self, batch: Any) -> None:
         """Remember the size of a batch that was not drawn here."""
-        self._num_passed_on = batch_rows(batch) if data.current_draw is None else 0
+        self._num_passed_on = batch_rows(batch) if self._steps.draw is None else 0
 
     def end_batch(
         self, trainer: Any, data: AutoAssistDataModule, batch_idx: int, jobs: InlineExecutor, lag: int
@@ -70,9 +70,10 @@ class TrainedBatches:
             return
         self._num_ended = number
         self._gradients.end_batch(trainer.global_step)
-        draw = data.mark_consumed()
+        draw, answer = self._steps.end_batch()
+        if draw is not None:
+            data.mark_consumed(draw)
         self._report.count_batch(self._num_passed_on if draw is None else len(draw.indices), trainer.global_step)
-        answer = self._steps.take_answer()
         with self._report.timed():
             observed = None
             with self._learner.status.unfiltered_on_error:

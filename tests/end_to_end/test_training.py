@@ -22,6 +22,7 @@ from lightning_autoassist import (
     ProportionalPolicy,
     UpdateResult,
 )
+from tests.helpers.loaders import current_draw
 from tests.helpers.ordinary import Classifier, ClustersData, CountingDataset, ModuleLossClassifier, index_of, trainer
 from tests.helpers.texts import BagOfWords, TextsData
 
@@ -154,7 +155,7 @@ def test_informative_instances_are_kept_more_often():
 
     class Counting(Classifier):
         def training_step(self, batch, batch_idx):
-            seen[torch.from_numpy(self.trainer.datamodule.current_draw.indices)] += 1
+            seen[torch.from_numpy(current_draw(self.trainer).indices)] += 1
             return super().training_step(batch, batch_idx)
 
     loader = DataLoader(TensorDataset(features, labels), batch_size=20, shuffle=True)
@@ -211,7 +212,7 @@ class Watching(Classifier):
         self.batches = 0
 
     def training_step(self, batch, batch_idx):
-        drawn = self.trainer.datamodule.current_draw.indices
+        drawn = current_draw(self.trainer).indices
         assert index_of(batch[0]).tolist() == drawn.tolist()
         self.batches += 1
         return super().training_step(batch, batch_idx)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, ClassQuotaPolicy, Policy, RandomPolicy
+from tests.helpers.loaders import current_draw
 from tests.helpers.ordinary import Classifier, ClustersData, CountingDataset, index_of, trainer
 
 
@@ -51,7 +52,7 @@ class Remembering(AutoAssistDataModule):
 
     def on_before_batch_transfer(self, batch, dataloader_idx):
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
-        self.__dict__["last"] = self.current_draw
+        self.__dict__["last"] = current_draw(self.trainer)
         return batch
 
 

@@ -35,21 +35,20 @@ def fit(callback, module=None, **options):
     ],
 )
 def test_lag_and_thread_suit_the_device(device, lag, update, expected):
-    options = resolve("inverse_probability", lag, update, trainer_on(device))
+    options = resolve(lag, update, trainer_on(device))
     assert (options.lag, options.is_beside) == expected
-    assert options.reweighting == "inverse_probability"
 
 
 @pytest.mark.parametrize(("precision", "is_beside"), [("bf16-true", False), ("bf16-mixed", True), ("32-true", True)])
 def test_true_precisions_have_no_thread(precision, is_beside):
-    assert resolve("none", None, "async", trainer_on("cpu", precision)).is_beside is is_beside
+    assert resolve(None, "async", trainer_on("cpu", precision)).is_beside is is_beside
 
 
 def test_the_executor_is_what_was_resolved():
-    beside = resolve("none", 2, "async", trainer_on("cpu")).executor()
+    beside = resolve(2, "async", trainer_on("cpu")).executor()
     assert (type(beside), beside.draws_ahead) == (UpdateThread, 1)
     beside.close()
-    assert type(resolve("none", 0, "sync", trainer_on("cpu")).executor()) is InlineExecutor
+    assert type(resolve(0, "sync", trainer_on("cpu")).executor()) is InlineExecutor
 
 
 def test_a_lag_that_is_left_open_stays_open_and_what_is_in_force_is_logged():
@@ -62,7 +61,7 @@ def test_a_lag_that_is_left_open_stays_open_and_what_is_in_force_is_logged():
 def test_a_callback_is_resolved_anew_for_another_device():
     callback = AutoAssistCallback()
     fit(callback)
-    assert resolve(callback.reweighting, callback.lag, callback.update, trainer_on("cuda")).lag == 4
+    assert resolve(callback.lag, callback.update, trainer_on("cuda")).lag == 4
 
 
 def test_a_lag_that_was_given_is_logged_before_a_fit():

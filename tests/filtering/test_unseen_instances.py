@@ -5,25 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_autoassist.filtering.assistants.memory import MemoryAssistant
-from lightning_autoassist.filtering.learner import Learner
-from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
+from lightning_autoassist import AutoAssistCallback
 from lightning_autoassist.filtering.policies.registry import POLICIES
-from lightning_autoassist.filtering.reporting.metrics import FilterReport
 
 
 def learner_that_saw(policy, num_seen, num_instances):
-    learner = Learner(
-        MemoryAssistant(),
-        policy,
-        lambda batch, size: None,
-        FilterReport(),
-        unfiltered_tail=0.0,
-        feature_memory=2**20,
-        exchange_every=16,
-        watches_losses=True,
-    )
-    learner.prepare(num_instances, FeaturePlace())
+    learner = AutoAssistCallback(policy, "memory", unfiltered_tail=0.0)._learner
+    learner.begin(num_instances)
     learner.store.put_scores(torch.arange(num_seen), torch.linspace(0.1, 1.0, num_seen))
     return learner
 

@@ -14,6 +14,11 @@ from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from tests.helpers.ordinary import Classifier, CountingDataset, index_of, trainer
 
 
+def current_draw(trainer):
+    """What the batch that is trained on was drawn with; None where AutoAssist drew none."""
+    return next((each._steps.draw for each in trainer.callbacks if isinstance(each, AutoAssistCallback)), None)
+
+
 class Remembering(Classifier):
     """Notes the instances of each step, and that they are those that were drawn."""
 
@@ -24,7 +29,7 @@ class Remembering(Classifier):
     def training_step(self, batch, batch_idx):
         indices = index_of(batch[0])
         self.steps.append(indices.tolist())
-        drawn = getattr(self.trainer.datamodule, "current_draw", None)
+        drawn = current_draw(self.trainer)
         if drawn is not None:
             assert (drawn.indices % NUM_ROWS).tolist() == indices.tolist()
         return super().training_step(batch, batch_idx)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
@@ -25,9 +25,11 @@ from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
 from lightning_autoassist.filtering.sampling.row_stream import RowStream
 from lightning_autoassist.filtering.sampling.rows import PadValues
+from lightning_autoassist.filtering.sampling.selection import Selector
 from lightning_autoassist.filtering.sampling.token_budget import Lengths
-from lightning_autoassist.filtering.selection import Selection
 from lightning_autoassist.trainer_support.process_group import Ranks
+
+OnBatch: TypeAlias = "Callable[[SelectedBatch | None], None]"
 
 HOW_TO_USE = """
     trainer = Trainer(callbacks=[AutoAssistCallback()], ...)
@@ -116,7 +118,7 @@ class AutoAssistDataModule(ForwardingDataModule):
         self._fetching = TrainerFetching(self._run, self._position)
         self._builder = LoaderBuilder(self._run, self._position, self._fetching)
         self._undo_convert: Callable[[], None] | None = None
-        self.current_draw: SelectedBatch | None = None
+        self._on_batch: OnBatch = _nothing
         super().__init__(data, {"val": val_dataloaders, "test": test_dataloaders, "predict": predict_dataloaders})
 
     # ---- what is asked of the user's data
@@ -147,47 +149,42 @@ class AutoAssistDataModule(ForwardingDataModule):
 
     # ---- the callback's side
 
-    def select_by(self, selection: Selection | None, ranks: Ranks | None = None, *, restart: bool = False) -> None:
-        """Connect the callback (None: disconnect it), before training starts.
+    def connect(self, selector: Selector, on_batch: OnBatch, ranks: Ranks, *, restart: bool) -> None:
+        """Connect the callback, before training starts.
 
         Args:
-            selection: How to select.
-            ranks: The processes that train; None leaves them as they were.
+            selector: Selects.
+            on_batch: Gets what each batch was drawn with, before any hook of the user's gets the batch itself; None
+                where the batch was not drawn here.
+            ranks: The processes that train.
             restart: Begin a new candidate stream, with a first pass.
         """
-        self._run.selection = selection
+        self.disconnect()
+        self._run.selector, self._on_batch = selector, on_batch
+        if self.trainer is not None:
+            self._undo_convert = convert_carried(self.trainer.precision_plugin)
+        self._run.join(ranks)
+        if restart:
+            self._position.restart()
+
+    def disconnect(self) -> None:
+        """Training has ended, in whatever way."""
+        self._run.selector, self._on_batch = None, _nothing
         self._fetching.source = None
         if self._undo_convert is not None:
             self._undo_convert()
         self._undo_convert = None
-        if selection is not None and self.trainer is not None:
-            self._undo_convert = convert_carried(self.trainer.precision_plugin)
-        if ranks is not None:
-            self._run.join(ranks)
-        if selection is None:
-            self._position.end()
-            if isinstance(self.candidate_stream, RowStream):
-                self.candidate_stream.close()
-        if restart:
-            self._position.restart()
-
-    def reweight_by(self, reweighting: str) -> None:
-        """Weight the instances otherwise from now on: ``"none"``, ``"inverse_probability"`` or ``"normalized"``."""
-        if self._run.selection is not None:
-            self._run.selection = replace(self._run.selection, reweighting=reweighting)
-        if self.candidate_stream is not None:
-            self.candidate_stream.reweighting = reweighting
+        self._position.end()
+        if isinstance(self.candidate_stream, RowStream):
+            self.candidate_stream.close()
 
     def start_fetching(self) -> None:
         """Begin the Trainer's first iteration now, as plain Lightning does, not at its first batch."""
         self._fetching.start()
 
-    def mark_consumed(self) -> SelectedBatch | None:
-        """The model was trained on the current batch: its draw, or None where it was not drawn here."""
-        draw, self.current_draw = self.current_draw, None
-        if draw is not None:
-            self._fetching.mark_consumed(draw)
-        return draw
+    def mark_consumed(self, draw: SelectedBatch) -> None:
+        """The model was trained on the batch of ``draw``."""
+        self._fetching.mark_consumed(draw)
 
     def rng_given_back(self) -> AbstractContextManager[None]:
         """What is drawn inside is given back, unless the user's own batches pass, as plain Lightning's do."""
@@ -212,7 +209,7 @@ class AutoAssistDataModule(ForwardingDataModule):
             return Refusal(error)
 
     def _train_loader(self) -> Any:
-        if self._run.selection is None and self._run.is_fitting:
+        if self._run.selector is None and self._run.is_fitting:
             raise MisconfigurationException(
                 f"AutoAssistDataModule needs an AutoAssistCallback in the Trainer. Write:{HOW_TO_USE}"
             )
@@ -221,7 +218,8 @@ class AutoAssistDataModule(ForwardingDataModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, TrackedBatch):
-            batch, self.current_draw = batch.batch, batch.draw
+            self._on_batch(batch.draw)
+            batch = batch.batch
         return super().on_before_batch_transfer(batch, dataloader_idx)
 
     # ---- checkpoints
@@ -248,3 +246,7 @@ class AutoAssistDataModule(ForwardingDataModule):
     @restored_length.setter
     def restored_length(self, length: int | None) -> None:
         self._position.restored_length = length
+
+
+def _nothing(draw: SelectedBatch | None) -> None:
+    pass

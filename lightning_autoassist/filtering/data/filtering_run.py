@@ -9,7 +9,7 @@ import torch
 from lightning_autoassist.filtering.data.known_labels import known_labels
 from lightning_autoassist.filtering.data.settings import DataSettings
 from lightning_autoassist.filtering.memory.store import LabelSource
-from lightning_autoassist.filtering.selection import Selection
+from lightning_autoassist.filtering.sampling.selection import Selector
 from lightning_autoassist.trainer_support.process_group import Ranks
 
 
@@ -21,7 +21,7 @@ class FilteringRun:
 
     Attributes:
         trainer: The Trainer; None before the data module is given to one.
-        selection: How the callback selects; None where no callback is connected.
+        selector: The callback's; None where no callback is connected.
         ranks: The processes that train.
         shared_seed: The first process's seed, for what all processes decide alike.
     """
@@ -29,7 +29,7 @@ class FilteringRun:
     def __init__(self, settings: DataSettings) -> None:
         self.settings = settings
         self.trainer: Any = None
-        self.selection: Selection | None = None
+        self.selector: Selector | None = None
         self.ranks = Ranks()
         self.shared_seed = 0
 
@@ -62,6 +62,6 @@ class FilteringRun:
     @property
     def passes_plain_batches(self) -> bool:
         """Whether the user's own batches are trained on as they are, all of them or those that are repeated."""
-        selection, settings = self.selection, self.settings
-        keeps_all = selection is not None and selection.keeps_everything
+        selector, settings = self.selector, self.settings
+        keeps_all = selector is not None and selector.keeps_everything
         return self.is_overfitting or (keeps_all and settings.budget == 1 and settings.tokens is None)

@@ -135,8 +135,8 @@ class LoaderBuilder:
 
     def _continued(self, made: ShrinkingBatchSampler) -> ShrinkingBatchSampler:
         sampler = continued_sampler(made, self._position.stream, self._position.take_restored_stream())
-        if self._run.selection is not None:
-            self._run.selection.apply_to(sampler)
+        if self._run.selector is not None:
+            sampler.selector = self._run.selector
         self._position.stream = sampler
         return sampler
 
@@ -172,7 +172,7 @@ class LoaderBuilder:
                 "stream have as many rows as its own"
             )
         check_labels_have_indices(settings.labels)
-        prepare_stream(run.selection, 1 if run.trainer is None else run.trainer.world_size)
+        prepare_stream(run.selector, 1 if run.trainer is None else run.trainer.world_size)
         sizes = stream_sizes(loader, settings.steps_per_epoch, settings.budget)
         check_validation_interval(run.trainer, sizes.num_batches, settings.budget)
         return StreamedLoader(loader, sizes.num_batches, lambda: self._opened(loader, sizes), self._fetching)
@@ -181,8 +181,8 @@ class LoaderBuilder:
         run, position = self._run, self._position
         restored = position.take_restored_stream()
         stream = continued_stream(loader, sizes, position.stream, restored, run.settings.pad_values, run.seed)
-        if run.selection is not None:
-            run.selection.apply_to(stream, pass_whole=run.passes_plain_batches)
+        if run.selector is not None:
+            stream.selector, stream.pass_whole = run.selector, run.passes_plain_batches
         position.stream = stream
         return stream
 

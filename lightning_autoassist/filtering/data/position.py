@@ -123,7 +123,7 @@ class DataPosition:
         self.lost = []
         self.restored_length = state_dict.get("num_batches")
         own = self._part_of(state_dict)
-        is_plain = self._run.selection is not None and self._run.passes_plain_batches
+        is_plain = self._run.selector is not None and self._run.passes_plain_batches
         self._restored_stream = None if is_plain else own.get("sampler")
         self._restored_plain = own.get("plain") if is_plain else None
         if own and self._restored_stream is self._restored_plain is None:

@@ -19,7 +19,7 @@ from lightning_autoassist.filtering.sampling.candidates import batches_per_epoch
 from lightning_autoassist.filtering.sampling.indexed_data import UnfilterableError, length_of
 from lightning_autoassist.filtering.sampling.row_stream import RowStream
 from lightning_autoassist.filtering.sampling.rows import PadValues
-from lightning_autoassist.filtering.selection import Selection
+from lightning_autoassist.filtering.sampling.selection import Selector
 
 
 class StreamSizes(NamedTuple):
@@ -77,7 +77,7 @@ def stream_sizes(loader: Any, steps_per_epoch: int | None, budget: float) -> Str
     return StreamSizes(batches_per_epoch(num_batches, 1, budget), batch_size, num_instances)
 
 
-def prepare_stream(selection: Selection | None, world_size: int) -> None:
+def prepare_stream(selector: Selector | None, world_size: int) -> None:
     """Let what selects be ready for a stream, and refuse what streams cannot be filtered by.
 
     Raises:
@@ -88,8 +88,8 @@ def prepare_stream(selection: Selection | None, world_size: int) -> None:
         raise UnfilterableError(
             f"streams are filtered on one device only so far, this Trainer has {world_size}; use devices=1"
         )
-    if selection is not None:
-        selection.on_stream()
+    if selector is not None:
+        selector.begin(None)
 
 
 def continued_stream(

@@ -46,11 +46,11 @@ class TrainerFetching:
         return any(iterator is own for own in fetching_iterators(self._run.trainer))
 
     def begin(self, loader: FetchedLoader) -> Iterator[SelectedBatch]:
-        selection, trainer = self._run.selection, self._run.trainer
-        if selection is not None:
-            selection.jobs.wait_all()  # workers are forked next, and a thread had better be at rest then
+        selector, trainer = self._run.selector, self._run.trainer
+        if selector is not None:
+            selector.jobs.wait_all()  # workers are forked next, and a thread had better be at rest then
             if isinstance(loader, CarryingLoader):
-                selection.on_data(loader.num_instances, self._run.label_source(loader.plain.dataset))
+                selector.begin(loader.num_instances, self._run.label_source(loader.plain.dataset))
         self.source = loader.draw_source()
         self._position.begin(self.source, loader.plain)
         # Where Lightning resumes in the middle of an epoch, it counts the epoch's earlier batches as ready.
@@ -61,7 +61,7 @@ class TrainerFetching:
 
     @property
     def needs_order(self) -> bool:
-        return self._run.selection is not None and not self._run.passes_plain_batches
+        return self._run.selector is not None and not self._run.passes_plain_batches
 
     def has_begun(self) -> None:
         # Where the interrupted run had its iterator already, making ours has drawn a seed from the global RNG.

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_autoassist.filtering.assistants.base import Assistant
 from lightning_autoassist.filtering.memory.store import InstanceStore
 from lightning_autoassist.filtering.names import ScoreName
 from lightning_autoassist.filtering.policies.base import Policy
@@ -43,11 +44,14 @@ class Filtering(Protocol):
     """What is logged of the callback."""
 
     policy: Policy
-    assistant: Any
     report: FilterReport
     score: ScoreName
     decode: Decode | None
     _data: Any
+
+    @property
+    def assistant(self) -> Assistant:
+        """What predicts scores."""
 
     @property
     def filter_settings(self) -> dict[str, Any]:

@@ -334,7 +334,7 @@ def warn_about_limits(trainer: Any, stream: CandidateStream, *, keeps_first_pass
     epochs = trainer.max_epochs or -1
     trained = epochs * trainer.num_training_batches * stream.batch_size
     is_short = 0 < trained < 2 * stream.num_instances
-    if keeps_first_pass and stream.keep_probability is not None and is_short:
+    if keeps_first_pass and not stream.selector.keeps_everything and is_short:
         rank_zero_warn(
             f"this run trains on {trained} instances, less than two passes over {stream.num_instances}: the first pass "
             "keeps everything, so hardly anything will be filtered"

@@ -1,23 +1,21 @@
 """What every stream of candidates has: counts, weights, and batches on their way to the model.
 
-Shapes: N data set, B batch, K batches an epoch, n candidates, F features.
+Shapes: N data set, B batch, K batches an epoch, n candidates.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-from lightning_autoassist.trainer_support.arguments import check_choice
+from lightning_autoassist.filtering.names import ReweightingName
+from lightning_autoassist.filtering.sampling.selection import Rows, Selector
 from lightning_autoassist.trainer_support.arrays import FloatArray, IndexArray
 
-REWEIGHTINGS = ("none", "inverse_probability", "normalized")
 # The last N candidates are counted in entries of at most this share of N.
 MIN_RECENT = 4096
 
@@ -34,22 +32,6 @@ def batches_per_epoch(num_instances: float, batch_size: int, budget: float, drop
     exact = budget * num_instances / batch_size
     # A budget of 0.6 is not a binary fraction: 0.6 * 50 / 10 must not become 4 batches, or 2.
     return max(1, math.floor(exact + 1e-9) if drop_last else math.ceil(exact - 1e-9))
-
-
-class Rows(NamedTuple):
-    """Instances of a stream, which no index tells.
-
-    Attributes:
-        batch: The user's batch that holds them.
-        size: n.
-        features: Shape ``(n, F)``, or rows of tokens, shape ``(n, W)``, or None.
-        integers: What may be their labels: the batch's integer tensors of shape ``(n,)``, by their place in it.
-    """
-
-    batch: Any
-    size: int
-    features: Tensor | None
-    integers: dict[str, Tensor]
 
 
 class SelectedBatch(NamedTuple):
@@ -97,34 +79,27 @@ class CandidateStream:
     """Base of what draws batches of kept instances: counts candidates, weights what was kept, remembers what is out.
 
     Args:
-        reweighting: ``"none"``, ``"inverse_probability"`` or ``"normalized"``.
+        selector: Gives candidates their p, and says how they are weighted.
         seed: Of the generator that decides what is kept.
 
     Attributes:
         num_instances: N.
         batch_size: B.
         drop_last: Whether K is rounded down.
-        keep_probability: What gives candidates their p; None keeps everything.
-        correction: The exponent of the weights, in [0, 1], or a function that gives the one in force.
+        selector: See above; may change between two epochs.
         num_considered: Candidates since the start.
         num_kept: Of these.
         prob_sum: Sum of all candidates' p.
         seconds: Spent on drawing.
         pass_index: Number of the pass, from 0.
-
-    Raises:
-        ValueError: If ``reweighting`` names no mode.
     """
 
     num_instances: int
     batch_size: int
     drop_last: bool = False
-    keep_probability: Callable[..., npt.NDArray[np.floating[Any]]] | None
 
-    def __init__(self, reweighting: str, seed: int) -> None:
-        check_reweighting(reweighting)
-        self.reweighting = reweighting
-        self.correction: float | Callable[[], float] = 1.0
+    def __init__(self, selector: Selector, seed: int) -> None:
+        self.selector = selector
         self.num_considered = 0
         self.num_kept = 0
         self.prob_sum = 0.0
@@ -138,6 +113,11 @@ class CandidateStream:
     def __len__(self) -> int:
         """K."""
         raise NotImplementedError
+
+    @property
+    def reweighting(self) -> ReweightingName:
+        """How kept instances are weighted: ``"none"``, ``"inverse_probability"`` or ``"normalized"``."""
+        return self.selector.reweighting
 
     def batches_at(self, budget: float) -> int:
         """K at a budget."""
@@ -159,20 +139,16 @@ class CandidateStream:
             self._recent_total = self._recent_total.plus(self._recent.popleft(), sign=-1)
 
     def _counted(self, probs: npt.NDArray[np.float64]) -> _Counted:
-        prob_sum, exponent = float(probs.sum()), self._exponent
+        prob_sum, exponent = float(probs.sum()), self.selector.correction
         if exponent in (0, 1):
             return _Counted(len(probs), prob_sum, float(len(probs)) if exponent else prob_sum)
         return _Counted(len(probs), prob_sum, float((probs ** (1 - exponent)).sum()))
-
-    @property
-    def _exponent(self) -> float:
-        return self.correction() if callable(self.correction) else self.correction
 
     def _weights_of(self, probs: npt.NDArray[np.float64]) -> FloatArray | None:
         """Weights of instances kept with ``probs``, shape ``(B,)``."""
         if self.reweighting == "none":
             return None
-        total, exponent = self._recent_total, self._exponent
+        total, exponent = self._recent_total, self.selector.correction
         scale = total.prob_sum / total.power_sum if self.reweighting == "normalized" else 1.0
         return (scale / (probs if exponent == 1 else probs**exponent)).astype(np.float32)
 
@@ -205,8 +181,3 @@ class CandidateStream:
                 "keep_probability kept next to nothing of the last 100 passes; it must return p in (0, 1] with a "
                 "floor, 0.1 or more is usual"
             )
-
-
-def check_reweighting(reweighting: str) -> None:
-    """Raise an error unless ``reweighting`` names a mode."""
-    check_choice("reweighting", reweighting, REWEIGHTINGS)

@@ -9,7 +9,7 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -28,11 +28,9 @@ from lightning_autoassist.filtering.sampling.candidate_sources import (
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream, SelectedBatch, batches_per_epoch
 from lightning_autoassist.filtering.sampling.order_pieces import OrderInPieces, announce_epoch
 from lightning_autoassist.filtering.sampling.pass_orders import pass_order
+from lightning_autoassist.filtering.sampling.selection import GivenProbabilities, KeepProbability
 from lightning_autoassist.trainer_support.arguments import check_flag, check_function, check_number, check_whole
 from lightning_autoassist.trainer_support.arrays import IndexArray
-from lightning_autoassist.trainer_support.executors import InlineExecutor
-
-KeepProbability = Callable[[IndexArray, int], npt.NDArray[np.floating[Any]]]
 
 # Batches for which candidates are judged at once. A call costs as much as judging thousands, so that one a batch would
 # be most of what filtering costs; and the more batches, the older the scores when the model sees the last of them.
@@ -97,14 +95,15 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         pass_size: int | None = None,
         num_batches: int | None = None,
     ) -> None:
-        super().__init__(reweighting, check_whole("seed", seed, "[0, inf)", "0 is the default"))
-        self.correction = check_number("correction", correction, "[0, 1]", "1 is unbiased")
+        if keep_probability is not None:
+            check_function("keep_probability", keep_probability, "lambda indices, pass_index: np.ones(len(indices))")
+        correction = check_number("correction", correction, "[0, 1]", "1 is unbiased")
+        selector = GivenProbabilities(keep_probability, reweighting, correction=correction)
+        super().__init__(selector, check_whole("seed", seed, "[0, inf)", "0 is the default"))
         budget = check_budget(budget)
         batch_size = check_whole("batch_size", batch_size, "[1, inf)", "32 is usual")
         if chunk_size is not None:
             chunk_size = check_whole("chunk_size", chunk_size, "[1, inf)", "None scores what the next batches need")
-        if keep_probability is not None:
-            check_function("keep_probability", keep_probability, "lambda indices, pass_index: np.ones(len(indices))")
         check_candidates(sampler)
         self.sampler = sampler
         # Of one iteration: what the budget is a share of.
@@ -113,15 +112,9 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         check_fills_batch(self.num_instances, batch_size)
         self.batch_size = batch_size
         self.budget = budget
-        self.keep_probability = keep_probability
         self.drop_last = check_flag("drop_last", drop_last)
         self.chunk_size = chunk_size
         self._num_ahead = BATCHES_AHEAD * batch_size  # instances
-        # Gets candidates, their p and whether each was kept, for reports.
-        self.on_considered: Callable[[IndexArray, Any, Any], None] | None = None
-        # Gets kept instances, says whether features of some of them are still to be had.
-        self.lacks_features: Callable[[IndexArray], bool] | None = None
-        self.jobs = InlineExecutor()
         self._num_batches = num_batches
         self._pieces = None if pass_size is None else OrderInPieces(sampler)
         self._num_read = self.num_instances  # of the pass that is on, where it is read in pieces
@@ -158,8 +151,8 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         Args:
             limit: Batches of the epoch, where they are fewer than K: the rest of an epoch that was interrupted.
         """
-        count = len(self) if limit is None else limit
-        self.jobs.wait_all()
+        count, jobs = len(self) if limit is None else limit, self.selector.jobs
+        jobs.wait_all()
         out = deque(self._in_flight)  # drawn, and not handed out
         num_drawn = len(out)
 
@@ -173,13 +166,13 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         earlier: Future[None] | None = None
         for number in range(count):
             started = time.perf_counter()
-            wanted = min(number + 1 + self.jobs.draws_ahead, count)
-            later = self.jobs.submit(functools.partial(draw_until, wanted))
+            wanted = min(number + 1 + jobs.draws_ahead, count)
+            later = jobs.submit(functools.partial(draw_until, wanted))
             if earlier is not None:
                 earlier.result()
             earlier = later
             if not out:
-                self.jobs.wait_all()
+                jobs.wait_all()
             while not out:
                 # Here and not in a job: the user's sampler draws from the global RNG, as his module does.
                 self._read_on()
@@ -195,7 +188,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
 
     def state_dict(self) -> dict[str, Any]:
         """Position and order of the stream, RNG, kept and unconfirmed instances, totals: tensors and builtins."""
-        self.jobs.wait_all()
+        self.selector.jobs.wait_all()
         return {
             **self._counts(),
             "num_instances": self.num_instances,
@@ -269,12 +262,11 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
 
     def _draw_of(self, indices: IndexArray, probs: npt.NDArray[np.float64]) -> SelectedBatch:
         """The batch of instances that were kept with ``probs``."""
-        lacks_features = self.lacks_features is not None and self.lacks_features(indices)
         return SelectedBatch(
             indices,
             self._weights_of(probs),
             pass_index=self.pass_index,
-            lacks_features=lacks_features,
+            lacks_features=self.selector.lacks_features(indices),
             probs=probs.astype(np.float32),
         )
 
@@ -325,19 +317,18 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         """How many candidates are judged at once."""
         if self.chunk_size is not None:
             return self.chunk_size
-        if self.keep_probability is None or not self._recent_total.num:
+        if self.selector.keeps_everything or not self._recent_total.num:
             return self.batch_size
         missing = self._num_ahead - len(self._kept_indices)
         return max(self.batch_size, math.ceil(missing / max(self.recent_keep_rate, 1e-3)))
 
     def _consider(self, candidates: IndexArray) -> None:
-        if self.keep_probability is None:
+        if self.selector.keeps_everything:
             probs = np.ones(len(candidates))
         else:
-            probs = np.asarray(self.keep_probability(candidates, self.pass_index), np.float64)
+            probs = np.asarray(self.selector.keep_probability(candidates, self.pass_index), np.float64)
         kept = self._rng.random(len(candidates)) < probs
         self._kept_indices = np.concatenate([self._kept_indices, candidates[kept]])
         self._kept_probs = np.concatenate([self._kept_probs, probs[kept]])
         self._count(probs, int(kept.sum()))
-        if self.on_considered is not None:
-            self.on_considered(candidates, probs, kept)
+        self.selector.note_considered(candidates, probs, kept)

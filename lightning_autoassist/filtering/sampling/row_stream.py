@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +16,14 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_autoassist.filtering.sampling.candidates import CandidateStream, Rows, SelectedBatch
+from lightning_autoassist.filtering.names import ReweightingName
+from lightning_autoassist.filtering.sampling.candidates import CandidateStream, SelectedBatch
 from lightning_autoassist.filtering.sampling.columns import Column
 from lightning_autoassist.filtering.sampling.rows import Form, PadValues, RowSplitter
+from lightning_autoassist.filtering.sampling.selection import GivenProbabilities, KeepRows, RowFeatures, Rows
 from lightning_autoassist.filtering.sampling.stream_reading import StreamReader
 from lightning_autoassist.filtering.sampling.waiting_rows import Piece, WaitingRows, join_pieces
 from lightning_autoassist.trainer_support.arrays import FloatArray
-
-KeepRows = Callable[[Rows, int], npt.NDArray[np.floating[Any]]]
-RowFeatures = Callable[[Any, int], "Tensor | None"]
 
 # So many kinds of rows may wait for more of their kind: each holds up to B - 1 of them.
 MAX_KINDS = 256
@@ -88,17 +87,15 @@ class RowStream(CandidateStream):
         num_instances: int | None = None,
         keep_probability: KeepRows | None = None,
         features: RowFeatures | None = None,
-        reweighting: str = "none",
+        reweighting: ReweightingName = "none",
         pass_whole: bool = False,
         pad_values: PadValues = None,
         seed: int = 0,
     ) -> None:
         self._reader = StreamReader(loader)
-        super().__init__(reweighting, seed)
+        super().__init__(GivenProbabilities(keep_probability, reweighting, features), seed)
         self.pass_index = 0
         self.num_batches = num_batches
-        self.keep_probability = keep_probability
-        self.features = features
         self.pass_whole = pass_whole
         self._splitter = RowSplitter(batch_size, pad_values)
         self._set_sizes(batch_size, num_instances)
@@ -111,6 +108,11 @@ class RowStream(CandidateStream):
 
     def __len__(self) -> int:
         return self.num_batches
+
+    @property
+    def reweighting(self) -> ReweightingName:
+        """How kept rows are weighted; not at all where whole batches pass."""
+        return "none" if self.pass_whole else super().reweighting
 
     @property
     def pass_index(self) -> int:
@@ -257,7 +259,7 @@ class RowStream(CandidateStream):
         rows = Rows(
             batch,
             num_rows,
-            None if self.features is None else self.features(batch, num_rows),
+            self.selector.row_features(batch, num_rows),
             _integers(columns, self._form),
         )
         probs = np.ones(num_rows) if passes else self._probs_of(rows)
@@ -273,9 +275,9 @@ class RowStream(CandidateStream):
 
     def _probs_of(self, rows: Rows) -> npt.NDArray[np.float64]:
         is_first = self.pass_index == 0 and self.num_considered < self.num_instances
-        if self.keep_probability is None or is_first:
+        if self.selector.keeps_everything or is_first:
             return np.ones(rows.size)
-        return np.asarray(self.keep_probability(rows, max(self.pass_index, 1)), np.float64)
+        return np.asarray(self.selector.keep_probability(rows, max(self.pass_index, 1)), np.float64)
 
     def _full_batch(self, form: Form) -> _Out:
         """The next B waiting rows of a form."""

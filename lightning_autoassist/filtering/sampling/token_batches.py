@@ -22,8 +22,9 @@ from torch.utils.data import SubsetRandomSampler
 from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.sampling.candidate_sources import check_candidates, num_candidates
 from lightning_autoassist.filtering.sampling.candidates import SelectedBatch, batches_per_epoch
-from lightning_autoassist.filtering.sampling.index_batches import KeepProbability, ShrinkingBatchSampler
+from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
 from lightning_autoassist.filtering.sampling.order_pieces import index_array
+from lightning_autoassist.filtering.sampling.selection import KeepProbability
 from lightning_autoassist.filtering.sampling.token_lengths import length_array
 from lightning_autoassist.trainer_support.arguments import check_number, check_whole
 from lightning_autoassist.trainer_support.arrays import IndexArray

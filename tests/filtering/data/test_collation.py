@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.capture.row_matching import columns_of, columns_of_instances, match
 from lightning_autoassist.filtering.data.collation import WatchedCollate
+from tests.helpers.loaders import current_draw
 from tests.helpers.ordinary import trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:this run trains on")
@@ -121,7 +122,7 @@ class Watching(pl.LightningModule):
         x, y, index = batch.values() if isinstance(batch, dict) else batch
         if not isinstance(x, torch.Tensor):
             x = pad_packed_sequence(x, batch_first=True)[0]
-        draw = self.trainer.datamodule.current_draw
+        draw = current_draw(self.trainer)
         if draw is not None and draw.knows_rows:
             self.said.append(draw.indices.tolist())
             self.are.append((index % 1000).tolist())

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
+from tests.helpers.loaders import current_draw
 from tests.helpers.ordinary import Classifier, ClustersData, CountingDataset, index_of, trainer
 
 pytestmark = [
@@ -197,7 +198,7 @@ def test_anyone_may_ask_for_the_train_loader_and_gets_plain_batches():
                 lengths.append(len(batches))
 
         def training_step(self, batch, batch_idx):
-            drawn = self.trainer.datamodule.current_draw.indices
+            drawn = current_draw(self.trainer).indices
             assert index_of(batch[0]).tolist() == drawn.tolist()
             return super().training_step(batch, batch_idx)
 

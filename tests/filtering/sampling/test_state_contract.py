@@ -20,6 +20,7 @@ from lightning_autoassist import ShrinkingBatchSampler, TokenBatchSampler
 from lightning_autoassist.filtering.data.plain_batches import PlainBatches
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream
 from lightning_autoassist.filtering.sampling.row_stream import RowStream
+from lightning_autoassist.filtering.sampling.selection import GivenProbabilities
 from lightning_autoassist.filtering.sampling.sharding import OwnedCandidates
 from lightning_autoassist.trainer_support.executors import UpdateThread
 from lightning_autoassist.trainer_support.rng import restore_rng_state, rng_state
@@ -95,9 +96,21 @@ def in_pieces():
     return ShrinkingBatchSampler(Endless(), 8, keep_probability=by_index, pass_size=NUM_INSTANCES, num_batches=5)
 
 
+class DrawnAhead(GivenProbabilities):
+    """Batches are drawn in a thread, two before they are needed."""
+
+    def __init__(self, *options):
+        super().__init__(*options)
+        self.thread = UpdateThread(draws_ahead=2)
+
+    @property
+    def jobs(self):
+        return self.thread
+
+
 def drawn_ahead():
     sampler = indices()
-    sampler.jobs = UpdateThread(draws_ahead=2)
+    sampler.selector = DrawnAhead(by_index, "normalized")
     return sampler
 
 
@@ -213,8 +226,8 @@ class Run:
 
     def close(self):
         if isinstance(self.source, ShrinkingBatchSampler):
-            self.source.jobs.wait_all()
-            self.source.jobs.close()
+            self.source.selector.jobs.wait_all()
+            self.source.selector.jobs.close()
 
 
 def same(one, other):
