@@ -372,7 +372,7 @@ class EvenOnes(Assistant):
 
 def test_an_assistant_that_judges_unseen_instances_filters_the_first_pass():
     source = ClustersData(300, 10)
-    callback = AutoAssistCallback(EvenOnes(), AutoAssistPolicy(gamma=0.1))
+    callback = AutoAssistCallback(AutoAssistPolicy(gamma=0.1), EvenOnes())
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "this run trains on .* less than two passes")
         run = trainer(max_epochs=1, callbacks=[callback])
