@@ -14,7 +14,7 @@ from lightning_autoassist.trainer_support.internals import is_about_to_validate
 from lightning_autoassist.trainer_support.process_group import Ranks
 
 # To be counted up by whoever changes what a state_dict of the callback or of the data module holds.
-LAYOUT = 5
+LAYOUT = 6
 
 # Several processes send their gradients to the one that saves; more bytes than this might cost the run its memory.
 MAX_GATHERED = 2**30

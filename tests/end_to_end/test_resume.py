@@ -82,11 +82,7 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
         **tensors_of(callback.policy.state_dict(), "policy"),
         **remembered(callback.instances),
         "considered": torch.tensor(data.candidate_stream.num_considered),
-        "waiting": torch.from_numpy(data.candidate_stream._kept_indices),
-        **{
-            f"cut {place}": torch.from_numpy(batch[0])
-            for place, batch in enumerate(getattr(data.candidate_stream, "_ready", ()))
-        },
+        "waiting": torch.from_numpy(data.candidate_stream.waiting),
         "rng": torch.get_rng_state(),
         "val_loss": run.callback_metrics["val_loss"],
     }

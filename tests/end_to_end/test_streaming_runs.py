@@ -273,7 +273,7 @@ def test_ragged_batches(pad_values):
     assert {size for size, _ in module.steps} == {4}
     assert len(module.steps) == 24 * 4
     assert data.candidate_stream.num_kept < data.candidate_stream.num_considered
-    assert (len(data.candidate_stream._waiting) <= 1) or pad_values is None
+    assert (len(data.candidate_stream._batcher.kinds) <= 1) or pad_values is None
 
 
 @pytest.mark.parametrize("reweighting", ["inverse_probability", "normalized"])
@@ -287,7 +287,7 @@ def test_weights_reach_the_gradients(reweighting):
             self.checked = 0
 
         def on_after_backward(self):
-            draw = self.trainer.datamodule._fetching.source._in_flight[0].draw
+            draw = self.trainer.datamodule._fetching.source._in_flight[0]
             x, labels = draw.rows.batch
             with torch.enable_grad():
                 losses = F.cross_entropy(self.net(x), labels, reduction="none")

@@ -13,7 +13,7 @@ import lightning_autoassist
 from lightning_autoassist import ASSISTANTS, POLICIES, AutoAssistCallback, Policy
 from lightning_autoassist.capture.loss_capture import SCORES
 from lightning_autoassist.filtering.names import AssistantName, PolicyName, ReweightingName, ScoreName
-from lightning_autoassist.filtering.sampling.candidates import REWEIGHTINGS
+from lightning_autoassist.filtering.sampling.selection import REWEIGHTINGS
 
 ROOT = Path(lightning_autoassist.__file__).parents[1]
 # The rest of the world is left out: what it would take to check it has nothing to do with these names.

@@ -54,12 +54,14 @@ class AutoAssistDataModule(ForwardingDataModule):
             ``seed_everything`` sets) is used.
         flatten: Take candidates one by one, in its order, from a batch sampler of the user's own.
         max_tokens: Most tokens in a batch, padding included: kept instances of similar length then share batches of any
-            number, see :class:`~lightning_autoassist.TokenBatchSampler`, K is ceil(budget·tokens / max_tokens), and the
-            loader's own batches only give the order of the candidates. A function that joins instances of different
-            lengths (``collate_fn``) is the loader's own.
+            number, see :class:`~lightning_autoassist.TokenBatchSampler`, K is ceil(budget·tokens / max_tokens) (for a
+            stream ceil(budget·its batches), as without), and the loader's own batches only give the order of the
+            candidates. A function that joins instances of different lengths (``collate_fn``) is the loader's own.
         lengths: Of the instances, in tokens: shape ``(N,)``, or ``(N, C)`` for several that are padded apart, such as
             source and target; or a function that gets an instance. None: the data set's attribute ``lengths``, else
-            each instance's longest sequence, by one reading of the data set before training.
+            each instance's longest sequence, by one reading of the data set before training. For a stream: a function
+            that gets a batch of the loader and returns the lengths of its rows, or None for the longest sequence of
+            each row, without its padding where ``pad_values`` tell it.
         steps_per_epoch: K, for a stream (an ``IterableDataset``, or any iterable of batches) or a loader whose sampler
             has no length; needed where there is no length to take the budget of.
         pad_values: What rows of a stream are padded with where their widths differ, see

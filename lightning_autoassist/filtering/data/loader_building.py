@@ -166,21 +166,18 @@ class LoaderBuilder:
         run, settings = self._run, self._run.settings
         if run.is_overfitting:
             return loader
-        if settings.tokens is not None:
-            raise MisconfigurationException(
-                f"max_tokens={settings.tokens.max_tokens} is for data sets whose instances have indices; batches of a "
-                "stream have as many rows as its own"
-            )
+        options = {} if settings.tokens is None else settings.tokens.for_rows()
         check_labels_have_indices(settings.labels)
         prepare_stream(run.selector, 1 if run.trainer is None else run.trainer.world_size)
         sizes = stream_sizes(loader, settings.steps_per_epoch, settings.budget)
         check_validation_interval(run.trainer, sizes.num_batches, settings.budget)
-        return StreamedLoader(loader, sizes.num_batches, lambda: self._opened(loader, sizes), self._fetching)
+        return StreamedLoader(loader, sizes.num_batches, lambda: self._opened(loader, sizes, options), self._fetching)
 
-    def _opened(self, loader: Any, sizes: StreamSizes) -> RowStream:
+    def _opened(self, loader: Any, sizes: StreamSizes, options: dict[str, Any]) -> RowStream:
         run, position = self._run, self._position
         restored = position.take_restored_stream()
-        stream = continued_stream(loader, sizes, position.stream, restored, run.settings.pad_values, run.seed)
+        options = {**options, "pad_values": run.settings.pad_values, "seed": run.seed}
+        stream = continued_stream(loader, sizes, position.stream, restored, **options)
         if run.selector is not None:
             stream.selector, stream.pass_whole = run.selector, run.passes_plain_batches
         position.stream = stream

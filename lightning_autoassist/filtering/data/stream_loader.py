@@ -18,7 +18,6 @@ from lightning_autoassist.filtering.data.loader import FetchedLoader
 from lightning_autoassist.filtering.sampling.candidates import batches_per_epoch
 from lightning_autoassist.filtering.sampling.indexed_data import UnfilterableError, length_of
 from lightning_autoassist.filtering.sampling.row_stream import RowStream
-from lightning_autoassist.filtering.sampling.rows import PadValues
 from lightning_autoassist.filtering.sampling.selection import Selector
 
 
@@ -97,8 +96,7 @@ def continued_stream(
     sizes: StreamSizes,
     earlier: object,
     restored: dict[str, Any] | None,
-    pad_values: PadValues,
-    seed: int,
+    **options: Any,
 ) -> RowStream:
     """The stream of ``loader``'s rows, going on where an earlier one, or the one of a checkpoint, was.
 
@@ -107,8 +105,7 @@ def continued_stream(
         sizes: See :func:`stream_sizes`.
         earlier: The candidate stream so far, if there was one.
         restored: The state of one, from a checkpoint.
-        pad_values: See ``RowSplitter``.
-        seed: Of a new stream.
+        options: Of a new ``RowStream``.
     """
     if isinstance(earlier, RowStream) and sizes.batch_size in (None, earlier.batch_size):
         earlier.read_from(loader)
@@ -119,8 +116,7 @@ def continued_stream(
         sizes.num_batches,
         batch_size=sizes.batch_size,
         num_instances=sizes.num_instances,
-        pad_values=pad_values,
-        seed=seed,
+        **options,
     )
     if restored is not None and stream.can_continue(restored):
         stream.load_state_dict(restored)

@@ -1,7 +1,7 @@
 """From the user's order of candidates to batches of kept instances.
 
-``selection.py`` is what is asked of whoever selects. ``candidates.py`` is what every kind has: counts, weights, drawn
-batches. ``index_batches.py`` makes batches of a fixed size, ``token_batches.py`` batches by tokens, ``row_stream.py``
-batches of a stream's rows, which are read in ``stream_reading.py`` and wait in ``waiting_rows.py``. ``sharding.py``
-says which process owns an instance.
+One pipeline, in ``candidates.py``: a source gives candidates, a selector says how likely each is kept
+(``selection.py``), and a batcher (``batchers.py``) puts the kept ones together, by their number or by tokens.
+``index_batches.py`` and ``token_batches.py`` are for data sets, whose source is ``index_source.py``; ``row_stream.py``
+is for streams, whose source is ``row_source.py``. ``sharding.py`` says which process owns an instance.
 """

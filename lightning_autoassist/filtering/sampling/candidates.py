@@ -1,20 +1,27 @@
-"""What every stream of candidates has: counts, weights, and batches on their way to the model.
+"""Source, selector, batcher: from candidates to batches of kept instances, with counts, weights and state.
 
 Shapes: N data set, B batch, K batches an epoch, n candidates.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import time
 from collections import deque
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lightning_autoassist.filtering.names import ReweightingName
+from lightning_autoassist.filtering.sampling.batchers import Batcher, Piece
 from lightning_autoassist.filtering.sampling.selection import Rows, Selector
 from lightning_autoassist.trainer_support.arrays import FloatArray, IndexArray
+from lightning_autoassist.trainer_support.executors import InlineExecutor
 
 # The last N candidates are counted in entries of at most this share of N.
 MIN_RECENT = 4096
@@ -47,6 +54,8 @@ class SelectedBatch(NamedTuple):
         drawn: The draw that this one is of, where a collate function reordered its instances or left some out.
         arrived: The batch as it came out of the loader, in a run's first steps.
         probs: What the instances were kept with, shape ``(B,)``, float32; None: all were certain to be.
+        kind: Of a stream's rows: tells them from others that cannot share a batch with them.
+        kept: The instances as they were kept, each with its p; None of the user's own batches.
     """
 
     indices: IndexArray
@@ -58,6 +67,8 @@ class SelectedBatch(NamedTuple):
     drawn: SelectedBatch | None = None
     arrived: Any = None
     probs: FloatArray | None = None
+    kind: str = ""
+    kept: Piece | None = None
 
 
 class _Counted(NamedTuple):
@@ -75,8 +86,22 @@ class _Counted(NamedTuple):
         return _Counted(*(own + sign * theirs for own, theirs in zip(self, other, strict=True)))  # type: ignore[arg-type]
 
 
+class Source(Protocol):
+    """Where candidates come from, pass after pass; with a state."""
+
+    pass_index: int
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the pass."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+
+
 class CandidateStream:
-    """Base of what draws batches of kept instances: counts candidates, weights what was kept, remembers what is out.
+    """Batches of kept instances: of candidates from a source, kept with a selector's p, put together by a batcher.
+
+    The stream runs on across epochs, so that nothing is left out.
 
     Args:
         selector: Gives candidates their p, and says how they are weighted.
@@ -91,12 +116,13 @@ class CandidateStream:
         num_kept: Of these.
         prob_sum: Sum of all candidates' p.
         seconds: Spent on drawing.
-        pass_index: Number of the pass, from 0.
     """
 
     num_instances: int
     batch_size: int
     drop_last: bool = False
+    _source: Source
+    _batcher: Batcher
 
     def __init__(self, selector: Selector, seed: int) -> None:
         self.selector = selector
@@ -104,11 +130,12 @@ class CandidateStream:
         self.num_kept = 0
         self.prob_sum = 0.0
         self.seconds = 0.0
-        self.pass_index = -1
         self._rng = np.random.Generator(np.random.PCG64(seed))
         # For "normalized", of the runs of chunks that make up the last N candidates.
         self._recent: deque[_Counted] = deque()
         self._recent_total = _Counted(0, 0.0, 0.0)
+        self._considered_before = 0  # candidates up to the last batch
+        self._in_flight: deque[SelectedBatch] = deque()  # handed out, and not trained on
 
     def __len__(self) -> int:
         """K."""
@@ -119,9 +146,93 @@ class CandidateStream:
         """How kept instances are weighted: ``"none"``, ``"inverse_probability"`` or ``"normalized"``."""
         return self.selector.reweighting
 
+    @property
+    def pass_index(self) -> int:
+        """Number of the pass, from 0; before the first of a data set -1."""
+        return self._source.pass_index
+
+    @property
+    def waiting(self) -> IndexArray:
+        """Which kept instances wait for their batch."""
+        return self._batcher.waiting
+
     def batches_at(self, budget: float) -> int:
         """K at a budget."""
         return batches_per_epoch(self.num_instances, self.batch_size, budget, self.drop_last)
+
+    # ---- epochs
+
+    def draws(self, limit: int | None = None) -> Iterator[SelectedBatch]:
+        """One epoch. Batches that were handed out earlier and never confirmed come first.
+
+        Args:
+            limit: Batches of the epoch, where they are fewer than K: the rest of an epoch that was interrupted.
+        """
+        count, jobs = len(self) if limit is None else limit, self._jobs
+        jobs.wait_all()
+        out = deque(self._in_flight)  # drawn, and not handed out
+        num_drawn = len(out)
+
+        def draw_until(wanted: int) -> None:
+            nonlocal num_drawn
+            while num_drawn < wanted and (draw := self._draw()) is not None:
+                self._in_flight.append(draw)
+                out.append(draw)
+                num_drawn += 1
+
+        earlier: Future[None] | None = None
+        for number in range(count):
+            started, waited = time.perf_counter(), self._seconds_waited
+            wanted = min(number + 1 + jobs.draws_ahead, count)
+            later = jobs.submit(functools.partial(draw_until, wanted))
+            if earlier is not None:
+                earlier.result()
+            earlier = later
+            if not out:
+                jobs.wait_all()
+            while not out:
+                # Here and not in a job: the user's sampler draws from the global RNG, as his module does.
+                self._read_on()
+                draw_until(wanted)
+            self.seconds += time.perf_counter() - started - (self._seconds_waited - waited)
+            yield out.popleft()
+
+    def mark_consumed(self, draw: SelectedBatch) -> None:
+        """Take note that the model was trained on ``draw``, the oldest unconfirmed batch."""
+        oldest = self._in_flight.popleft()
+        # Not whether it is the same object: whatever got between may have copied it.
+        assert np.array_equal(oldest.indices, draw.indices), "the model gets batches in the order they were drawn"
+
+    @property
+    def _jobs(self) -> InlineExecutor:
+        """Where batches are drawn."""
+        return self.selector.jobs
+
+    @property
+    def _seconds_waited(self) -> float:
+        """Time that went into the data, as in any training."""
+        return 0.0
+
+    def _draw(self) -> SelectedBatch | None:
+        """The next batch; None where something has to be read first."""
+        while (taken := self._batcher.take()) is None:
+            if not self._consider_next():
+                return None
+        return self._selected(*taken)
+
+    def _read_on(self) -> None:
+        """Read what the source has next."""
+        raise NotImplementedError
+
+    def _consider_next(self) -> bool:
+        """Consider the next candidates of those that were read; False where there are none."""
+        return False
+
+    def _selected(self, kind: str, piece: Piece) -> SelectedBatch | None:
+        """The batch of some kept instances; None where it cannot be made yet."""
+        self._considered_before = self.num_considered
+        lacks_features = self.selector.lacks_features(piece.numbers)
+        return _selected(piece, self._weights_of(piece.probs), self.pass_index, lacks_features)
 
     def _count(self, probs: npt.NDArray[np.float64], num_kept: int) -> None:
         """Candidates with p of ``probs`` were considered."""
@@ -157,27 +268,71 @@ class CandidateStream:
         """Mean of p over the last N candidates; 1 before the first."""
         return self._recent_total.prob_sum / self._recent_total.num if self._recent_total.num else 1.0
 
-    def _counts(self) -> dict[str, Any]:
-        """What is counted and the generator's state, as builtins."""
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Place of the source, RNG, instances that wait or are handed out, totals: tensors and builtins."""
+        self._jobs.wait_all()
         return {
-            "pass_index": self.pass_index,
+            "num_instances": self.num_instances,
             "rng": self._rng.bit_generator.state,
             "recent": [list(entry) for entry in self._recent],
             "recent_total": list(self._recent_total),
             "totals": [self.num_considered, self.num_kept, self.prob_sum],
+            "source": self._source.state_dict(),
+            **self._held(),
         }
 
-    def _restore_counts(self, state: dict[str, Any]) -> None:
-        self.pass_index = state["pass_index"]
+    def _held(self) -> dict[str, Any]:
+        """What waits, and what is handed out."""
+        return {"waiting": self._batcher.state_dict(), "in_flight": [_packed(draw) for draw in self._in_flight]}
+
+    def can_continue(self, state: dict[str, Any]) -> bool:
+        """Whether ``state`` is of a stream of this kind and size."""
+        own = self.state_dict()
+        alike = all(state.get(part, {}).keys() == own[part].keys() for part in ("source", "waiting"))
+        return alike and state.keys() == own.keys() and state["num_instances"] == self.num_instances
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            ValueError: If the state is of a stream of another size.
+        """
         self._rng.bit_generator.state = state["rng"]
         self._recent = deque(_Counted(*entry) for entry in state["recent"])
         self._recent_total = _Counted(*state["recent_total"])
         self.num_considered, self.num_kept, self.prob_sum = state["totals"]
+        self._considered_before = self.num_considered
+        self._source.load_state_dict(state["source"])
+        self._batcher.load_state_dict(state["waiting"])
+        self._in_flight = deque(map(_unpacked, state["in_flight"]))
 
-    def _check_progress(self, considered_before: int) -> None:
+    # ---- counts
+
+    def _check_progress(self) -> None:
         """Raise RuntimeError where one batch has taken hundreds of passes."""
-        if self.num_considered - considered_before > 100 * (self.num_instances + self.batch_size):
+        if self.num_considered - self._considered_before > 100 * (self.num_instances + self.batch_size):
             raise RuntimeError(
                 "keep_probability kept next to nothing of the last 100 passes; it must return p in (0, 1] with a "
                 "floor, 0.1 or more is usual"
             )
+
+
+def _packed(draw: SelectedBatch) -> list[Any]:
+    """A batch that is handed out, as tensors and builtins."""
+    assert draw.kept is not None
+    weights = None if draw.weights is None else torch.from_numpy(draw.weights)
+    return [draw.kind, draw.kept.packed(), weights, draw.pass_index, draw.lacks_features]
+
+
+def _unpacked(state: list[Any]) -> SelectedBatch:
+    """What :func:`_packed` was given; a stream's rows are still to be put into a batch."""
+    kind, packed, weights, pass_index, lacks_features = state
+    weights = None if weights is None else weights.numpy().copy()
+    return _selected(Piece.unpacked(packed), weights, pass_index, lacks_features)._replace(kind=kind)
+
+
+def _selected(kept: Piece, weights: FloatArray | None, pass_index: int, lacks_features: bool) -> SelectedBatch:
+    probs = kept.probs.astype(np.float32)
+    return SelectedBatch(kept.numbers, weights, None, pass_index, lacks_features, probs=probs, kept=kept)

@@ -5,36 +5,31 @@ Shapes: B batch, K batches an epoch, n rows of a fetched batch, F features.
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor
 
 from lightning_autoassist.filtering.names import ReweightingName
+from lightning_autoassist.filtering.sampling.batchers import (
+    POOL_BATCHES,
+    Batcher,
+    FixedSizeBatcher,
+    Piece,
+    TokenBatcher,
+)
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream, SelectedBatch
-from lightning_autoassist.filtering.sampling.columns import Column
-from lightning_autoassist.filtering.sampling.rows import Form, PadValues, RowSplitter
+from lightning_autoassist.filtering.sampling.row_lengths import RowLengths
+from lightning_autoassist.filtering.sampling.row_source import Fetched, RowSource, integers_of
+from lightning_autoassist.filtering.sampling.rows import PadValues
 from lightning_autoassist.filtering.sampling.selection import GivenProbabilities, KeepRows, RowFeatures, Rows
-from lightning_autoassist.filtering.sampling.stream_reading import StreamReader
-from lightning_autoassist.filtering.sampling.waiting_rows import Piece, WaitingRows, join_pieces
-from lightning_autoassist.trainer_support.arrays import FloatArray
+from lightning_autoassist.trainer_support.executors import InlineExecutor
 
 # So many kinds of rows may wait for more of their kind: each holds up to B - 1 of them.
 MAX_KINDS = 256
-
-
-class _Out(NamedTuple):
-    """A batch that was handed out. Its columns are kept beside it: users take parts out of batches."""
-
-    draw: SelectedBatch
-    kind: str
-    piece: Piece
 
 
 class RowStream(CandidateStream):
@@ -64,6 +59,11 @@ class RowStream(CandidateStream):
             :class:`~lightning_autoassist.ShrinkingBatchSampler`.
         pass_whole: Pass on the loader's own batches, short ones included.
         pad_values: See ``RowSplitter``.
+        max_tokens: Most tokens in a batch, padding included, in place of B rows: kept rows of similar length then share
+            batches of any number, see ``TokenBatcher``. One of a single longer row may have more.
+        lengths: See ``RowLengths``.
+        pool_batches: See :class:`~lightning_autoassist.TokenBatchSampler`; a pool also is full with the rows of half a
+            pass.
         seed: Of the generator that decides what is kept; the global RNGs stay untouched.
 
     Raises:
@@ -90,20 +90,22 @@ class RowStream(CandidateStream):
         reweighting: ReweightingName = "none",
         pass_whole: bool = False,
         pad_values: PadValues = None,
+        max_tokens: int | None = None,
+        lengths: Callable[[Any], Any] | None = None,
+        pool_batches: int = POOL_BATCHES,
         seed: int = 0,
     ) -> None:
-        self._reader = StreamReader(loader)
         super().__init__(GivenProbabilities(keep_probability, reweighting, features), seed)
-        self.pass_index = 0
         self.num_batches = num_batches
         self.pass_whole = pass_whole
-        self._splitter = RowSplitter(batch_size, pad_values)
+        self.max_tokens = max_tokens
+        self._source: RowSource = RowSource(loader, batch_size, pad_values)
+        pad_value = self._source.splitter.pad_value
+        self._lengths = None if max_tokens is None else RowLengths(lengths, pad_value)
+        self._batcher = self._new_batcher(pool_batches)
+        self._batcher.pad_value = pad_value
         self._set_sizes(batch_size, num_instances)
-        self._form: Form | None = None  # of the batch that was fetched last
-        self._waiting = WaitingRows()
-        self._in_flight: deque[_Out] = deque()
-        self._unbuilt: list[tuple[str, Piece, FloatArray | None, int]] = []  # in flight when the state was saved
-        self._restored_kind: str | None = None
+        self._whole: SelectedBatch | None = None  # a batch of the loader's that is passed on
         self._warned: set[str] = set()
 
     def __len__(self) -> int:
@@ -114,88 +116,79 @@ class RowStream(CandidateStream):
         """How kept rows are weighted; not at all where whole batches pass."""
         return "none" if self.pass_whole else super().reweighting
 
-    @property
-    def pass_index(self) -> int:
-        """Number of the pass, from 0."""
-        return self._reader.pass_index
-
-    @pass_index.setter
-    def pass_index(self, number: int) -> None:
-        self._reader.pass_index = number
+    def _new_batcher(self, pool_batches: int) -> Batcher:
+        if self._lengths is None or self.max_tokens is None:
+            return FixedSizeBatcher(0)
+        batcher = TokenBatcher(self.max_tokens, pool_batches * self.max_tokens, self._rng)
+        batcher.trimmed = self._lengths.trimmed
+        return batcher
 
     def _set_sizes(self, batch_size: int | None, num_instances: int | None) -> None:
         self.batch_size = batch_size or 0  # 0 while no batch has told it
         self.num_instances = num_instances or self.num_batches * self.batch_size
+        if isinstance(self._batcher, FixedSizeBatcher):
+            self._batcher.batch_size = self.batch_size
+        elif isinstance(self._batcher, TokenBatcher):
+            self._batcher.pool_size = self.num_instances / 2
 
     # ---- epochs
 
     def start(self) -> None:
         """Iterate the loader, if that has not begun: its workers start, and it may draw from the global RNG."""
-        self._reader.start()
+        self._source.reader.start()
 
     def close(self) -> None:
         """End the iteration, and the loader's workers; what comes next goes on where it was, if the loader can."""
-        self._reader.close()
+        self._source.reader.close()
 
     def read_from(self, loader: Iterable[Any]) -> None:
         """Take candidates from another loader, from a new pass on."""
-        self._reader.read_from(loader)
+        self._source.reader.read_from(loader)
 
     def draws(self, limit: int | None = None) -> Iterator[SelectedBatch]:
-        """One epoch. Batches that were handed out earlier and never confirmed come first.
-
-        Args:
-            limit: Batches of the epoch, where they are fewer than K: the rest of an epoch that was interrupted.
+        """One epoch, see :meth:`CandidateStream.draws`.
 
         Raises:
             MisconfigurationException: If the loader yields nothing, or only once.
         """
         self._build_again()
-        again = [out.draw for out in self._in_flight]
-        for number in range(self.num_batches if limit is None else limit):
-            if number < len(again):
-                yield again[number]
-                continue
-            started, waited = time.perf_counter(), self._reader.seconds_waited
-            out = self._draw()
-            self.seconds += time.perf_counter() - started - (self._reader.seconds_waited - waited)
-            self._in_flight.append(out)
-            yield out.draw
+        yield from super().draws(limit)
 
-    def mark_consumed(self, draw: SelectedBatch) -> None:
-        """Take note that the model was trained on ``draw``, the oldest unconfirmed batch."""
-        oldest = self._in_flight.popleft()
-        assert np.array_equal(oldest.draw.indices, draw.indices), "the model gets batches in the order they were drawn"
+    def _build_again(self) -> None:
+        """Put the rows of batches into batches again that were handed out when the state was saved."""
+        restored, self._in_flight = self._in_flight, deque()
+        for draw in restored:
+            assert draw.kept is not None
+            rows = draw.rows or self._rows_of(draw.kind, draw.kept)
+            if rows is not None:
+                self._in_flight.append(draw._replace(rows=rows))
+            else:  # they wait for more of their kind
+                self._batcher.put_back(draw.kind, draw.kept)
+
+    @property
+    def _jobs(self) -> InlineExecutor:
+        """The training loop: the user's loader is iterated there."""
+        return InlineExecutor()
+
+    @property
+    def _seconds_waited(self) -> float:
+        return self._source.reader.seconds_waited
 
     # ---- state
 
-    def state_dict(self) -> dict[str, Any]:
-        """Position of the stream, RNG, rows that wait, totals: tensors and builtins, and the loader's own state."""
-        in_flight = self._unbuilt or [
-            (out.kind, out.piece, out.draw.weights, out.draw.pass_index) for out in self._in_flight
-        ]
-        state = {
-            **self._counts(),
-            "sizes": [self.batch_size, self.num_instances],
-            **self._reader.state_dict(),
-            "splitter": self._splitter.state_dict(),
-            "kind": self._restored_kind if self._form is None else self._form.kind,
-            "waiting": [],
-            "in_flight": [],
-        }
+    def _held(self) -> dict[str, Any]:
         try:
-            state["waiting"] = self._waiting.packed()
-            state["in_flight"] = [
-                [kind, piece.packed(), None if weights is None else torch.from_numpy(weights), pass_index]
-                for kind, piece, weights, pass_index in in_flight
-            ]
+            held = super()._held()
         except TypeError as error:
             self._warn_once(f"rows that wait for their batch are not in the checkpoint, and lost on a resume: {error}")
-        return state
+            held = {"waiting": self._new_batcher(1).state_dict(), "in_flight": []}
+        return {**held, "batch_size": self.batch_size, "lengths": self._lengths and self._lengths.state_dict()}
 
     def can_continue(self, state: dict[str, Any]) -> bool:
         """Whether ``state`` is of a stream in batches of this one's size."""
-        return "sizes" in state and (state["sizes"][0] == self.batch_size or 0 in (state["sizes"][0], self.batch_size))
+        if state.keys() != self.state_dict().keys() or (state["lengths"] is None) != (self._lengths is None):
+            return False
+        return state["batch_size"] == self.batch_size or 0 in (state["batch_size"], self.batch_size)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; where the loader has no state of its own, its current pass begins anew.
@@ -205,73 +198,46 @@ class RowStream(CandidateStream):
         """
         if not self.can_continue(state):
             raise ValueError(
-                f"the state is of batches of {state.get('sizes', ['indices'])[0]}, this stream has batches of "
+                f"the state is of batches of {state.get('batch_size', 'indices')}, this stream has batches of "
                 f"{self.batch_size}; resume with the data of the interrupted run"
             )
-        batch_size, num_instances = state["sizes"]
-        self._set_sizes(batch_size or self.batch_size, num_instances or self.num_instances)
-        self._restore_counts(state)
-        self._splitter.load_state_dict(state["splitter"])
-        self._waiting.restore(state["waiting"])
-        self._unbuilt = [
-            (kind, Piece.unpacked(piece), None if weights is None else weights.numpy().copy(), pass_index)
-            for kind, piece, weights, pass_index in state["in_flight"]
-        ]
-        self._restored_kind = state["kind"]
-        self._reader.load_state_dict(state)
-
-    def _build_again(self) -> None:
-        """Batches that were in flight, or complete, when the state was saved: the next one tells their form."""
-        unbuilt, self._unbuilt = self._unbuilt, []
-        kind, self._restored_kind = self._restored_kind, None
-        if unbuilt or (kind is not None and self._waiting.count(kind) >= self.batch_size):
-            _, self._form = self._splitter.take_apart(self._reader.look_ahead())
-        for kind, piece, weights, pass_index in unbuilt:
-            if self._form is not None and self._form.kind == kind:
-                batch = self._form.build(piece.columns)
-                self._in_flight.append(self._out(batch, piece, weights, pass_index))
-            else:  # they wait for more of their kind
-                self._waiting.put_back(kind, piece)
+        self._set_sizes(state["batch_size"] or self.batch_size, state["num_instances"] or self.num_instances)
+        if self._lengths is not None:
+            self._lengths.load_state_dict(state["lengths"])
+        super().load_state_dict(state)
 
     # ---- one batch
 
-    def _draw(self) -> _Out:
-        considered = self.num_considered
-        while True:
-            if self._form is not None and self._waiting.count(self._form.kind) >= self.batch_size > 0:
-                return self._full_batch(self._form)
-            self._check_progress(considered)
-            out = self._consider(self._reader.next_batch())
-            if out is not None:
-                return out
+    def _draw(self) -> SelectedBatch | None:
+        whole, self._whole = self._whole, None
+        return super()._draw() if whole is None else whole
 
-    def _consider(self, batch: Any) -> _Out | None:
-        """Keep rows of a fetched batch; returns it where it is passed on whole."""
-        columns, self._form = self._splitter.take_apart(batch)
-        num_rows = len(columns[0]) if columns else 0
-        self._reader.count(num_rows)
-        if not num_rows:
-            return None
+    def _read_on(self) -> None:
+        """Keep rows of the next batch of the loader, or pass it on whole."""
+        self._check_progress()
+        fetched = self._source.fetch(self._batcher.kinds)
+        if not fetched.num_rows:
+            return
         if not self.batch_size:
-            self._set_sizes(num_rows, self.num_instances)
-        kind = self._form.kind
-        passes = self.pass_whole or (kind not in self._waiting and self._is_one_too_many())
-        rows = Rows(
-            batch,
-            num_rows,
-            self.selector.row_features(batch, num_rows),
-            _integers(columns, self._form),
-        )
-        probs = np.ones(num_rows) if passes else self._probs_of(rows)
-        kept = self._rng.random(num_rows) < probs
-        numbers = np.arange(self.num_considered, self.num_considered + num_rows)
-        piece = Piece(columns, numbers, probs, rows.features)
-        self._count(probs, int(kept.sum()))
-        if passes or (kept.all() and num_rows == self.batch_size and kind not in self._waiting):
-            return self._out(batch, piece, self._weights_of(probs))
-        if kept.any():
-            self._waiting.add(kind, piece.rows(np.flatnonzero(kept)))
-        return None
+            self._set_sizes(fetched.num_rows, self.num_instances)
+        kind = fetched.form.kind
+        passes = self.pass_whole or (kind not in self._batcher.kinds and self._is_one_too_many())
+        piece, rows = self._considered(fetched, passes)
+        kept = self._rng.random(rows.size) < piece.probs
+        self._count(piece.probs, int(kept.sum()))
+        if passes or (kept.all() and self._is_full_batch(fetched)):
+            self._whole = self._weighted(piece, kind, rows)
+        elif kept.any():
+            self._batcher.add(kind, piece.rows(np.flatnonzero(kept)))
+
+    def _considered(self, fetched: Fetched, passes: bool) -> tuple[Piece, Rows]:
+        """The rows of a batch with their p, which is 1 where it passes whole."""
+        size = fetched.num_rows
+        lengths = None if self._lengths is None else self._lengths.of(fetched)
+        rows = Rows(fetched.batch, size, self.selector.row_features(fetched.batch, size), fetched.integers)
+        probs = np.ones(size) if passes else self._probs_of(rows)
+        numbers = np.arange(self.num_considered, self.num_considered + size)
+        return Piece(numbers, probs, lengths, fetched.form.paths, fetched.columns, rows.features), rows
 
     def _probs_of(self, rows: Rows) -> npt.NDArray[np.float64]:
         is_first = self.pass_index == 0 and self.num_considered < self.num_instances
@@ -279,21 +245,33 @@ class RowStream(CandidateStream):
             return np.ones(rows.size)
         return np.asarray(self.selector.keep_probability(rows, max(self.pass_index, 1)), np.float64)
 
-    def _full_batch(self, form: Form) -> _Out:
-        """The next B waiting rows of a form."""
-        taken = self._waiting.take(form.kind, self.batch_size)
-        joined = join_pieces(taken, form.paths, self._splitter.pad_value)
-        return self._out(form.build(joined.columns), joined, self._weights_of(joined.probs))
+    def _is_full_batch(self, fetched: Fetched) -> bool:
+        """Whether a batch of the loader's may be passed on as it is, where all of its rows are kept."""
+        is_first = fetched.form.kind not in self._batcher.kinds
+        return self._lengths is None and fetched.num_rows == self.batch_size and is_first
 
-    def _out(self, batch: Any, piece: Piece, weights: FloatArray | None, pass_index: int | None = None) -> _Out:
-        assert self._form is not None
-        rows = Rows(batch, len(piece.numbers), piece.features, _integers(piece.columns, self._form))
-        pass_index = self.pass_index if pass_index is None else pass_index
-        draw = SelectedBatch(piece.numbers, weights, rows, pass_index, probs=piece.probs.astype(np.float32))
-        return _Out(draw, self._form.kind, piece)
+    def _selected(self, kind: str, piece: Piece) -> SelectedBatch | None:
+        rows = self._rows_of(kind, piece)
+        if rows is None:
+            self._batcher.put_back(kind, piece)
+            return None
+        return self._weighted(piece, kind, rows)
+
+    def _weighted(self, piece: Piece, kind: str, rows: Rows) -> SelectedBatch:
+        draw = super()._selected(kind, piece)
+        assert draw is not None
+        return draw._replace(kind=kind, rows=rows)
+
+    def _rows_of(self, kind: str, piece: Piece) -> Rows | None:
+        """Kept rows in a batch of their own; None where nothing tells its form yet."""
+        form = self._source.form(kind)
+        if form is None:
+            return None
+        batch = form.build(list(piece.columns))
+        return Rows(batch, len(piece.numbers), piece.features, integers_of(piece.columns, form))
 
     def _is_one_too_many(self) -> bool:
-        if len(self._waiting) < MAX_KINDS:
+        if len(self._batcher.kinds) < MAX_KINDS:
             return False
         self._warn_once(
             f"{MAX_KINDS} kinds of rows wait for more of their kind, so that whole batches of further ones are passed "
@@ -306,14 +284,3 @@ class RowStream(CandidateStream):
         if message not in self._warned:
             self._warned.add(message)
             rank_zero_warn(message)
-
-
-def _integers(columns: list[Column], form: Form) -> dict[str, Tensor]:
-    """The columns that may be labels: integer tensors of shape ``(n,)``, by their paths."""
-    return {
-        path: column
-        for path, column in zip(form.paths, columns, strict=True)
-        if isinstance(column, Tensor)
-        and column.ndim == 1
-        and not (column.is_floating_point() or column.is_complex() or column.dtype == torch.bool)
-    }

@@ -171,7 +171,8 @@ class _Taking:
         if isinstance(value, Mapping):
             entries = {key: self.walk(entry, (*path, key)) for key, entry in value.items()}
             self.signature.append((_type_name(value), [repr(key) for key in entries]))
-            return lambda columns: _mapping_like(value, {key: part(columns) for key, part in entries.items()})
+            template = {} if type(value) is dict else value  # which would keep the whole batch in memory
+            return lambda columns: _mapping_like(template, {key: part(columns) for key, part in entries.items()})
         if is_dataclass(value) and not isinstance(value, type):
             entries = {
                 field.name: self.walk(getattr(value, field.name), (*path, field.name)) for field in fields(value)

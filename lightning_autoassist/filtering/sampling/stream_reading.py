@@ -48,8 +48,12 @@ class StreamReader:
         self._num_batches = 0  # of this pass
         self._num_rows = 0  # and their rows
         self._loader_state: Any = None  # what the loader is to continue from
+        self._num_to_skip = 0  # of what comes from there on
         self._is_continued = False  # the pass began before this iterator did
-        self._ahead: deque[Any] = deque()  # fetched and not read, with the loader's state before it
+        self._has_ended = False  # a pass did, and no other has begun
+        self._ahead: deque[Any] = deque()  # fetched and not read, ends of passes among it
+        self._state_before: Any = None  # of the loader, before it was looked ahead
+        self._num_skipped = 0  # of what was fetched from there on: read
 
     def start(self) -> None:
         """Iterate the loader, if that has not begun: its workers start, and it may draw from the global RNG."""
@@ -63,26 +67,30 @@ class StreamReader:
         if is_restored and isinstance(self._batches, GeneratorType):
             # It begins at its first batch, with the seed that a DataLoader draws from the global RNG: to be drawn
             # before that RNG is restored, since the interrupted run had begun.
-            self._ahead.append((next(self._batches, _PASS_END), state))
+            self._state_before, self._num_skipped = state, 0
+            self._ahead.append(self._fetch())
+        for _ in range(self._num_to_skip if is_restored else 0):
+            self._read()
+        self._num_to_skip = 0
 
     def close(self) -> None:
         """End the iteration, and the loader's workers; what comes next goes on where it was, if the loader can."""
         if self._batches is None:
             return
-        self._loader_state = self._state_of_loader()
+        self._loader_state, self._num_to_skip = self._state_of_loader()
         self._is_continued = True
         self._ahead.clear()
         shut_down_workers(self._batches)
         if isinstance(self.loader, DataLoader):
             keep_iterator(self.loader, None)  # persistent workers are not begun anew once they were ended
-        self._batches = None
+        self._batches, self._has_ended = None, False
 
     def read_from(self, loader: Iterable[Any]) -> None:
         """Read another loader, from a new pass on."""
         if loader is not self._given:
             self.close()
-            self._ahead.clear()
             self._given, self.loader, self._loader_state = loader, _own_copy(loader), None
+            self._num_to_skip = 0
             self._begin_pass()
 
     def next_batch(self) -> Any:
@@ -92,22 +100,27 @@ class StreamReader:
             MisconfigurationException: If the loader yields nothing, or only once.
         """
         self.start()
-        assert self._batches is not None
         started = time.perf_counter()
-        batch = self._ahead.popleft()[0] if self._ahead else next(self._batches, _PASS_END)
-        while batch is _PASS_END:
-            self._batches = self._next_pass()
-            batch = next(self._batches, _PASS_END)
+        while (batch := self._read()) is _PASS_END:
+            self._check_pass()
+            self._begin_pass()
         self.seconds_waited += time.perf_counter() - started
         return batch
 
-    def look_ahead(self) -> Any:
-        """The batch that :meth:`next_batch` is going to give."""
+    def look_ahead(self) -> Iterator[Any]:
+        """The batches that :meth:`next_batch` is going to give, one after the other, until passes are empty."""
         self.start()
-        state = self._state_of_loader()
-        batch = self.next_batch()
-        self._ahead.append((batch, state))
-        return batch
+        if not self._ahead:
+            (self._state_before, _), self._num_skipped = self._state_of_loader(), 0
+        place = num_empty = 0
+        while num_empty < 2:
+            if place == len(self._ahead):
+                self._ahead.append(self._fetch())
+            is_end = self._ahead[place] is _PASS_END
+            num_empty = num_empty + 1 if is_end else 0
+            if not is_end:
+                yield self._ahead[place]
+            place += 1
 
     def count(self, num_rows: int) -> None:
         """A batch of n rows was read."""
@@ -116,11 +129,13 @@ class StreamReader:
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the pass: builtins, and the loader's own state."""
-        return {"fetched": [self._num_batches, self._num_rows], "loader": self._state_of_loader()}
+        state, num_to_skip = self._state_of_loader()
+        counts = [self.pass_index, self._num_batches, self._num_rows, num_to_skip]
+        return {"fetched": counts, "loader": state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; where the loader has no state of its own, its current pass begins anew."""
-        self._num_batches, self._num_rows = state["fetched"]
+        self.pass_index, self._num_batches, self._num_rows, self._num_to_skip = state["fetched"]
         self._loader_state = state["loader"]
         self._is_continued = True
         if self._num_batches and not (self._loader_state is not None and _is_stateful(self.loader)):
@@ -129,26 +144,39 @@ class StreamReader:
                 f"the stream's current pass begins anew: {self._num_rows} instances of it come again, all else is as "
                 "it was. A StatefulDataLoader or a StreamingDataLoader resumes exactly"
             )
-            self._num_batches = self._num_rows = 0
+            self._num_batches = self._num_rows = self._num_to_skip = 0
 
-    def _state_of_loader(self) -> Any:
+    def _state_of_loader(self) -> tuple[Any, int]:
+        """A state that the loader had, and how many batches and ends of passes came since."""
         if self._ahead:
-            return self._ahead[0][1]
+            return self._state_before, self._num_skipped
         if self._batches is None:
-            return self._loader_state
-        return self.loader.state_dict() if _is_stateful(self.loader) else None  # type: ignore[attr-defined]
+            return self._loader_state, self._num_to_skip
+        return (self.loader.state_dict() if _is_stateful(self.loader) else None), 0  # type: ignore[attr-defined]
 
-    def _next_pass(self) -> Iterator[Any]:
-        if not self._num_rows and not self._is_continued:
-            name = type(self.loader).__name__
-            raise MisconfigurationException(
-                f"the train loader, a {name}, yields no instance"
-                if not self.pass_index
-                else f"the train loader, a {name}, yields nothing after {self.pass_index} passes; each iter() of it "
-                "must begin a new pass"
-            )
-        self._begin_pass()
-        return iter(self.loader)
+    def _read(self) -> Any:
+        """The next batch, or the end of the pass, whether it was fetched before or not."""
+        self._num_skipped += 1
+        return self._ahead.popleft() if self._ahead else self._fetch()
+
+    def _fetch(self) -> Any:
+        if self._has_ended:
+            self._batches = iter(self.loader)
+        assert self._batches is not None
+        batch = next(self._batches, _PASS_END)
+        self._has_ended = batch is _PASS_END
+        return batch
+
+    def _check_pass(self) -> None:
+        if self._num_rows or self._is_continued:
+            return
+        name = type(self.loader).__name__
+        raise MisconfigurationException(
+            f"the train loader, a {name}, yields no instance"
+            if not self.pass_index
+            else f"the train loader, a {name}, yields nothing after {self.pass_index} passes; each iter() of it "
+            "must begin a new pass"
+        )
 
     def _begin_pass(self) -> None:
         self.pass_index += 1

@@ -7,21 +7,19 @@ batches an epoch.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import SubsetRandomSampler
 
 from lightning_autoassist.filtering.names import ReweightingName
+from lightning_autoassist.filtering.sampling.batchers import POOL_BATCHES, TokenBatcher
 from lightning_autoassist.filtering.sampling.candidate_sources import check_candidates, num_candidates
-from lightning_autoassist.filtering.sampling.candidates import SelectedBatch, batches_per_epoch
+from lightning_autoassist.filtering.sampling.candidates import batches_per_epoch
 from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
 from lightning_autoassist.filtering.sampling.order_pieces import index_array
 from lightning_autoassist.filtering.sampling.selection import KeepProbability
@@ -29,17 +27,12 @@ from lightning_autoassist.filtering.sampling.token_lengths import length_array
 from lightning_autoassist.trainer_support.arguments import check_number, check_whole
 from lightning_autoassist.trainer_support.arrays import IndexArray
 
-# Kept instances are sorted by length among as many others as fill this many batches.
-POOL_BATCHES = 32
-
 
 class TokenBatchSampler(ShrinkingBatchSampler):
     r"""Batches of kept instances of similar length, each of at most ``max_tokens`` tokens, K batches an epoch.
 
-    Kept instances gather in a pool until they would fill ``pool_batches`` batches. The pool is sorted by length (by the
-    longest of C, then by their sum, ties in random order) and cut into batches, each as far as the next instance still
-    fits; the batches are drawn in random order. What is left at the last cut goes back to the pool, so that no kept
-    instance is lost.
+    Kept instances gather in a pool until they would fill ``pool_batches`` batches, and are then cut into batches, see
+    ``TokenBatcher``.
 
     The size of a batch counts the padding: B times the longest instance's length; with C lengths an instance, such as
     those of source and target, B times the sum of the longest of each. K follows from the lengths alone,
@@ -129,10 +122,9 @@ class TokenBatchSampler(ShrinkingBatchSampler):
             pass_size=pass_size,
         )
         self._has_warned = False
-        self._pool_tokens = max(float(max_tokens), min(float(pool_batches * max_tokens), self.total_tokens / 2))
-        self._num_ahead = math.ceil(self._pool_tokens / max_tokens * self.batch_size)
-        # Batches that were cut and wait for their turn; what is not cut yet are the base's kept instances.
-        self._ready: deque[tuple[IndexArray, npt.NDArray[np.float64]]] = deque()
+        pool_tokens = max(float(max_tokens), min(float(pool_batches * max_tokens), self.total_tokens / 2))
+        self._num_ahead = math.ceil(pool_tokens / max_tokens * self.batch_size)
+        self._batcher = TokenBatcher(max_tokens, pool_tokens, self._rng)
 
     def batches_at(self, budget: float) -> int:
         return batches_per_epoch(self.total_tokens, self.max_tokens, budget, self.drop_last)
@@ -143,25 +135,23 @@ class TokenBatchSampler(ShrinkingBatchSampler):
         return self.num_instances, self.max_tokens, self.total_tokens
 
     def state_dict(self) -> dict[str, Any]:
-        ready = [[torch.from_numpy(part) for part in batch] for batch in self._ready]
-        return {**super().state_dict(), "tokens": [self.max_tokens, self.total_tokens], "ready": ready}
+        return {**super().state_dict(), "tokens": [self.max_tokens, self.total_tokens]}
 
     def can_continue(self, state: dict[str, Any]) -> bool:
         return super().can_continue(state) and state["tokens"] == [self.max_tokens, self.total_tokens]
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._ready = deque((indices.numpy().copy(), probs.numpy().copy()) for indices, probs in state["ready"])
+    def _lengths_of(self, indices: IndexArray) -> npt.NDArray[np.int64]:
+        return self.lengths[indices]
 
-    def _read_on(self) -> None:
-        super()._read_on()
-        has_length = (self._order < len(self.lengths)) & (self._order >= -len(self.lengths))
-        if not has_length.all():
-            without = self._order[~has_length]
-            self._order = self._order[has_length]
-            if not len(self._order):
-                raise ValueError(f"no instance that the sampler gave has a length, such as the index {without[0]}")
-            self._warn_of_unknown_lengths(int(without[0]))
+    def _usable(self, order: IndexArray) -> IndexArray:
+        has_length = (order < len(self.lengths)) & (order >= -len(self.lengths))
+        if has_length.all():
+            return order
+        without = int(order[~has_length][0])
+        if not has_length.any():
+            raise ValueError(f"no instance that the sampler gave has a length, such as the index {without}")
+        self._warn_of_unknown_lengths(without)
+        return order[has_length]
 
     def _warn_of_unknown_lengths(self, index: int) -> None:
         if not self._has_warned:
@@ -171,66 +161,6 @@ class TokenBatchSampler(ShrinkingBatchSampler):
                 "instances without a length are left out, as nothing tells how many share a batch of "
                 f"max_tokens={self.max_tokens}"
             )
-
-    def _draw(self) -> SelectedBatch | None:
-        if not self._ready:
-            if not self._gather():
-                return None
-            self._considered_before = self.num_considered
-            self._cut()
-        return self._draw_of(*self._ready.popleft())
-
-    def _gather(self) -> bool:
-        """Consider candidates until the pool is full: more than a batch is in it then. False where the pass ends."""
-        num_counted, num_tokens = 0, 0
-        while True:
-            num_tokens += int(self.lengths[self._kept_indices[num_counted:]].sum())
-            num_counted = len(self._kept_indices)
-            if num_tokens > self._pool_tokens:
-                return True
-            if not self._consider_next():
-                return False
-
-    def _cut(self) -> None:
-        """Cut the pool into batches, and leave in it what fills none."""
-        indices, probs = self._kept_indices, self._kept_probs
-        lengths = self.lengths[indices]
-        # From the short or from the long end, by chance: an instance at an end would else be left over for ever.
-        sign = -1 if self._rng.random() < 0.5 else 1
-        # By the longer of source and target first: on pairs this pads less than by their sum, or by either.
-        order = np.lexsort((self._rng.random(len(indices)), sign * lengths.sum(1), sign * lengths.max(1)))
-        indices, probs = indices[order], probs[order]
-        cuts = _cuts(lengths[order], self.max_tokens)
-        batches = [(indices[start:end].copy(), probs[start:end].copy()) for start, end in pairwise(cuts)]
-        self._ready.extend(batches[place] for place in self._rng.permutation(len(batches)))
-        self._kept_indices, self._kept_probs = indices[cuts[-1] :].copy(), probs[cuts[-1] :].copy()
-
-
-def padded_tokens(lengths: npt.NDArray[np.int64]) -> int:
-    """Tokens of a batch with its padding: B times the sum of the longest of each of the C lengths.
-
-    Args:
-        lengths: Shape ``(B, C)``.
-
-    Example:
-        >>> padded_tokens(np.array([[3, 5], [4, 2]]))
-        18
-    """
-    return len(lengths) * int(lengths.max(0).sum())
-
-
-def _cuts(lengths: npt.NDArray[np.int64], max_tokens: int) -> list[int]:
-    """Where batches begin and end, from 0 on: each as far as the next instance still fits, the last that is full."""
-    cuts, start = [0], 0
-    while True:
-        # No batch can be longer than one of its shortest instance's like; the window need not reach further.
-        window = lengths[start : start + max_tokens // int(lengths[start:].sum(1).min(initial=max_tokens)) + 1]
-        padded = np.maximum.accumulate(window, axis=0).sum(1) * np.arange(1, len(window) + 1)
-        fitting = int(np.searchsorted(padded, max_tokens, side="right"))
-        if start + fitting >= len(lengths):
-            return cuts
-        start += fitting
-        cuts.append(start)
 
 
 def check_max_tokens(max_tokens: int) -> int:

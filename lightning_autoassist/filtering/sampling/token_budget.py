@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_autoassist.filtering.sampling.candidate_sources import num_candidates
@@ -28,6 +29,7 @@ from lightning_autoassist.filtering.sampling.token_lengths import (
     read_lengths,
     stored_lengths,
 )
+from lightning_autoassist.trainer_support.arguments import received
 
 Lengths = Callable[[Any], Any] | Sequence[Any] | npt.NDArray[Any] | Tensor
 
@@ -38,7 +40,7 @@ class TokenBudget:
     Args:
         max_tokens: Most tokens in a batch, padding included.
         lengths: Of the instances, or a function that gets one and returns its length or lengths. None: the data set's
-            attribute ``lengths``, else one reading of the whole data set.
+            attribute ``lengths``, else one reading of the whole data set. For a stream see ``RowLengths``.
 
     Raises:
         ValueError: If ``max_tokens`` is not positive.
@@ -76,6 +78,19 @@ class TokenBudget:
         if owned is not candidates:  # which does not tell that it leaves out what the candidates leave out
             lengths = np.minimum(lengths, self.max_tokens)
         return functools.partial(TokenBatchSampler, owned, self.max_tokens, lengths, total_tokens=total, **options)
+
+    def for_rows(self) -> dict[str, Any]:
+        """Options of a ``RowStream`` whose batches have this budget.
+
+        Raises:
+            MisconfigurationException: If lengths are given one by one: rows of a stream have no indices.
+        """
+        if self.lengths is not None and not callable(self.lengths):
+            raise MisconfigurationException(
+                "a stream's rows have no indices, so that lengths= must be a function: it gets a batch of the loader "
+                f"and returns a number for each of its rows; got {received(self.lengths)}"
+            )
+        return {"max_tokens": self.max_tokens, "lengths": self.lengths}
 
     def lengths_of(self, dataset: Any) -> npt.NDArray[np.int64]:
         """Lengths of all instances, shape ``(N, C)``; a data set that has to be read is read once only."""

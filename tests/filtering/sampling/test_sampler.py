@@ -16,7 +16,8 @@ from torch.utils.data import (
 )
 
 from lightning_autoassist.filtering.sampling.candidates import MIN_RECENT, batches_per_epoch
-from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler, pass_order
+from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
+from lightning_autoassist.filtering.sampling.pass_orders import pass_order
 from lightning_autoassist.trainer_support.rng import rng_state
 
 

@@ -135,8 +135,25 @@ def rows(sizes, widths=(2,), batch_size=8, **options):
             **options,
         },
     )
-    stream._splitter.batch_size = None  # the loader's batches may be of another size than the model's
+    stream._source.splitter.batch_size = None  # the loader's batches may be of another size than the model's
     return stream
+
+
+def by_tokens(loader, **options):
+    """Rows in batches of at most 24 tokens, with a small pool."""
+    settings = {"batch_size": 8, "num_instances": NUM_INSTANCES, "pad_values": 0, "max_tokens": 24, "pool_batches": 3}
+    settings |= {"keep_probability": by_label, "reweighting": "normalized", "seed": 3}
+    return RowStream(loader, 5, **{**settings, **options})
+
+
+def padded_rows():
+    """Batches of (tokens, labels, labels) whose rows have 1 to 6 tokens, padded to the longest of their batch."""
+    batches = []
+    for labels in torch.arange(56).split(8):
+        lengths = 1 + labels * 5 % 6 - (labels * 5 % 6 > 3).long() * (labels > 23)
+        tokens = torch.where(torch.arange(int(lengths.max())) < lengths[:, None], 9, 0)
+        batches.append((tokens, labels, labels.tolist()))
+    return Loader(batches)
 
 
 def plain():
@@ -157,6 +174,12 @@ IMPLEMENTATIONS: dict[str, Callable[[], Any]] = {
     "rows, of long batches": lambda: rows([20, 20, 11]),
     "rows, padded": lambda: rows([8] * 7, widths=(2, 3, 4), pad_values=0),
     "rows, passed on whole": lambda: rows([8] * 7, pass_whole=True),
+    "rows, of kinds": lambda: rows([8] * 7, widths=(2, 3, 4)),
+    "rows, of many kinds": lambda: rows([8] * 11, widths=tuple(range(2, 12))),
+    "rows, of kinds, in short batches": lambda: rows([5] * 12, widths=(2, 3)),
+    "rows, by tokens": lambda: by_tokens(padded_rows()),
+    "rows, by tokens, measured": lambda: by_tokens(padded_rows(), lengths=lambda batch: (batch[0] > 0).sum(1)),
+    "rows, by tokens, of kinds": lambda: by_tokens(Loader(batches_of([8] * 7, (2, 3, 4))), pad_values=None),
     "the user's own batches": plain,
 }
 
@@ -302,35 +325,6 @@ def test_saving_changes_nothing(make, reference, tmp_path):
     assert seen == expected
     assert same(run.source.state_dict(), end)
     run.close()
-
-
-def of_kinds():
-    return rows([8] * 7, widths=(2, 3, 4))
-
-
-def test_rows_of_several_kinds_go_on_where_no_batch_is_handed_out(tmp_path):
-    """The Trainer hands one out at a time, and saves when it has been trained on."""
-    expected = Run(of_kinds).draw_to(30)
-    for place in range(12):
-        first, second = Run(of_kinds), Run(of_kinds)
-        first.draw_to(place)
-        first.save(tmp_path / "state.pt")
-        second.load(tmp_path / "state.pt", place)
-        assert second.draw_to(30) == expected[place:]
-
-
-def test_rows_of_several_kinds_that_were_handed_out_come_later_and_none_is_lost(tmp_path):
-    """A batch of another kind than the stream's next one cannot be built again before one of its kind comes."""
-    expected = {number for seen in Run(of_kinds).draw_to(60) for number in seen.indices}
-    for place in range(1, 12):
-        first, second = Run(of_kinds), Run(of_kinds)
-        found = first.draw_to(place, num_in_flight=3)
-        first.save(tmp_path / "state.pt")
-        second.load(tmp_path / "state.pt", place)
-        found += second.draw_to(70)
-        numbers = [number for seen in found for number in seen.indices]
-        assert len(set(numbers)) == len(numbers)
-        assert {number for number in expected if number < 400} <= set(numbers)
 
 
 def subclasses_of(base):

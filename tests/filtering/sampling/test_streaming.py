@@ -109,7 +109,7 @@ def test_equals_a_reference_row_by_row(reweighting, fetched, batch_size):
         reweighting=reweighting,
         seed=5,
     )
-    stream._splitter.batch_size = fetched  # the loader's batches are of another size than the model's
+    stream._source.splitter.batch_size = fetched  # the loader's batches are of another size than the model's
     draws = [draw for _ in range(3) for draw in fed(stream)]
     expected = reference(batches, 60, batch_size, 30, reweighting, seed=5)
     assert numbers(draws) == [rows for rows, _ in expected]
@@ -229,7 +229,7 @@ def test_rows_of_too_many_kinds_are_passed_on_whole(monkeypatch):
         steps = [draw.rows.batch["step"] for draw in fed(stream)]
     assert len(caught) == 1
     assert len(steps) == 20
-    assert len(stream._waiting) == 4
+    assert len(stream._batcher.kinds) == 4
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def stream_of(loader, **options):
 @pytest.mark.parametrize("step", [1, 7, 10, 23])
 def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(step, num_in_flight, fetched, tmp_path):
     def splitting(stream):
-        stream._splitter.batch_size = fetched
+        stream._source.splitter.batch_size = fetched
         return stream
 
     batches = numbered(40, fetched)
@@ -299,7 +299,7 @@ def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(step, num_in_flight, 
     resumed = splitting(stream_of(Stateful(batches), seed=99))
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     again = resumed.state_dict()
-    assert again["loader"] == torch.load(tmp_path / "state.pt", weights_only=True)["loader"]
+    assert again["source"]["loader"] == torch.load(tmp_path / "state.pt", weights_only=True)["source"]["loader"]
     found = list(resumed.draws(30 + num_in_flight))
     assert numbers(found) == numbers(expected)
     for one, other in zip(found, expected, strict=True):
@@ -335,7 +335,7 @@ def test_a_loader_without_state_begins_its_pass_anew_with_a_warning():
         resumed.load_state_dict(state)
     assert resumed.pass_index == whole.pass_index >= 1
     assert resumed.num_considered == whole.num_considered
-    waiting = [number for _, pieces in state["waiting"] for _, numbers, *_ in pieces for number in numbers.tolist()]
+    waiting = whole.waiting.tolist()
     again = next(iter(resumed.draws()))
     assert again.indices[: len(waiting)].tolist() == waiting[:8]
 

@@ -13,8 +13,9 @@ from torch.utils.data import (
 )
 
 from lightning_autoassist import TokenBatchSampler
+from lightning_autoassist.filtering.sampling.batchers import padded_tokens
 from lightning_autoassist.filtering.sampling.sharding import OwnedCandidates
-from lightning_autoassist.filtering.sampling.token_batches import padded_tokens, tokens_per_pass
+from lightning_autoassist.filtering.sampling.token_batches import tokens_per_pass
 from lightning_autoassist.filtering.sampling.token_budget import TokenBudget
 from lightning_autoassist.filtering.sampling.token_lengths import longest_sequence
 
@@ -86,7 +87,7 @@ def test_no_kept_instance_is_lost_or_given_twice():
             continue
         sampler = TokenBatchSampler(range(len(lengths)), max_tokens, lengths, budget=1.0, seed=seed)
         seen = [draw.indices for draw in drawn(sampler, 40)]
-        out = np.concatenate([*seen, *(indices for indices, _ in sampler._ready), sampler._kept_indices])
+        out = np.concatenate([*seen, sampler.waiting])
         times = np.bincount(out, minlength=len(lengths))
         whole_passes, rest = divmod(sampler.num_considered, len(lengths))
         assert times.tolist() == [whole_passes + (index < rest) for index in range(len(lengths))]

@@ -16,7 +16,6 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import (
     DataLoader,
     Dataset,
-    IterableDataset,
     Subset,
 )
 
@@ -240,15 +239,6 @@ def test_what_cannot_be_packed_is_refused_before_training():
         AutoAssistDataModule(text, lengths=[3] * 300)
     with pytest.raises(ValueError, match="max_tokens must be at least 1, got -1"):
         AutoAssistDataModule(text, max_tokens=-1)
-
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(range(100))
-
-    data = AutoAssistDataModule(DataLoader(Stream(), batch_size=10), max_tokens=100, steps_per_epoch=3)
-    run = trainer(max_epochs=1, callbacks=[AutoAssistCallback()])
-    with pytest.raises(MisconfigurationException, match="max_tokens=100 is for data sets whose instances have indices"):
-        run.fit(LanguageModel(), datamodule=data)
 
 
 def test_a_loader_whose_batches_changed_begins_anew():
