@@ -120,6 +120,11 @@ class Batcher:
         return set(self._pieces)
 
     @property
+    def next_kinds(self) -> set[str]:
+        """Of which there may be a batch before more of them are added."""
+        return self.kinds
+
+    @property
     def num_waiting(self) -> int:
         """How many instances wait for a batch to be complete."""
         return sum(map(_size, chain.from_iterable(self._pieces.values())))
@@ -169,6 +174,10 @@ class FixedSizeBatcher(Batcher):
         super().__init__()
         self.batch_size = batch_size
         self._latest = ""  # the kind that was added to last: no other has a batch
+
+    @property
+    def next_kinds(self) -> set[str]:
+        return {self._latest} & self.kinds
 
     def add(self, kind: str, piece: Piece) -> None:
         super().add(kind, piece)
@@ -226,6 +235,10 @@ class TokenBatcher(Batcher):
         self._rng = rng
         self._tokens: dict[str, int] = {}  # of the pool, by kind
         self._ready: deque[tuple[str, Piece]] = deque()  # cut, and waiting for their turn
+
+    @property
+    def next_kinds(self) -> set[str]:
+        return self.kinds | {kind for kind, _ in self._ready}
 
     def add(self, kind: str, piece: Piece) -> None:
         super().add(kind, piece)

@@ -91,14 +91,21 @@ class RowSource:
         return fetched
 
     def form(self, kind: str) -> Form | None:
-        """The form of a kind of rows: after a resume that of the first such batch that is going to come, if any is."""
-        if kind not in self._forms:
-            for batch in islice(self.reader.look_ahead(), MAX_LOOKED_AHEAD):
-                _, form = self.splitter.take_apart(batch)
-                self._forms.setdefault(form.kind, form)
-                if form.kind == kind:
-                    break
+        """The form of a kind of rows; None where no such batch has come since a resume."""
         return self._forms.get(kind)
+
+    def look_for(self, kinds: Iterable[str]) -> None:
+        """Find the forms of kinds among the batches that come, none of which is taken: after a resume."""
+        missing = set(kinds) - self._forms.keys()
+        if not missing:
+            return
+        for batch in islice(self.reader.peek(), MAX_LOOKED_AHEAD):
+            _, form = self.splitter.take_apart(batch)
+            self._forms[form.kind] = form
+            missing.discard(form.kind)
+            if not missing:
+                break
+        self.reader.rewind()
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the pass, and what was learnt of the batches: builtins, and the loader's own state."""

@@ -106,6 +106,7 @@ class RowStream(CandidateStream):
         self._batcher.pad_value = pad_value
         self._set_sizes(batch_size, num_instances)
         self._whole: SelectedBatch | None = None  # a batch of the loader's that is passed on
+        self._is_restored = False
         self._warned: set[str] = set()
 
     def __len__(self) -> int:
@@ -136,6 +137,9 @@ class RowStream(CandidateStream):
     def start(self) -> None:
         """Iterate the loader, if that has not begun: its workers start, and it may draw from the global RNG."""
         self._source.reader.start()
+        if self._is_restored:  # now, as the generators that a loader may draw from are restored after this
+            self._is_restored = False
+            self._source.look_for({draw.kind for draw in self._in_flight} | self._batcher.next_kinds)
 
     def close(self) -> None:
         """End the iteration, and the loader's workers; what comes next goes on where it was, if the loader can."""
@@ -151,6 +155,7 @@ class RowStream(CandidateStream):
         Raises:
             MisconfigurationException: If the loader yields nothing, or only once.
         """
+        self.start()
         self._build_again()
         yield from super().draws(limit)
 
@@ -205,6 +210,7 @@ class RowStream(CandidateStream):
         if self._lengths is not None:
             self._lengths.load_state_dict(state["lengths"])
         super().load_state_dict(state)
+        self._is_restored = True
 
     # ---- one batch
 
@@ -215,7 +221,7 @@ class RowStream(CandidateStream):
     def _read_on(self) -> None:
         """Keep rows of the next batch of the loader, or pass it on whole."""
         self._check_progress()
-        fetched = self._source.fetch(self._batcher.kinds)
+        fetched = self._source.fetch(self._batcher.next_kinds)
         if not fetched.num_rows:
             return
         if not self.batch_size:

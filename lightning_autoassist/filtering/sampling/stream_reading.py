@@ -5,8 +5,8 @@ Shapes: n rows of a batch.
 
 from __future__ import annotations
 
+import copy
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from types import GeneratorType
 from typing import Any
@@ -48,18 +48,17 @@ class StreamReader:
         self._num_batches = 0  # of this pass
         self._num_rows = 0  # and their rows
         self._loader_state: Any = None  # what the loader is to continue from
-        self._num_to_skip = 0  # of what comes from there on
+        self._started_from: Any = None  # what it was continued from
         self._is_continued = False  # the pass began before this iterator did
         self._has_ended = False  # a pass did, and no other has begun
-        self._ahead: deque[Any] = deque()  # fetched and not read, ends of passes among it
-        self._state_before: Any = None  # of the loader, before it was looked ahead
-        self._num_skipped = 0  # of what was fetched from there on: read
+        self._ahead: list[Any] = []  # fetched and not read: nothing, or one batch (or the end of a pass)
 
     def start(self) -> None:
         """Iterate the loader, if that has not begun: its workers start, and it may draw from the global RNG."""
         if self._batches is not None:
             return
         state, self._loader_state = self._loader_state, None
+        self._started_from = copy.deepcopy(state)
         is_restored = state is not None and _is_stateful(self.loader)
         if is_restored:
             self.loader.load_state_dict(state)  # type: ignore[attr-defined]
@@ -67,17 +66,13 @@ class StreamReader:
         if is_restored and isinstance(self._batches, GeneratorType):
             # It begins at its first batch, with the seed that a DataLoader draws from the global RNG: to be drawn
             # before that RNG is restored, since the interrupted run had begun.
-            self._state_before, self._num_skipped = state, 0
             self._ahead.append(self._fetch())
-        for _ in range(self._num_to_skip if is_restored else 0):
-            self._read()
-        self._num_to_skip = 0
 
     def close(self) -> None:
         """End the iteration, and the loader's workers; what comes next goes on where it was, if the loader can."""
         if self._batches is None:
             return
-        self._loader_state, self._num_to_skip = self._state_of_loader()
+        self._loader_state = self._state_of_loader()
         self._is_continued = True
         self._ahead.clear()
         shut_down_workers(self._batches)
@@ -90,7 +85,6 @@ class StreamReader:
         if loader is not self._given:
             self.close()
             self._given, self.loader, self._loader_state = loader, _own_copy(loader), None
-            self._num_to_skip = 0
             self._begin_pass()
 
     def next_batch(self) -> Any:
@@ -107,20 +101,22 @@ class StreamReader:
         self.seconds_waited += time.perf_counter() - started
         return batch
 
-    def look_ahead(self) -> Iterator[Any]:
-        """The batches that :meth:`next_batch` is going to give, one after the other, until passes are empty."""
+    def peek(self) -> Iterator[Any]:
+        """The batches that come, until passes are empty; :meth:`rewind` is to be called afterwards."""
         self.start()
-        if not self._ahead:
-            (self._state_before, _), self._num_skipped = self._state_of_loader(), 0
-        place = num_empty = 0
-        while num_empty < 2:
-            if place == len(self._ahead):
-                self._ahead.append(self._fetch())
-            is_end = self._ahead[place] is _PASS_END
-            num_empty = num_empty + 1 if is_end else 0
-            if not is_end:
-                yield self._ahead[place]
-            place += 1
+        num_ends = 0  # one after the other
+        while num_ends < 2:
+            batch = self._read()
+            num_ends = num_ends + 1 if batch is _PASS_END else 0
+            if not num_ends:
+                yield batch
+
+    def rewind(self) -> None:
+        """Begin the iteration anew where it began, before any of its batches was read but by :meth:`peek`."""
+        state = self._started_from
+        self.close()
+        self._loader_state = state
+        self.start()
 
     def count(self, num_rows: int) -> None:
         """A batch of n rows was read."""
@@ -129,13 +125,12 @@ class StreamReader:
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the pass: builtins, and the loader's own state."""
-        state, num_to_skip = self._state_of_loader()
-        counts = [self.pass_index, self._num_batches, self._num_rows, num_to_skip]
-        return {"fetched": counts, "loader": state}
+        counts = [self.pass_index, self._num_batches, self._num_rows]
+        return {"fetched": counts, "loader": self._state_of_loader()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; where the loader has no state of its own, its current pass begins anew."""
-        self.pass_index, self._num_batches, self._num_rows, self._num_to_skip = state["fetched"]
+        self.pass_index, self._num_batches, self._num_rows = state["fetched"]
         self._loader_state = state["loader"]
         self._is_continued = True
         if self._num_batches and not (self._loader_state is not None and _is_stateful(self.loader)):
@@ -144,20 +139,18 @@ class StreamReader:
                 f"the stream's current pass begins anew: {self._num_rows} instances of it come again, all else is as "
                 "it was. A StatefulDataLoader or a StreamingDataLoader resumes exactly"
             )
-            self._num_batches = self._num_rows = self._num_to_skip = 0
+            self._num_batches = self._num_rows = 0
 
-    def _state_of_loader(self) -> tuple[Any, int]:
-        """A state that the loader had, and how many batches and ends of passes came since."""
+    def _state_of_loader(self) -> Any:
         if self._ahead:
-            return self._state_before, self._num_skipped
+            return self._started_from
         if self._batches is None:
-            return self._loader_state, self._num_to_skip
-        return (self.loader.state_dict() if _is_stateful(self.loader) else None), 0  # type: ignore[attr-defined]
+            return self._loader_state
+        return self.loader.state_dict() if _is_stateful(self.loader) else None  # type: ignore[attr-defined]
 
     def _read(self) -> Any:
         """The next batch, or the end of the pass, whether it was fetched before or not."""
-        self._num_skipped += 1
-        return self._ahead.popleft() if self._ahead else self._fetch()
+        return self._ahead.pop() if self._ahead else self._fetch()
 
     def _fetch(self) -> Any:
         if self._has_ended:
