@@ -28,7 +28,7 @@ def test_candidates_are_judged_as_many_at_once_as_four_batches_need(keep_rate):
     num_batches = 200
     for number, draw in enumerate(sampler.draws(num_batches)):
         sampler.mark_consumed(draw)
-        waiting = len(sampler._kept_indices)
+        waiting = sampler._batcher.num_waiting
         assert waiting < (BATCHES_AHEAD + 2) * 50, number
     assert len(sizes) < num_batches / 2
     assert max(sizes) <= 1.2 * BATCHES_AHEAD * 50 / keep_rate
