@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -13,6 +14,7 @@ from lightning_autoassist.filtering.policies.class_statistics import ClassMeanSq
 from lightning_autoassist.filtering.policies.prioritized import PrioritizedPolicy
 from lightning_autoassist.filtering.policies.proportional import ProportionalPolicy
 from lightning_autoassist.filtering.policies.schedules import GeometricSchedule, LinearSchedule
+from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
@@ -191,3 +193,28 @@ def test_labels_that_the_user_gives_need_not_be_the_losses():
     trainer(max_epochs=2, callbacks=[callback]).fit(Classifier(), datamodule=data)
     assert torch.equal(callback.instances.labels.long(), groups)
     assert len(callback.policy.classes.state_dict()["counts"]) == 5
+
+
+def test_with_full_correction_the_weights_of_a_pass_add_up():
+    """Over many passes the weights of a group of instances add up to how often it was a candidate, whatever its p."""
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(3000, generator=generator) < 0.1).long()
+    scores = torch.rand(3000, generator=generator) ** 3 + labels * 0.5
+    policy = PrioritizedPolicy(0.3, 0.05, correction=1)
+    policy.update(Instances(labels=labels, probs=torch.ones(3000)), scores)
+
+    def keep_probability(indices, pass_index):
+        chosen = torch.from_numpy(indices)
+        return policy.judge(scores[chosen], Instances(labels=labels[chosen])).numpy()
+
+    sampler = ShrinkingBatchSampler(
+        range(3000), 50, budget=1.0, reweighting="inverse_probability", keep_probability=keep_probability
+    )
+    groups, totals = (2 * labels + (scores > scores.median())).numpy(), np.zeros(4)
+    for _ in range(20):
+        for draw in sampler.draws():
+            sampler.mark_consumed(draw)
+            np.add.at(totals, groups[draw.indices], draw.weights)
+    assert sampler.recent_keep_rate == pytest.approx(0.3, abs=0.01)
+    expected = np.bincount(groups, minlength=4) / 3000
+    assert totals / sampler.num_considered == pytest.approx(expected, abs=0.01)
