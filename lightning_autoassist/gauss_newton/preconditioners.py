@@ -61,10 +61,7 @@ def sketched(jacobian: Jacobian, damping: Tensor, sketch: Sketch, size: int, gen
 
 
 def nystrom(jacobian: Jacobian, damping: Tensor, rank: int, generator: Generator) -> Product:
-    r"""A Nyström approximation of K by k of its columns, :math:`U \Lambda U^T`, and what it leaves.
-
-    The inverse is :math:`(\lambda_k + \lambda) U (\Lambda + \lambda)^{-1} U^T + I - U U^T`, which differs from that
-    of the approximation by a factor only.
+    r"""With a Nyström approximation of K by k of its columns, :math:`(F F^T + \lambda I)^{-1}`.
 
     Source: Frangella, Tropp & Udell, Randomized Nyström Preconditioning, SIAM J. Matrix Anal. Appl. 2023,
     arXiv:2110.02820; columns drawn as in Williams & Seeger, NeurIPS 2000.
@@ -85,16 +82,16 @@ def nystrom(jacobian: Jacobian, damping: Tensor, rank: int, generator: Generator
     core.diagonal().add_(core.diagonal().mean() * len(core) * torch.finfo(core.dtype).eps * 10)
     lower, _ = torch.linalg.cholesky_ex(core)
     root = torch.linalg.solve_triangular(lower, columns.T, upper=False)  # (k, n C)
-    values, vectors = torch.linalg.eigh(root @ root.T)
-    # Directions that are nothing but rounding are left out.
-    noise = values[-1] * len(values) * torch.finfo(values.dtype).eps
-    basis = (vectors.T @ root) * torch.where(values > noise, values, torch.inf).rsqrt().unsqueeze(1)
-    values = torch.maximum(values, noise)
-    shrink = (values[0] + damping) / (values + damping) - 1
+    inner = root @ root.T
+    # What is divided by; below it there is nothing but rounding.
+    shift = torch.maximum(damping, jacobian.gram_diagonal().mean() * torch.finfo(core.dtype).eps ** 0.5)
+    inner.diagonal().add_(shift)
+    factor, _ = torch.linalg.cholesky_ex(inner)
 
     def precondition(rows: Tensor) -> Tensor:
-        flat = rows.flatten()
-        near: Tensor = flat + basis.T @ (shrink * (basis @ flat))
+        flat = rows.reshape(-1, 1)
+        # Woodbury's identity.
+        near: Tensor = (flat - root.T @ torch.cholesky_solve(root @ flat, factor)) / shift
         return near.view(rows.shape)
 
     return precondition
