@@ -52,6 +52,7 @@ class ScaledStep(CapturedStep):
 
     def __init__(self, losses: InstanceLossCapture, batch: Any, batch_size: int, sampler: LossSampler | None) -> None:
         super().__init__(losses, batch, batch_size, None, None)
+        self._rows = None  # whose the loss's rows are does not matter for its scale
         self.batch_size = batch_size
         self.scale = LossScale(1 / batch_size, batch_size)
         self.weights: Tensor | None = None

@@ -185,9 +185,10 @@ class KFACCallback(CallbackBase):
             if own is not optimizer:
                 continue
             rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+            is_logging = bool(trainer.loggers) and is_logging_step(trainer)
             with _without_autocast(pl_module.device):
-                part.step(rates)
-            if trainer.loggers and is_logging_step(trainer):
+                part.step(rates, with_figures=is_logging)
+            if is_logging:
                 suffix = f"_{number}" if len(self._parts) > 1 else ""
                 pl_module.log_dict({f"kfac/{name}{suffix}": value for name, value in _figures(part).items()})
 

@@ -76,8 +76,8 @@ class Preconditioner:
     Attributes:
         layers: What is kept of each layer.
         num_steps: Steps so far.
-        figures: Of the latest step, by name: ``step_scale``, ``cosine``, ``damping``; empty where nothing was
-            preconditioned. They stay on the device.
+        figures: Of the latest step, by name: ``step_scale``, ``cosine``, ``damping``; empty where they were not wanted,
+            or nothing was preconditioned. They stay on the device.
         seconds: Spent so far, by ``factors``, ``inversions``, ``preconditioning`` and ``communication``; on devices
             that work beside the host, the host's.
 
@@ -146,11 +146,12 @@ class Preconditioner:
             self.layers[name].add(call)
 
     @torch.no_grad()
-    def step(self, rates: Mapping[nn.Parameter, float | Tensor]) -> None:
+    def step(self, rates: Mapping[nn.Parameter, float | Tensor], *, with_figures: bool = True) -> None:
         """Precondition the gradients where they stand. All processes must call this at the same step.
 
         Args:
             rates: Learning rates of parameters; needed for ``step="kl_clip"`` alone.
+            with_figures: Whether :attr:`figures` are wanted.
         """
         self.num_steps += 1
         if self.factor_clock.is_due(self.num_steps):
@@ -162,7 +163,7 @@ class Preconditioner:
             with self._timed("inversions"):
                 self._invert()
         with self._timed("preconditioning"):
-            self._precondition(rates)
+            self._precondition(rates, with_figures)
         if self._reduction is None:
             self._finish_merge()
 
@@ -213,7 +214,7 @@ class Preconditioner:
             sides.append(new or layer.empty_side(side, is_eigen=self._is_eigen))
         return LayerInverse(sides[0], sides[1], damping)
 
-    def _precondition(self, rates: Mapping[nn.Parameter, float | Tensor]) -> None:
+    def _precondition(self, rates: Mapping[nn.Parameter, float | Tensor], with_figures: bool) -> None:
         found = [(name, layer, layer.kind.matrix()) for name, layer in self.layers.items() if layer.is_ready]
         ready = [(name, layer, matrix) for name, layer, matrix in found if matrix is not None]
         self.figures = {}
@@ -227,6 +228,8 @@ class Preconditioner:
         directions, factor = scaled(gradients, directions, layer_rates, self.options.step, self.options.kl_clip)
         for (_, layer, _), direction in zip(ready, directions, strict=True):
             layer.kind.write(direction)
+        if not with_figures:
+            return
         self.figures = {"step_scale": factor, "cosine": cosine(gradients, directions)}
         dampings = [layer.inverse.damping.mean() for _, layer, _ in ready if layer.inverse is not None]
         if dampings:
