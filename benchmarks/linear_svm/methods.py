@@ -153,8 +153,8 @@ class Method:
     def callback(self, boss: LinearSVM, data: TwoClasses, floor: float) -> AutoAssistCallback:
         """The callback, whose weights leave the objective as it is, in step with the Boss."""
         return AutoAssistCallback(
-            self.assistant(boss, data),
             self.policy(floor),
+            self.assistant(boss, data),
             score="loss",
             reweighting="normalized",
             unfiltered_tail=0,

@@ -17,7 +17,7 @@ from tests.helpers.processes import run_with_children
 from tests.helpers.two_processes import CASES, EPOCHS, TIME_LIMIT, Loaders, N
 
 # The first test waits for all the cases.
-pytestmark = pytest.mark.timeout(TIME_LIMIT + 120)
+pytestmark = pytest.mark.timeout(2 * TIME_LIMIT + 120)
 
 RESUMED = (
     "filtered@17",

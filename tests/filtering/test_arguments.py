@@ -164,11 +164,14 @@ WRITE = {
     "a class of Assistants": (lambda: AutoAssistCallback(assistant=MLPAssistant), "write assistant=MLPAssistant()"),
     "a class in a quota": (lambda: ClassQuotaPolicy(RandomPolicy), "write policy=RandomPolicy()"),
     "no policy": (lambda: AutoAssistCallback(policy=None), "got None; leave it out, or write policy='autoassist'"),
-    "no assistant": (lambda: AutoAssistCallback(None), "got None; leave it out, or write assistant='logistic'"),
+    "no assistant": (
+        lambda: AutoAssistCallback(assistant=None),
+        "got None; leave it out, or write assistant='logistic'",
+    ),
     "a function": (lambda: AutoAssistCallback(policy=lambda scores: scores), "got a function; leave it out"),
     "a number": (lambda: AutoAssistCallback(0.6), "got the number 0.6; leave it out"),
     "a policy at the Assistant's place": (
-        lambda: AutoAssistCallback(InfoBatchPolicy()),
+        lambda: AutoAssistCallback(assistant=InfoBatchPolicy()),
         "got an InfoBatchPolicy, which is a policy; write policy=InfoBatchPolicy(...)",
     ),
     "a policy's name there": (
@@ -179,8 +182,8 @@ WRITE = {
     "a typo": (lambda: AutoAssistCallback(policy="InfoBach"), "got 'InfoBach'; write policy='infobatch'"),
     "a hyphen": (lambda: AutoAssistCallback(policy="class-quota"), "write policy='class_quota'"),
     "another typo": (
-        lambda: AutoAssistCallback(reweighting="sums"),
-        "got 'sums'; write reweighting='inverse_probability'",
+        lambda: AutoAssistCallback(reweighting="inverse_probabilty"),
+        "got 'inverse_probabilty'; write reweighting='inverse_probability'",
     ),
     "features": (lambda: AutoAssistCallback(features="x"), "write features=lambda batch: batch[0]"),
     "a class of features": (lambda: AutoAssistCallback(features=torch.nn.Flatten), "write features=Flatten(...)"),

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from tests.helpers.paths import ROOT
 
-# Lightning chooses a free port and binds it a moment later; another process may have taken it in between.
-PORT_TAKEN = ("EADDRINUSE", "Address already in use", "address already in use")
+# Lightning chooses a free port and binds it a moment later: another process may have taken it in between, and then the
+# processes do not find each other.
+NEVER_MET = ("EADDRINUSE", "address already in use", "waiting for clients", "rendezvous")
 
 
 class Ended(NamedTuple):
@@ -30,7 +31,7 @@ def run_with_children(command: list[str], timeout: float, **options: object) -> 
         options: Of ``subprocess.Popen``.
     """
     ended = _run_once(command, timeout, options)
-    if ended.returncode and any(words in ended.output for words in PORT_TAKEN):
+    if ended.returncode and any(words.lower() in ended.output.lower() for words in NEVER_MET):
         ended = _run_once(command, timeout, options)
     return ended
 

@@ -262,8 +262,8 @@ def fit(
         folder, filename="{step}", auto_insert_metric_name=False, every_n_train_steps=1, save_top_k=-1, save_last=True
     )
     callback = AutoAssistCallback(
-        config.assistant,
         config.policy,
+        config.assistant,
         score=config.score,
         reweighting=config.reweighting,
         unfiltered_tail=config.unfiltered_tail,

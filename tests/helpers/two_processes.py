@@ -6,11 +6,13 @@ Run as ``python -m tests.helpers.two_processes FOLDER CASE...``; Lightning start
 import faulthandler
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, WeightedRandomSampler
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, LogisticAssistant
@@ -123,6 +125,8 @@ def fit(
         callback = AutoAssistCallback(**{"policy": "autoassist", "exchange_every": 4, **options})
         callbacks.append(callback)
         data = AutoAssistDataModule(data, budget=budget, **(tokens or {}))
+    if strategy == "ddp":  # a process that never arrives is noticed at once
+        strategy = DDPStrategy(timeout=timedelta(seconds=120))
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=2,
