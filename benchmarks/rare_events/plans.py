@@ -13,9 +13,11 @@ SEEDS = (0, 1, 2, 3, 4)
 BUDGETS = (0.25, 0.1, 0.4, 0.6)
 # A tenth of the candidates, as events are rare; what else it does is the policy's own.
 PRIORITIZED = "prioritized:keep_rate=0.1,floor=0.02"
+# For ranking alone: nothing is weighted back. Chosen at a tenth of the updates on held-out rows of class 5, one seed.
+UNCORRECTED = "prioritized:keep_rate=0.05,floor=0.01,correction=0.0,class_mix=0.0"
 CORE = (FULL, "uniform", BALANCED, "proportional", PRIORITIZED)
 OTHERS = ("autoassist", "infobatch", "selective_backprop", UNDERSAMPLED)
-METHODS = (*CORE, *OTHERS)
+METHODS = (*CORE, UNCORRECTED, *OTHERS)
 NEWCOMERS = ("threshold", "seta", "ies", "class_budget", "class_balanced")
 TEMPLATE = RareJob(batch_size=512)
 # So long that twice as long gains less than half a point; the second says whether that holds.
@@ -45,6 +47,7 @@ def core_plan() -> PlanChain:
     parts += [plan_of(dataset, 0.25, CORE, 5) for dataset in rare]
     parts += [plan_of(dataset, 0.4, (BALANCED,), 5) for dataset in rare]
     parts += [plan_of(dataset, 0.1, CORE, 5) for dataset in rare]
+    parts += [plan_of(dataset, budget, (UNCORRECTED,), 5) for budget in (0.1, 0.25) for dataset in rare]
     parts += [plan_of(dataset, 0.25, OTHERS, 3) for dataset in rare]
     return PlanChain((*parts, plan_of("covtype-7", 0.25, CORE, 3)))
 

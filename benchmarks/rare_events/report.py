@@ -21,7 +21,7 @@ from benchmarks.common.accuracy_report import (
 from benchmarks.common.jobs import BALANCED, FULL, UNDERSAMPLED
 from benchmarks.common.rows import RESULTS, rows_of
 from benchmarks.rare_events.data import COVTYPE_SETS
-from benchmarks.rare_events.plans import CORE, PRIORITIZED, TEMPLATE
+from benchmarks.rare_events.plans import CORE, PRIORITIZED, TEMPLATE, UNCORRECTED
 from benchmarks.rare_events.runs import METRIC
 
 SETTING = ("dataset", "width", "batch_size", "epochs", "device", "precision")
@@ -48,16 +48,17 @@ def rare_tables() -> str:
 
 def headline_table() -> str:
     """Average precision at a quarter of the updates and at a tenth of them: a line for each class and budget."""
+    methods = (*CORE, UNCORRECTED)
     lines = [
-        f"| | budget | {' | '.join(_plain_name(method) for method in CORE)} |",
-        f"|---|---|{'---|' * len(CORE)}",
+        f"| | budget | {' | '.join(_plain_name(method) for method in methods)} |",
+        f"|---|---|{'---|' * len(methods)}",
     ]
     for group in _settings():
         if group[0]["epochs"] != SHOWN_EPOCHS:
             continue
         found = {(rows[0]["method"], rows[0]["budget"]): rows for rows in grouped(group, ("method", "budget"))}
         for budget in sorted({budget for method, budget in found if method == PRIORITIZED}, reverse=True):
-            runs = [found.get((method, 1.0 if method == FULL else budget), []) for method in CORE]
+            runs = [found.get((method, 1.0 if method == FULL else budget), []) for method in methods]
             cells = [with_error(_percent(rows, METRIC)) if rows else "-" for rows in runs]
             lines.append(f"| {_case(group[0])}{_other_batch(group[0])} | {budget:g} | {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else NOT_MEASURED
@@ -191,9 +192,8 @@ def _percent(rows: list[Row], name: str) -> list[float]:
 
 
 def _plain_name(method: str) -> str:
-    if method == PRIORITIZED:
-        return "prioritized"
-    return {FULL: "full run", BALANCED: "class-balanced sampler"}.get(method, method)
+    names = {PRIORITIZED: "prioritized", UNCORRECTED: "prioritized, keep 0.05, no correction, no class mix"}
+    return {FULL: "full run", BALANCED: "class-balanced sampler", **names}.get(method, method)
 
 
 def _case(row: Row) -> str:
