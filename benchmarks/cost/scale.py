@@ -203,7 +203,7 @@ def _faster_half(values: list[float]) -> float:
 def _state_bytes(meter: Meter) -> tuple[int, int]:
     """Bytes of the tensors and of the file that make up the plug-in's state."""
     state = meter.callback.state_dict()
-    file = state["learner"]["store"]["feature_file"]
+    file = state["selector"]["store"]["feature_file"]
     tensors = tensors_in([state, meter.data.state_dict()["ranks"]])
     return sum(tensor.nbytes for tensor in tensors), 0 if file is None else Path(file["path"]).stat().st_size
 

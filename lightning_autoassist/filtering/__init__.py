@@ -1,9 +1,10 @@
 """AutoAssist: the callback, the data module, and everything between them.
 
 ``callback.py`` is what the Trainer calls; ``options.py`` says what is in force in a run, ``observed_steps.py`` looks
-at the steps, ``learner.py`` decides and learns: ``stored_learner.py`` of data with indices, ``row_learner.py`` of
-streams. ``data`` is the data module and its loaders; ``sampling`` makes batches of the candidates that are kept;
-``memory`` holds what is known of each instance; ``assistants`` predict scores from it, and ``policies`` turn these
-into keep probabilities. ``checks`` look at the run's settings, ``reporting`` says what was done, ``checkpoint.py``
-what a checkpoint holds, ``diagnosis.py`` why filtering is on or off.
+at the steps, ``selector.py`` decides and learns, over a memory of instances (``instance_memory.py``):
+``stored_instances.py`` of data with indices, ``streamed_instances.py`` of streams. ``data`` is the data module and its
+loaders; ``sampling`` makes batches of the candidates that are kept; ``memory`` holds what is known of each instance;
+``assistants`` predict scores from it, and ``policies`` turn these into keep probabilities. ``checks`` look at the run's
+settings, ``reporting`` says what was done, ``checkpoint.py`` what a checkpoint holds, ``diagnosis.py`` why filtering is
+on or off.
 """

@@ -27,7 +27,6 @@ from lightning_autoassist.filtering.fit_checks import (
     warn_of_stale_weights,
     warn_of_unread_settings,
 )
-from lightning_autoassist.filtering.learner import Learner
 from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
 from lightning_autoassist.filtering.memory.features import MAX_FEATURES, FeatureFunction
 from lightning_autoassist.filtering.memory.store import FEATURE_MEMORY, InstanceStore
@@ -56,6 +55,7 @@ from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.loggers import Decode, RunLog, summed
 from lightning_autoassist.filtering.reporting.metrics import FilterReport, over_ranks
 from lightning_autoassist.filtering.run_state import RunState, continue_epoch, load_plain_checkpoint
+from lightning_autoassist.filtering.selector import InstanceSelector
 from lightning_autoassist.filtering.trained_batches import TrainedBatches
 from lightning_autoassist.filtering.validation import IsolatedValidation, is_within_fit
 from lightning_autoassist.trainer_support.arguments import check_choice, check_whole
@@ -150,7 +150,7 @@ class AutoAssistCallback(CallbackBase):
         self._log = RunLog(self)
         self._ranks = Ranks()
         self._jobs = InlineExecutor()
-        self._learner = Learner(
+        self._learner = InstanceSelector(
             assistant,
             self.policy,
             lambda assistant: assistant.feature_extractor(self.features, self.max_features),

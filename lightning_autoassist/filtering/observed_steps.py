@@ -17,10 +17,10 @@ from lightning_autoassist.capture.interceptor import TrainingStep, observe_train
 from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 from lightning_autoassist.capture.observation import InstanceLosses
 from lightning_autoassist.filtering.data.arrivals import TransferOrder, hooks_of
-from lightning_autoassist.filtering.learner import Learner
 from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
+from lightning_autoassist.filtering.selector import InstanceSelector
 from lightning_autoassist.trainer_support.arrays import on_device
 
 # So many batches in a row pass unfiltered before filtering stops, where their rows cannot be told apart.
@@ -46,7 +46,7 @@ class ObservedSteps:
 
     Args:
         capture: Finds the losses.
-        learner: Hears whether the losses could be told apart.
+        selector: Hears whether the losses could be told apart.
         report: Gets the share of the loss that was captured, and the time that this takes.
         keeps_answers: Whether anybody asks for them.
 
@@ -60,7 +60,7 @@ class ObservedSteps:
     def __init__(
         self,
         capture: InstanceLossCapture,
-        learner: Learner,
+        selector: InstanceSelector,
         report: FilterReport,
         *,
         keeps_answers: bool,
@@ -69,7 +69,7 @@ class ObservedSteps:
         self.draw: SelectedBatch | None = None
         self.answer: Answer | None = None
         self.reason: str | None = None
-        self._learner = learner
+        self._selector = selector
         self._report = report
         self._keeps_answers = keeps_answers
         self._module: Any = None
@@ -111,10 +111,10 @@ class ObservedSteps:
 
     def _run(self, step: TrainingStep) -> Any:
         draw = self.draw
-        if draw is None or not self._learner.is_filtering or not self._knows_rows(draw, step.batch):
+        if draw is None or not self._selector.is_filtering or not self._knows_rows(draw, step.batch):
             return step.run()
         with self._report.timed():
-            features = self._learner.new_features(draw, step.batch)
+            features = self._selector.new_features(draw, step.batch)
             captured = self._captured(draw, step.batch)
         with captured:
             output = step.run()
@@ -136,7 +136,7 @@ class ObservedSteps:
                 "the values of the batch do not tell which of its rows is which instance."
             )
         if refusal is not None:
-            self._learner.status.stop(refusal)
+            self._selector.status.stop(refusal)
         return draw.knows_rows and refusal is None
 
     def _observe(self, captured: CapturedStep, output: Any, draw: SelectedBatch, features: Tensor | None) -> None:
@@ -145,11 +145,11 @@ class ObservedSteps:
         if output is None and self._module.automatic_optimization:
             return  # Lightning skips the batch, and so do we
         if observation is None:
-            status = self._learner.status
+            status = self._selector.status
             give_up = status.stop if captured.is_final else status.note_untold
             give_up(captured.reason or "no per-instance loss was found in training_step")
             return
-        self._learner.status.note_told()
+        self._selector.status.note_told()
         self._note_share()
         if self._keeps_answers:
             self.answer = Answer(draw, observation, features)
@@ -160,8 +160,8 @@ class ObservedSteps:
         if note is not None:
             rank_zero_warn(
                 note
-                if self._learner.reweighting in ("none", "normalized")
-                else f"{note}. {why_normalized_weights(self._learner.reweighting)}"
+                if self._selector.reweighting in ("none", "normalized")
+                else f"{note}. {why_normalized_weights(self._selector.reweighting)}"
             )
 
 

@@ -16,10 +16,10 @@ from lightning_autoassist.filtering.checkpoint import (
     warn_of_losses,
 )
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
-from lightning_autoassist.filtering.learner import Learner
 from lightning_autoassist.filtering.observed_steps import ObservedSteps
 from lightning_autoassist.filtering.reporting.loggers import RunLog
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
+from lightning_autoassist.filtering.selector import InstanceSelector
 from lightning_autoassist.trainer_support.process_group import Ranks
 
 
@@ -28,14 +28,14 @@ class RunState:
     """The parts of a run that have a state.
 
     Attributes:
-        learner: What was learnt.
+        selector: What was learnt.
         steps: What the first steps showed of the losses.
         report: Totals.
         log: Counts of the instances.
         gradients: Of an open window.
     """
 
-    learner: Learner
+    selector: InstanceSelector
     steps: ObservedSteps
     report: FilterReport
     log: RunLog
@@ -53,7 +53,7 @@ class RunState:
         return {
             "layout": LAYOUT,
             "settings": kinds,
-            "learner": self.learner.state_dict(),
+            "selector": self.selector.state_dict(),
             "reports": ranks.gather(self.report.state_dict(None if data is None else data.candidate_stream)),
             "counts": self.log.state_dict(),
             "labels": ranks.gather(self.steps.capture.own_labels.state_dict()),
@@ -73,7 +73,7 @@ class RunState:
             ranks: The processes.
         """
         differing = differences(state["settings"], kinds)
-        lost = self.learner.load_state_dict(state["learner"], differing.keys())
+        lost = self.selector.load_state_dict(state["selector"], differing.keys())
         warn_of_losses(differing, [*([] if data is None else data.lost), *lost])
         reports, labels = state["reports"], state.get("labels", [{}])
         self.report.load_state_dict(reports[ranks.rank % len(reports)])

@@ -10,18 +10,18 @@ from lightning_autoassist.filtering.checkpoint import OpenWindow
 from lightning_autoassist.filtering.checks.run_length import training_progress
 from lightning_autoassist.filtering.data.carried import batch_rows
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
-from lightning_autoassist.filtering.learner import Learner
 from lightning_autoassist.filtering.observed_steps import ObservedSteps
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
+from lightning_autoassist.filtering.selector import InstanceSelector
 from lightning_autoassist.filtering.waiting_steps import PendingUpdate, to_host
 from lightning_autoassist.trainer_support.executors import InlineExecutor
 
 
 class TrainedBatches:
-    """Confirms each batch to the data module, counts it, and hands what its step showed to the learner.
+    """Confirms each batch to the data module, counts it, and hands what its step showed to the selector.
 
     Args:
-        learner: Learns from it.
+        selector: Learns from it.
         steps: Have observed it.
         report: Counts it.
         gradients: Are accumulated over several.
@@ -31,13 +31,13 @@ class TrainedBatches:
 
     def __init__(
         self,
-        learner: Learner,
+        selector: InstanceSelector,
         steps: ObservedSteps,
         report: FilterReport,
         gradients: OpenWindow,
         on_other_terms: Callable[[], None],
     ) -> None:
-        self._learner = learner
+        self._selector = selector
         self._steps = steps
         self._report = report
         self._gradients = gradients
@@ -76,7 +76,7 @@ class TrainedBatches:
         self._report.count_batch(self._num_passed_on if draw is None else len(draw.indices), trainer.global_step)
         with self._report.timed():
             observed = None
-            with self._learner.status.unfiltered_on_error:
+            with self._selector.status.unfiltered_on_error:
                 observed = None if answer is None else to_host(*answer)
             capture = self._steps.capture
             told = capture.has_other_terms, capture.own_labels.is_refused
@@ -87,13 +87,13 @@ class TrainedBatches:
         self, observed: PendingUpdate | None, lag: int, progress: float, has_other_terms: bool, refuses_labels: bool
     ) -> None:
         """The job at the end of a step, wherever it is done."""
-        with self._learner.status.unfiltered_on_error:
-            self._learner.end_step(
+        with self._selector.status.unfiltered_on_error:
+            self._selector.end_step(
                 observed,
                 lag=lag,
                 progress=progress,
                 has_other_terms=has_other_terms,
                 refuses_labels=refuses_labels,
             )
-        if self._learner.has_other_terms:
+        if self._selector.has_other_terms:
             self._on_other_terms()

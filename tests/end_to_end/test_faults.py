@@ -47,7 +47,7 @@ def test_a_checkpoint_of_another_version_begins_the_filtering_anew(tmp_path):
     checkpoint = torch.load(tmp_path / "step=30.ckpt", weights_only=True)
     for part in (checkpoint["AutoAssistDataModule"], checkpoint["callbacks"]["AutoAssistCallback"]):
         part["layout"] = 0
-        part["learner" if "learner" in part else "ranks"] = ["what this version knows nothing of"]
+        part["selector" if "selector" in part else "ranks"] = ["what this version knows nothing of"]
     torch.save(checkpoint, tmp_path / "older.ckpt")
     with pytest.warns(UserWarning, match="written by another version of AutoAssist .layout 0, this one reads"):
         callback, _, data = fit(tmp_path / "resumed", ckpt_path=tmp_path / "older.ckpt")

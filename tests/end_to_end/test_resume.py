@@ -155,7 +155,7 @@ def test_checkpoints_hold_tensors_and_builtins_only(tmp_path):
     checkpoint = torch.load(tmp_path / "step=30.ckpt", weights_only=True)
     (own,) = checkpoint["AutoAssistDataModule"]["ranks"]
     assert own.keys() == {"sampler", "rng"}
-    assert checkpoint["callbacks"]["AutoAssistCallback"]["learner"]["assistant"]["weight"].shape == (8,)
+    assert checkpoint["callbacks"]["AutoAssistCallback"]["selector"]["assistant"]["weight"].shape == (8,)
 
 
 class Dying(pl.Callback):

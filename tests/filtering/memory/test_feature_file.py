@@ -269,7 +269,7 @@ def test_the_file_lies_beside_the_checkpoints_and_a_moved_folder_resumes(tmp_pat
     moved = (tmp_path / "whole").rename(tmp_path / "moved")
     assert_equal(expected, fit(tmp_path / "resumed", ckpt_path=moved / "step=30.ckpt", seed=99, feature_memory=0))
     checkpoint = torch.load(tmp_path / "resumed" / "step=60.ckpt", weights_only=True)
-    state = checkpoint["callbacks"]["AutoAssistCallback"]["learner"]["store"]
+    state = checkpoint["callbacks"]["AutoAssistCallback"]["selector"]["store"]
     assert state["features"] is None
     assert Path(state["feature_file"]["path"]).parent == moved
 

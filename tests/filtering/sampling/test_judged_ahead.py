@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, LogisticAssistant, ShrinkingBatchSampler
-from lightning_autoassist.filtering import learner as learner_module
+from lightning_autoassist.filtering import selector as selector_module
 from lightning_autoassist.filtering.sampling.index_batches import BATCHES_AHEAD
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 
@@ -41,7 +41,7 @@ def test_without_anything_to_judge_none_is_considered_ahead():
 
 
 def fit(monkeypatch, together, **options):
-    monkeypatch.setattr(learner_module, "LEARNT_TOGETHER", together)
+    monkeypatch.setattr(selector_module, "LEARNT_TOGETHER", together)
     pl.seed_everything(0, verbose=False)
     callback, module = AutoAssistCallback(**options), Classifier()
     trainer(max_epochs=4, callbacks=[callback]).fit(
@@ -67,7 +67,7 @@ def test_who_asks_in_the_middle_of_training_sees_every_batch_so_far():
             callback = run.callbacks[0]
             self.num_seen += 1
             assert callback.instances.num_batches == self.num_seen
-            assert callback.state_dict()["learner"]["store"]["num_batches"] == self.num_seen
+            assert callback.state_dict()["selector"]["store"]["num_batches"] == self.num_seen
 
     asking = Asking()
     callbacks = [AutoAssistCallback(), asking]

@@ -16,16 +16,17 @@ from torch import Tensor
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
 from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
 from lightning_autoassist.filtering.filter_status import FilterStatus
+from lightning_autoassist.filtering.instance_memory import InstanceMemory
 from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
 from lightning_autoassist.filtering.memory.store import InstanceStore, LabelSource
 from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.loggers import RunLog
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
-from lightning_autoassist.filtering.row_learner import RowLearner
 from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.filtering.sampling.selection import Probabilities, Rows, Selector
-from lightning_autoassist.filtering.stored_learner import StoredLearner
+from lightning_autoassist.filtering.stored_instances import StoredInstances
+from lightning_autoassist.filtering.streamed_instances import StreamedInstances
 from lightning_autoassist.filtering.waiting_steps import PendingUpdate, WaitingSteps, on_host
 from lightning_autoassist.trainer_support.arrays import IndexArray
 from lightning_autoassist.trainer_support.executors import InlineExecutor
@@ -36,8 +37,8 @@ from lightning_autoassist.trainer_support.process_group import Ranks
 LEARNT_TOGETHER = 8
 
 
-class Learner(Selector):
-    """Lets the Assistant learn from the model's answers, and turns its predictions into chances.
+class InstanceSelector(Selector):
+    """Keeps instances by what the Assistant predicts, and lets it learn from the model's answers.
 
     Args:
         assistant: Predicts scores.
@@ -54,8 +55,7 @@ class Learner(Selector):
 
     Attributes:
         status: Whether there is any filtering, and why not.
-        stored: Judges and learns from instances of a data set, and remembers them.
-        rows: The same for streams, of whose instances nothing is remembered.
+        is_on_stream: Whether the candidates have no indices, so that nothing is remembered of them.
         progress: Share of training that is done.
         has_other_terms: Whether some process's loss has terms beside the instances' own.
         refuses_labels: Whether some process's targets are no property of the instances.
@@ -82,7 +82,6 @@ class Learner(Selector):
         self.keeps_everything = policy.keeps_everything
         self.report = report
         self.log = log
-        self.is_on_stream = False
         self.unfiltered_tail = unfiltered_tail
         self.exchange_every = exchange_every
         self.watches_losses = watches_losses
@@ -91,9 +90,10 @@ class Learner(Selector):
         self.refuses_labels = False
         self._waiting = WaitingSteps()
         self.status = FilterStatus(watches_losses, self._waiting.clear)
-        features = extractor(assistant)
-        self.stored = StoredLearner(assistant, policy, features, report, self._waiting, feature_memory)
-        self.rows = RowLearner(assistant, policy, features)
+        reader = extractor(assistant)
+        self._stored = StoredInstances(assistant, policy, reader, report, self._waiting, feature_memory)
+        self._streamed = StreamedInstances(assistant, policy, reader, report)
+        self.is_on_stream = False
         self._extractor, self._suits_data = extractor, suits_data
         self._ranks = Ranks()
         self._feature_place: Callable[[], FeaturePlace] = FeaturePlace
@@ -113,16 +113,15 @@ class Learner(Selector):
     @property
     def store(self) -> InstanceStore | None:
         """What is remembered; None before the first batch, and where the policy needs no scores."""
-        return self.stored.store
+        return self._stored.store
 
     def suit_stream(self) -> None:
         """Take an Assistant that can judge a stream's rows, before anything was asked, unless the user chose one."""
         self.is_on_stream = True
-        if self._suits_data and self.rows.refusal is not None:
+        if self._suits_data and self._streamed.refusal is not None:
             self.assistant = LogisticAssistant()
-            features = self._extractor(self.assistant)
-            self.stored.use(self.assistant, features)
-            self.rows = RowLearner(self.assistant, self.policy, features)
+            for memory in (self._stored, self._streamed):
+                memory.use(self.assistant, self._extractor(self.assistant))
 
     def join(self, ranks: Ranks, feature_place: Callable[[], FeaturePlace]) -> None:
         """Learn from what all of ``ranks`` see, beginning with one Assistant; all processes must call this.
@@ -152,8 +151,8 @@ class Learner(Selector):
         }
         return {
             "assistant": self.assistant.state_dict(),
-            "store": self.stored.state_dict(),
-            "label_column": self.rows.label_column.paths,
+            "store": self._stored.state_dict(),
+            "label_column": self._streamed.label_column.paths,
             "progress": self.progress,
             "num_steps": self._num_steps,
             "pass_index": self._pass_index,
@@ -171,14 +170,14 @@ class Learner(Selector):
         Returns:
             What of the state does not fit them, in words.
         """
-        self.rows.label_column.paths = state["label_column"]
+        self._streamed.label_column.paths = state["label_column"]
         self.progress = state["progress"]
         self._num_steps = state["num_steps"]
         self._pass_index = state["pass_index"]
         self.has_other_terms = state["has_other_terms"]
         ranks = state["ranks"]
         own = ranks[self._ranks.rank % len(ranks)]
-        lost = self.stored.load_state_dict(state["store"], (state["assistant"], own["policy"]), differing)
+        lost = self._stored.load_state_dict(state["store"], (state["assistant"], own["policy"]), differing)
         # A run whose losses were not watched says nothing about whether they can be.
         if own["watches_losses"] and not {"policy", "assistant", "features"} & set(differing):
             self.status.load_state_dict(own)
@@ -200,18 +199,19 @@ class Learner(Selector):
     def begin(self, num_instances: int | None, labels: LabelSource | None = None) -> None:
         if num_instances is None:
             self.suit_stream()
-            self.rows.check_can_judge()
+            self._streamed.check_can_judge()
             return
+        self.is_on_stream = False
         self.log.prepare(num_instances)
         if self.policy.needs_scores:
             self.policy.num_processes = self._ranks.world_size
             self.policy.prepare(-(-num_instances // self._ranks.world_size))
-            self.stored.prepare(num_instances, self._feature_place(), labels)
+            self._stored.prepare(num_instances, self._feature_place(), labels)
 
     @property
     def scores_unseen(self) -> bool:
         """Whether instances are filtered that the model has not seen."""
-        return self.stored.scores_unseen
+        return self._stored.scores_unseen
 
     def keep_probability(self, candidates: IndexArray | Rows, pass_index: int) -> Probabilities:
         """Chances of candidates, shape ``(n,)``: 1 in the first pass, for unseen instances, when not filtering.
@@ -219,28 +219,22 @@ class Learner(Selector):
         Where the Assistant judges unseen instances, the first pass is one like the others. A stream's rows are judged
         as they are: there is no unseen one to be kept.
         """
-        if isinstance(candidates, Rows):
-            return self._keep_rows(candidates, pass_index)
-        self._note_progress(self.progress, pass_index)
-        everything = np.ones(len(candidates), np.float32)
-        if (pass_index == 0 and not self.scores_unseen) or not self._judges_now():
-            return everything
-        if not self.policy.needs_scores:
-            return self.policy.keep_probability(torch.from_numpy(everything)).numpy()
-        if self.store is not None:
+        memory: InstanceMemory = self._stored
+        if isinstance(candidates, Rows):  # judged in the training loop, wherever batches are learnt from
+            memory = self._streamed
             self.wait_all()
-            self._note_progress(self.progress, pass_index)  # again: what was learnt from is of earlier steps
-            with self.status.unfiltered_on_error:
-                return self.stored.keep_probability(candidates)
-        return everything
-
-    def _keep_rows(self, rows: Rows, pass_index: int) -> Probabilities:
-        self.wait_all()
         self._note_progress(self.progress, pass_index)
-        if self._judges_now():
-            with self.status.unfiltered_on_error:
-                return self.rows.keep_probability(rows)
-        return np.ones(rows.size, np.float32)
+        everything = np.ones(candidates.size, np.float32)
+        if memory.keeps_pass(pass_index) or not self._judges_now():
+            return everything
+        with self.status.unfiltered_on_error:
+            if not self.policy.needs_scores:
+                return self.policy.keep_probability(torch.from_numpy(everything)).numpy()
+            if memory.is_ready:
+                self.wait_all()
+                self._note_progress(self.progress, pass_index)  # again: what was learnt from is of earlier steps
+                return memory.keep_probability(candidates)
+        return everything
 
     def _note_progress(self, progress: float, pass_index: int) -> None:
         for part in (self.assistant, self.policy):
@@ -252,15 +246,15 @@ class Learner(Selector):
         return is_on and self.progress <= 1 - self.unfiltered_tail
 
     def row_features(self, batch: Any, num_rows: int) -> Tensor | None:
-        if self.is_filtering and self.rows.reads_features:
+        if self.is_filtering:
             with self.status.unfiltered_on_error:
-                return self.rows.features(batch, num_rows)
+                return self._streamed.features(batch, num_rows)
         return None
 
     def lacks_features(self, indices: IndexArray) -> bool:
         if self.is_filtering:
             with self.status.unfiltered_on_error:
-                return self.stored.lacks_features(indices)
+                return self._stored.lacks_features(indices)
         return False
 
     def note_considered(self, indices: IndexArray, probs: Any, kept: Any) -> None:
@@ -274,7 +268,7 @@ class Learner(Selector):
             return draw.rows.features
         if draw.lacks_features:
             with self.status.unfiltered_on_error:
-                return self.stored.features(batch, len(draw.indices))
+                return self._stored.features(batch, len(draw.indices))
         return None
 
     def end_step(
@@ -333,7 +327,7 @@ class Learner(Selector):
 
     def _drop_refused_labels(self) -> None:
         if self.refuses_labels:
-            self.stored.forget_labels()
+            self._stored.forget_labels()
 
     def _learn_in_turn(self, ready: list[list[PendingUpdate]]) -> None:
         for observed in chain.from_iterable(ready):
@@ -348,21 +342,5 @@ class Learner(Selector):
             self._pass_index = observed.pass_index
             self.assistant.begin_pass()
         self._note_progress(observed.progress, observed.pass_index)
-        if observed.integers is None:
-            self.stored.learn(observed)
-        else:
-            self._learn_from_rows(observed, observed.integers)
-
-    def _learn_from_rows(self, observed: PendingUpdate, integers: dict[str, Tensor]) -> None:
-        """The same for a stream's batch."""
-        scores = observed.scores.where(observed.losses.isfinite(), torch.nan)
-        self.report.count_nonfinite(int((~scores.isfinite()).sum()))
-        self._count_rows(observed, scores)
-        outcome = self.rows.learn(observed.features, integers, observed.labels, scores, observed.probs)
-        if outcome is not None:
-            self.report.count_outcome(outcome)
-
-    def _count_rows(self, observed: PendingUpdate, scores: Tensor) -> None:
-        finite = scores.isfinite()
-        probs = torch.ones(len(scores)) if observed.probs is None else observed.probs
-        self.report.count_scores(scores[finite], probs[finite])
+        memory: InstanceMemory = self._stored if observed.integers is None else self._streamed
+        memory.learn(observed)

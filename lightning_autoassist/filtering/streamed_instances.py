@@ -1,4 +1,4 @@
-"""An Assistant on the rows of a stream: it judges what was never seen, and nothing of an instance is remembered.
+"""The rows of a stream: each is judged though it was never seen, and nothing of it is remembered.
 
 Shapes: B batch, n rows of a fetched batch, F features.
 """
@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader, UpdateResult
-from lightning_autoassist.filtering.judging import chances, columns_read, features_of, learn
+from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
+from lightning_autoassist.filtering.instance_memory import InstanceMemory, columns_read
 from lightning_autoassist.filtering.memory.features import bounded
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.memory.tokens import tokens_of
 from lightning_autoassist.filtering.policies.base import Policy
-from lightning_autoassist.filtering.sampling.selection import Rows
+from lightning_autoassist.filtering.reporting.metrics import FilterReport
+from lightning_autoassist.filtering.sampling.selection import Probabilities, Rows
+from lightning_autoassist.filtering.waiting_steps import PendingUpdate
 
 
 class LabelColumn:
@@ -56,29 +56,23 @@ class LabelColumn:
         return integers.get(self.paths[0]) if self.paths else None
 
 
-class RowLearner:
-    """Turns rows of a stream into keep probabilities, and the model's answers into a better Assistant.
+class StreamedInstances(InstanceMemory):
+    """Judges rows of a stream by what they are: nothing is remembered of them.
 
     Args:
         assistant: Predicts scores.
         policy: Turns them into keep probabilities.
-        features: Reduces a batch to features.
+        reader: Takes from a batch what the Assistant reads of it.
+        report: Counts what was learnt.
 
     Attributes:
         label_column: Where a batch's labels stand.
     """
 
-    def __init__(self, assistant: Assistant, policy: Policy, features: BatchReader) -> None:
-        self.assistant = assistant
-        self.policy = policy
+    def __init__(self, assistant: Assistant, policy: Policy, reader: BatchReader, report: FilterReport) -> None:
+        super().__init__(assistant, policy, reader, report)
         self.label_column = LabelColumn()
-        self._features = features
         self._width: int | None = None  # F
-
-    @property
-    def reads_features(self) -> bool:
-        """Whether rows are judged by their features or tokens."""
-        return self.policy.needs_scores and self.assistant.needs_batches
 
     @property
     def refusal(self) -> str | None:
@@ -109,13 +103,15 @@ class RowLearner:
         if self.refusal is not None:
             raise MisconfigurationException(self.refusal)
 
-    def features(self, batch: Any, num_rows: int) -> Tensor:
+    def features(self, batch: Any, num_rows: int) -> Tensor | None:
         """Features of a batch as the loader gave it, shape ``(n, F)``, in half precision on the CPU, or its tokens.
 
         Raises:
             ValueError: If the batch has none, or another number than earlier ones.
         """
-        features = features_of(self._features, batch, num_rows)
+        features = super().features(batch, num_rows)
+        if features is None:
+            return None
         if "tokens" in self.assistant.required_columns:
             return features.cpu()
         self._width = self._width or features.shape[1]
@@ -126,47 +122,27 @@ class RowLearner:
             )
         return bounded(features).cpu()
 
-    def keep_probability(self, rows: Rows) -> npt.NDArray[np.floating[Any]]:
-        """Chances of rows, shape ``(n,)``."""
-        if not self.policy.needs_scores:
-            return self.policy.keep_probability(torch.ones(rows.size)).numpy()
+    def keep_probability(self, rows: Rows) -> Probabilities:
         instances = self._instances(rows.features, self.label_column.of(rows.integers))
-        return chances(self.policy, self.assistant.predict(instances), self._of_policy(instances)).numpy()
+        return self._chances(self.assistant.predict(instances), self._of_policy(instances))
 
     def _of_policy(self, instances: Instances) -> Instances:
         # What is in a batch's labels is an unknown column until some steps have shown it.
         columns = columns_read(self.policy)
         return Instances(labels=instances.labels if "labels" in columns else None, probs=instances.probs)
 
-    def learn(
-        self,
-        features: Tensor | None,
-        integers: Mapping[str, Tensor],
-        target: Tensor | None,
-        scores: Tensor,
-        probs: Tensor | None = None,
-    ) -> UpdateResult | None:
-        """Learn from a batch of the model.
-
-        Args:
-            features: What :meth:`features` gave for its rows, shape ``(B, F)``.
-            integers: See ``Rows``.
-            target: Of the captured loss, see :class:`LabelColumn`.
-            scores: Shape ``(B,)``; rows with one that is no finite number are not learnt from.
-            probs: What the rows were kept with, shape ``(B,)``; None: all were certain to be.
-
-        Returns:
-            The Assistant's outcome; None where there was nothing to learn.
-        """
-        self.label_column.observe(integers, target)
-        finite = scores.isfinite()
-        if not finite.any() or (self.reads_features and features is None):
-            return None
-        labels = self.label_column.of(integers)
-        probs = torch.ones(len(scores)) if probs is None else probs
+    def learn(self, observed: PendingUpdate) -> None:
+        assert observed.integers is not None
+        self.label_column.observe(observed.integers, observed.labels)
+        labels, features = self.label_column.of(observed.integers), observed.features
+        finite = observed.scores.isfinite() & observed.losses.isfinite()
+        self._report.count_nonfinite(int((~finite).sum()))
+        if not finite.any() or (self.assistant.needs_batches and features is None):
+            return
+        probs = torch.ones(len(finite)) if observed.probs is None else observed.probs
         columns = (None if column is None else column[finite] for column in (features, labels))
         instances = self._instances(*columns)._replace(probs=probs[finite])
-        return learn(self.assistant, self.policy, (instances, self._of_policy(instances)), scores[finite])
+        self._learn(instances, self._of_policy(instances), observed.scores[finite])
 
     def _instances(self, features: Tensor | None, labels: Tensor | None) -> Instances:
         if features is not None and "tokens" in self.assistant.required_columns:

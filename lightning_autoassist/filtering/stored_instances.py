@@ -1,4 +1,4 @@
-"""An Assistant on instances of a data set: what the model answered is remembered of each of them.
+"""The instances of a data set: what the model answered is remembered of each of them.
 
 Shapes: N data set, B batch, n candidates, F features.
 """
@@ -17,24 +17,25 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
-from lightning_autoassist.filtering.judging import chances, columns_read, features_of, learn
+from lightning_autoassist.filtering.instance_memory import InstanceMemory, columns_read
 from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.memory.store import InstanceStore, LabelSource
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.restored_memory import LabelComparison, drop_unfit, load_parts
+from lightning_autoassist.filtering.sampling.selection import Probabilities
 from lightning_autoassist.filtering.waiting_steps import PendingUpdate, WaitingSteps
 from lightning_autoassist.trainer_support.arrays import IndexArray
 
 
-class StoredLearner:
-    """Turns instances of a data set into keep probabilities, and the model's answers into a better Assistant.
+class StoredInstances(InstanceMemory):
+    """Remembers what the model answered of each instance of a data set.
 
     Args:
         assistant: Predicts scores.
         policy: Turns them into keep probabilities.
-        features: Reduces a batch to features.
+        reader: Takes from a batch what the Assistant reads of it.
         report: Counts what was learnt.
         waiting: Steps that are still to be learnt from.
         feature_memory: See ``InstanceStore``.
@@ -47,26 +48,19 @@ class StoredLearner:
         self,
         assistant: Assistant,
         policy: Policy,
-        features: BatchReader,
+        reader: BatchReader,
         report: FilterReport,
         waiting: WaitingSteps,
         feature_memory: int,
     ) -> None:
-        self.assistant = assistant
-        self.policy = policy
+        super().__init__(assistant, policy, reader, report)
         self.store: InstanceStore | None = None
-        self._features = features
-        self._report = report
         self._waiting = waiting
         self._feature_memory = feature_memory
         self._restored: dict[str, Any] | None = None
         self._labels = LabelComparison()
         # Of the Assistant and the policy before a checkpoint was restored, while its features are still to be compared.
         self._fresh: tuple[dict[str, Any], dict[str, Any]] | None = None
-
-    def use(self, assistant: Assistant, features: BatchReader) -> None:
-        """Take another Assistant than at first, before anything was asked."""
-        self.assistant, self._features = assistant, features
 
     # ---- state
 
@@ -136,8 +130,14 @@ class StoredLearner:
         judges_by_class = self.policy.scores_unseen and self.store is not None and self.store.labels_from is not None
         return self.policy.needs_scores and (self.assistant.scores_unseen or judges_by_class)
 
-    def keep_probability(self, indices: IndexArray) -> npt.NDArray[np.floating[Any]]:
-        """Chances of candidates, shape ``(n,)``: 1 for those of which too little is known."""
+    @property
+    def is_ready(self) -> bool:
+        return self.store is not None
+
+    def keeps_pass(self, pass_index: int) -> bool:
+        return pass_index == 0 and not self.scores_unseen
+
+    def keep_probability(self, indices: IndexArray) -> Probabilities:
         everything = np.ones(len(indices), np.float32)
         if self.store is None:
             return everything
@@ -145,15 +145,15 @@ class StoredLearner:
         knows = self.store.holds if self.assistant.scores_unseen else self.store.knows
         known = knows(rows, self.assistant.required_columns)
         if known.all():
-            return self._chances(self.store, rows, self._predicted(self.store, rows)).numpy()
+            return self._chances(self._predicted(self.store, rows), self._of_policy(self.store, rows))
         scores, judged = self._scores_of_some(self.store, rows, known.numpy())
         # Policies compare scores with each other, so that they get none of instances that have none.
         if judged.all():
-            return self._chances(self.store, rows, torch.from_numpy(scores)).numpy()
+            return self._chances(torch.from_numpy(scores), self._of_policy(self.store, rows))
         if judged.any():
             places = np.flatnonzero(judged)
-            chosen = torch.from_numpy(rows.numpy()[places])
-            everything[places] = self._chances(self.store, chosen, torch.from_numpy(scores[places])).numpy()
+            chosen = self._of_policy(self.store, torch.from_numpy(rows.numpy()[places]))
+            everything[places] = self._chances(torch.from_numpy(scores[places]), chosen)
         return everything
 
     def _predicted(self, store: InstanceStore, rows: Tensor) -> Tensor:
@@ -175,9 +175,6 @@ class StoredLearner:
     def _of_policy(self, store: InstanceStore, rows: Tensor) -> Instances:
         return store.rows(rows, columns_read(self.policy), "policy")
 
-    def _chances(self, store: InstanceStore, rows: Tensor, scores: Tensor) -> Tensor:
-        return chances(self.policy, scores, self._of_policy(store, rows))
-
     def lacks_features(self, indices: IndexArray) -> bool:
         """Whether the Assistant reads features or tokens, and some of these instances have none yet."""
         if not self.assistant.needs_batches or self.store is None:
@@ -187,21 +184,12 @@ class StoredLearner:
 
     # ---- the model answers
 
-    def features(self, batch: Any, num_rows: int) -> Tensor | None:
-        """Features of a batch, shape ``(B, F)``, or its tokens; None where nobody reads them.
-
-        Raises:
-            ValueError: If the batch has none.
-        """
-        return features_of(self._features, batch, num_rows) if self.assistant.needs_batches else None
-
     def forget_labels(self) -> None:
         """Labels are no property of the instances."""
         if self.store is not None:
             self.store.forget_labels()
 
     def learn(self, observed: PendingUpdate) -> None:
-        """Learn from a batch of the model."""
         assert self.store is not None
         store, indices = self.store, self.store.places(observed.indices)
         if observed.labels is not None:
@@ -232,8 +220,7 @@ class StoredLearner:
         of_assistant = store.rows(indices, self.assistant.required_columns, "assistant")._replace(probs=probs)
         of_policy = self._of_policy(store, indices)._replace(probs=probs)
         store.put_scores(indices, scores)
-        self._report.count_scores(scores, probs)
-        self._report.count_outcome(learn(self.assistant, self.policy, (of_assistant, of_policy), scores))
+        self._learn(of_assistant, of_policy, scores)
 
     def _put_features(self, store: InstanceStore, indices: Tensor, features: Tensor) -> None:
         if "tokens" in self.assistant.required_columns:

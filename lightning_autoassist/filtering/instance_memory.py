@@ -1,0 +1,106 @@
+"""What Assistant and policy make of instances: the contract of a memory that stores them, or does not.
+
+Shapes: B batch, n candidates, F features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
+from lightning_autoassist.filtering.memory.instances import Instances
+from lightning_autoassist.filtering.policies.base import Policy
+from lightning_autoassist.filtering.reporting.metrics import FilterReport
+from lightning_autoassist.filtering.sampling.selection import Probabilities
+from lightning_autoassist.filtering.waiting_steps import PendingUpdate
+
+
+class InstanceMemory:
+    """Turns instances into keep probabilities, and the model's answers into a better Assistant.
+
+    Args:
+        assistant: Predicts scores.
+        policy: Turns them into keep probabilities.
+        reader: Takes from a batch what the Assistant reads of it.
+        report: Counts what was learnt.
+    """
+
+    def __init__(self, assistant: Assistant, policy: Policy, reader: BatchReader, report: FilterReport) -> None:
+        self.assistant = assistant
+        self.policy = policy
+        self._reader = reader
+        self._report = report
+
+    def use(self, assistant: Assistant, reader: BatchReader) -> None:
+        """Take another Assistant than at first, before anything was asked."""
+        self.assistant, self._reader = assistant, reader
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether candidates can be judged at all."""
+        return True
+
+    def keeps_pass(self, pass_index: int) -> bool:
+        """Whether all candidates of a pass are kept, since nothing is known of any."""
+        return False
+
+    def keep_probability(self, candidates: Any) -> Probabilities:
+        """Chances of candidates, shape ``(n,)``: 1 for those of which too little is known.
+
+        Args:
+            candidates: See ``Selector``.
+        """
+        raise NotImplementedError
+
+    def features(self, batch: Any, num_rows: int) -> Tensor | None:
+        """Features of a batch, shape ``(B, F)``, or its tokens; None where nobody reads them.
+
+        Raises:
+            ValueError: If the batch has none.
+        """
+        if not (self.policy.needs_scores and self.assistant.needs_batches):
+            return None
+        features = self._reader(batch, num_rows)
+        if features is None:
+            raise ValueError("the batch holds no tensor with one row an instance; pass features=")
+        return features
+
+    def learn(self, observed: PendingUpdate) -> None:
+        """Learn from a batch of the model; its instances with a score that is no finite number are left out."""
+        raise NotImplementedError
+
+    def _chances(self, scores: Tensor, instances: Instances) -> Probabilities:
+        """Keep probabilities of instances, shape ``(n,)``.
+
+        Args:
+            scores: As predicted, shape ``(n,)``.
+            instances: n of them, with what the policy reads of them.
+        """
+        probs = self.policy.judge(scores, instances)
+        # A prediction that is not a number says nothing against the instance.
+        chances: Probabilities = np.asarray(probs.where(~probs.isnan(), 1.0))
+        return chances
+
+    def _learn(self, of_assistant: Instances, of_policy: Instances, scores: Tensor) -> None:
+        """Let Assistant and policy learn from instances whose scores, shape ``(B,)``, are known.
+
+        Args:
+            of_assistant: The instances, with what it reads of them.
+            of_policy: The same, with what it reads of them. It learns second, from what the Assistant was to predict:
+                the score, or whether an instance was informative.
+            scores: Shape ``(B,)``.
+        """
+        outcome = self.assistant.update(of_assistant, scores)
+        self.policy.observe(outcome.predictions, outcome.targets)
+        self.policy.update(of_policy, outcome.targets.float() if self.assistant.predicts_probability else scores)
+        self._report.count_outcome(outcome)
+        assert of_assistant.probs is not None
+        self._report.count_scores(scores, of_assistant.probs)
+
+
+def columns_read(policy: Policy) -> tuple[str, ...]:
+    """What a policy reads of instances."""
+    return (*policy.required_columns, "labels") if policy.reads_labels else policy.required_columns
