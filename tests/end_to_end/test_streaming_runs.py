@@ -136,7 +136,7 @@ def test_the_length_of_an_epoch_can_be_given(num_workers):
 def test_dropped_rows_reach_no_training_step():
     callback = AutoAssistCallback(assistant=Labels(), policy=EveryThird(), reweighting="none")
     _, module, data, _ = fit(DataLoader(SizedStream(90), batch_size=9), callback=callback, budget=1.0, epochs=6)
-    assert callback._learner.rows.label_column.paths == ["1"]
+    assert callback._learner._streamed.label_column.paths == ["1"]
     later = torch.tensor([index for step in module.steps[10:] for index in step])
     counts = torch.bincount(later % 3, minlength=3)
     assert counts[0] > 2 * counts[1]
@@ -231,7 +231,7 @@ class OfParts(Remembering):
 def test_batches_of_several_parts(collate, path):
     loader = DataLoader(SizedStream(100), batch_size=8, collate_fn=collate)
     _, module, data, callback = fit(loader, OfParts(), budget=1.0)
-    assert callback._learner.rows.label_column.paths[0] == path
+    assert callback._learner._streamed.label_column.paths[0] == path
     assert data.candidate_stream.num_kept < data.candidate_stream.num_considered
     assert {len(step) for step in module.steps} == {8}
 
@@ -595,6 +595,6 @@ def test_labels_that_the_step_computes_are_not_used():
 
     callback = AutoAssistCallback()
     _, _, data, _ = fit(PlainBatches(), Shifted(), callback=callback, budget=1.0)
-    assert callback._learner.rows.label_column.paths == []
+    assert callback._learner._streamed.label_column.paths == []
     assert len(callback.assistant.bias) == 1
     assert data.candidate_stream.num_kept < data.candidate_stream.num_considered
