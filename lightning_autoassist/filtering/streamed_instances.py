@@ -77,7 +77,8 @@ class StreamedInstances(InstanceMemory):
     @property
     def refusal(self) -> str | None:
         """Why streams cannot be filtered by this Assistant, and what to write; None where they can."""
-        read = _of_data_sets(self.assistant.required_columns, self.assistant.own_columns)
+        # Ages it can do without: every row is new.
+        read = _of_data_sets(set(self.assistant.required_columns) - {"ages"}, self.assistant.own_columns)
         if not self.policy.needs_scores or not read:
             return None
         return (
