@@ -35,7 +35,10 @@ BATCHES = {"digits": (175, 350, 700), "fashion": (500, 1_000), "covtype": (500, 
 
 
 def step_jobs() -> Iterator[NewtonJob]:
-    """Growth in m at n = 256, growth in n at m = 4,096, and n = m / 16 with 8 features."""
+    """Growth of n = m / 16 with 8 features, in m at n = 256, and in n at m = 4,096."""
+    for n in (4_096, 2_048, 1_024, 512):
+        for method in ("gram", "sketch"):
+            yield NewtonJob("step", "points", method, 0.0, n, 16 * n, 8, 0)
     sizes = [("gram", "cg", "sketch", "dense")] * 3 + [("gram", "cg", "sketch")]
     for m, methods in zip((1_024, 4_096, 16_384, 65_536), sizes, strict=True):
         for method in methods:
@@ -43,9 +46,6 @@ def step_jobs() -> Iterator[NewtonJob]:
     for n in (128, 512, 1_024, 2_048):
         for method in ("gram", "cg", "sketch", "dense")[: 4 if n <= 512 else 3]:
             yield NewtonJob("step", "points", method, 0.0, n, 4_096, 16, 0)
-    for n in (512, 1_024, 2_048, 4_096):
-        for method in ("gram", "sketch"):
-            yield NewtonJob("step", "points", method, 0.0, n, 16 * n, 8, 0)
 
 
 def loss_jobs() -> Iterator[NewtonJob]:
@@ -83,8 +83,8 @@ class NewtonPlan:
                 yield self._final(self.best_adam(rows, dataset), seed)
                 yield self._final(self.best_newton(rows, dataset), seed)
         if self.with_steps:
-            yield from loss_jobs()
             yield from step_jobs()
+            yield from loss_jobs()
 
     def best_adam(self, rows: dict[NewtonJob, Row], dataset: str) -> NewtonJob | None:
         """The tuning run of the least training error."""
