@@ -55,6 +55,13 @@ class Piece(NamedTuple):
             None if self.features is None else self.features.index_select(0, torch.from_numpy(chosen)),
         )
 
+    def part(self, start: int, end: int) -> Piece:
+        """Those from one place up to another; arrays are not copied where there are no columns."""
+        if self.columns:
+            return self.rows(np.arange(start, end))
+        lengths = None if self.lengths is None else self.lengths[start:end]
+        return Piece(self.numbers[start:end], self.probs[start:end], lengths)
+
     def packed(self) -> list[Any]:
         """The piece as tensors and builtins, for a checkpoint.
 
@@ -193,8 +200,8 @@ class FixedSizeBatcher(Batcher):
             piece = waiting.popleft()
             num_rows = len(piece.numbers)
             if num_rows > missing:  # the rest keeps its width, whatever these rows are padded to
-                waiting.appendleft(piece.rows(np.arange(missing, num_rows)))
-                piece = piece.rows(np.arange(missing))
+                waiting.appendleft(piece.part(missing, num_rows))
+                piece = piece.part(0, missing)
             taken.append(piece)
             missing -= len(piece.numbers)
         if not waiting:
