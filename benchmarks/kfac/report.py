@@ -18,11 +18,35 @@ NOT_MEASURED = "Not measured yet: `python -m benchmarks.kfac`."
 
 
 def kfac_tables() -> str:
-    """One table for each case that has final rows."""
-    final = [row for row in rows_of("kfac") if row["phase"] == "final"]
-    groups = {group[0]["dataset"]: group for group in grouped(final, ("dataset",))}
-    tables = [_table(CASES[name], groups[name]) for name in CASES if name in groups]
+    """One table for each case: of final rows where there are any, else of what was best while settings are chosen."""
+    rows = rows_of("kfac")
+    tables = []
+    for name, case in CASES.items():
+        final = [row for row in rows if row["dataset"] == name and row["phase"] == "final"]
+        tuning = [row for row in rows if row["dataset"] == name and row["phase"] == "tune"]
+        has_reference = any(row["method"] == case.reference for row in final)
+        if has_reference or tuning:
+            tables.append(_table(case, final) if has_reference else _tuning_table(case, tuning))
     return "\n\n".join(tables) or NOT_MEASURED
+
+
+def _tuning_table(case: Case, rows: list[Row]) -> str:
+    measure = _measure(case).replace("test ", "")
+    lines = [
+        f"**{case.title}**, {case.num_updates} updates of {case.batch_size} images: settings were chosen, with one seed on "
+        "held-out training images, and final runs are not complete",
+        "",
+        f"| method | best rate | best damping | {measure} | settings run | a step, CPU ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    by_method = {group[0]["method"]: group for group in grouped(rows, ("method",))}
+    for method in (name for name in NAMES if name in by_method):
+        own = by_method[method]
+        best = max(own, key=lambda row: row["score"] if row["score"] == row["score"] else -1e9)  # nan: it diverged
+        damping = f"{best['damping']:g}" if best["damping"] else "-"
+        cells = [NAMES[method], f"{best['learning_rate']:g}", damping, with_error([_unit(case) * best["score"]])]
+        lines.append(f"| {' | '.join([*cells, str(len(own)), _step(own)])} |")
+    return "\n".join([*lines, "", measured_on(rows)])
 
 
 def _table(case: Case, group: list[Row]) -> str:
@@ -48,17 +72,15 @@ def _measure(case: Case) -> str:
 
 def _line(case: Case, rows: list[Row], reference: dict[int, Row]) -> str:
     row = rows[0]
-    unit = -1 if case.is_autoencoder else 100
     shares = [share_of_reference(one, reference[one["seed"]]) for one in rows if one["seed"] in reference]
-    step = mean_of(rows, "cpu_seconds") / mean_of(rows, "updates") * 1000
     cells = [
         NAMES[row["method"]],
         f"{row['learning_rate']:g}",
         f"{row['damping']:g}" if row["damping"] else "-",
-        with_error([unit * one["score"] for one in rows]),
+        with_error([_unit(case) * one["score"] for one in rows]),
         _ratio([share and share[0] for share in shares]),
         _ratio([share and share[1] for share in shares]),
-        f"{step:.1f}",
+        _step(rows),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -74,6 +96,14 @@ def share_of_reference(row: Row, reference: Row) -> tuple[float, float] | None:
         if score >= reference["score"]:
             return update / reference["updates"], seconds / reference["cpu_seconds"]
     return None
+
+
+def _unit(case: Case) -> int:
+    return -1 if case.is_autoencoder else 100
+
+
+def _step(rows: list[Row]) -> str:
+    return f"{mean_of(rows, 'cpu_seconds') / mean_of(rows, 'updates') * 1000:.1f}"
 
 
 def _ratio(shares: list[float | None]) -> str:

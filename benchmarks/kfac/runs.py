@@ -156,25 +156,25 @@ def callback_of(job: KFACJob, case: Case) -> KFACCallback | None:
     return None
 
 
-_SGD_RATES = (0.01, 0.03, 0.1, 0.3)
-_RATES = {"sgd": _SGD_RATES, "adamw": (0.001, 0.003, 0.01), "kfac": (0.03, 0.1, 0.3), "kaisa": (0.03, 0.1, 0.3)}
+_SGD_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+_RATES = {"sgd": _SGD_RATES, "adamw": (0.001, 0.003, 0.01, 0.03), "kfac": (0.03, 0.1, 0.3), "kaisa": (0.1, 0.3)}
 _AUTOENCODER_RATES = {
-    "sgd": (0.003, 0.01, 0.03, 0.1),
-    "adamw": (0.001, 0.003, 0.01, 0.03),
+    "sgd": (0.003, 0.01, 0.03, 0.1, 0.3),
+    "adamw": (0.001, 0.003, 0.01, 0.03, 0.1),
     "kfac": (0.03, 0.1, 0.3),
-    "kaisa": (0.03, 0.1, 0.3),
+    "kaisa": (0.1, 0.3),
 }
 _RESIDUAL_RATES = {"sgd": (0.03, 0.1, 0.3), "adamw": (0.003, 0.01), "kfac": (0.03, 0.1), "kaisa": (0.1,)}
 
 CASES = {
     "mlp": Case(
         partial(mlp, (196, 128, 64, 10)),
-        "fashion-mnist", 14, 128, 4, _RATES, (0.03, 0.1, 1.0), (1e-3, 1e-2, 1e-1), (5, 20), "sgd", 0.6,
+        "fashion-mnist", 14, 128, 4, _RATES, (0.03, 0.1, 1.0), (1e-2, 1e-1), (5, 20), "sgd", 0.6,
         "MLP 196-128-64-10, Fashion-MNIST at 14x14",
     ),
     "autoencoder": Case(
         partial(autoencoder, (196, 128, 64, 16)),
-        "fashion-mnist", 14, 256, 6, _AUTOENCODER_RATES, (0.03, 0.1, 1.0), (1e-3, 1e-2, 1e-1), (5, 20), "adamw", 0.6,
+        "fashion-mnist", 14, 256, 6, _AUTOENCODER_RATES, (0.03, 0.1, 1.0), (1e-2, 1e-1), (5, 20), "adamw", 0.6,
         "autoencoder 196-128-64-16 and back, Fashion-MNIST at 14x14",
     ),
     "residual": Case(

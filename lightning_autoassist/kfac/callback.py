@@ -257,7 +257,7 @@ class KFACCallback(CallbackBase):
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        parts = self._states() if self._capture is not None else self._state
+        parts = self._states() if self._state is None and self._parts else self._state
         return {"parts": parts, "num_drawn": self._num_drawn}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

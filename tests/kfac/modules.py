@@ -62,7 +62,7 @@ class ValidatedNet(Net):
 def fit(module, *callbacks, data=None, batch_size=16, epochs=1, resume=None, shuffle=False, **options):
     """One fit; returns the Trainer."""
     pl.seed_everything(1, verbose=False)
-    saves = any(isinstance(each, pl.callbacks.ModelCheckpoint) for each in callbacks)
+    saves = any(isinstance(each, pl.callbacks.Checkpoint) for each in callbacks)
     options = {"max_epochs": epochs, "callbacks": list(callbacks), "enable_checkpointing": saves, **options}
     run = trainer(**options)
     loader = DataLoader(data or images(), batch_size=batch_size, shuffle=shuffle)

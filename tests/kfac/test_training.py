@@ -207,6 +207,21 @@ def test_no_hook_is_left_after_a_fit_or_an_exception():
         assert "training_step" not in vars(module.trainer.strategy)
 
 
+def test_a_checkpoint_that_is_saved_after_an_exception_holds_the_factors():
+    class Failing(Net):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 4:
+                raise KeyError("the user's own mistake")
+            return super().training_step(batch, batch_idx)
+
+    callback = KFACCallback(**OFTEN)
+    with pytest.raises(KeyError, match="own mistake"):
+        fit(Failing(), callback)
+    [state] = callback.state_dict()["parts"]
+    assert state["num_steps"] == 4
+    assert state["layers"]["net.1"]["factors"][0]["mass"] > 0
+
+
 class TwoNets(Net):
     """Manual optimization with two optimizers, one of which steps every other time."""
 
