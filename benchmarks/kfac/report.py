@@ -33,8 +33,8 @@ def kfac_tables() -> str:
 def _tuning_table(case: Case, rows: list[Row]) -> str:
     measure = _measure(case).replace("test ", "")
     lines = [
-        f"**{case.title}**, {case.num_updates} updates of {case.batch_size} images: settings were chosen, with one seed on "
-        "held-out training images, and final runs are not complete",
+        f"**{case.title}**, {case.num_updates} updates of {case.batch_size} images: settings were chosen, with one "
+        "seed on held-out training images, and final runs are not complete",
         "",
         f"| method | best rate | best damping | {measure} | settings run | a step, CPU ms |",
         "|---|---|---|---|---|---|",
