@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from lightning_autoassist._version import __version__ as __version__
+from lightning_autoassist.trainer_support.strategy_names import register as _register_strategies
 
 if TYPE_CHECKING:
     from typing import Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lightning_autoassist.gauss_newton.two_layer import TwoLayerGaussNewton
     from lightning_autoassist.kfac.callback import KFACCallback
     from lightning_autoassist.local_learning.callback import LocalLearningCallback
+    from lightning_autoassist.local_learning.strategy import LayerParallelStrategy
     from lightning_autoassist.policies import *  # noqa: F403
 
 
@@ -41,6 +43,7 @@ __all__ = [
     "AutoAssistDataModule",
     "GaussNewtonCallback",
     "KFACCallback",
+    "LayerParallelStrategy",
     "LocalLearningCallback",
     "Policy",
     "TwoLayerGaussNewton",
@@ -57,6 +60,7 @@ _PLACES = {
     "gauss_newton.two_layer": ("TwoLayerGaussNewton",),
     "kfac.callback": ("KFACCallback",),
     "local_learning.callback": ("LocalLearningCallback",),
+    "local_learning.strategy": ("LayerParallelStrategy",),
     # These belong to the modules below, and can be imported from here, too.
     "assistants": (
         "ASSISTANTS",
@@ -95,6 +99,8 @@ _PLACES = {
     ),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
+
+_register_strategies()
 
 # A type checker would take any name for granted if it saw this function.
 if not TYPE_CHECKING:

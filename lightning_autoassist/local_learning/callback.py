@@ -9,6 +9,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_autoassist.capture.interceptor import TrainingStep, observe_training_steps
+from lightning_autoassist.local_learning.agreement import check_run, is_checkpoint_due, share_metrics
 from lightning_autoassist.local_learning.cuts import described
 from lightning_autoassist.local_learning.first_step import Plan
 from lightning_autoassist.local_learning.fit_checks import (
@@ -23,7 +24,10 @@ from lightning_autoassist.local_learning.heads import HeadFunction
 from lightning_autoassist.local_learning.local_steps import LocalSteps
 from lightning_autoassist.trainer_support.arguments import check_choice, check_number, check_whole
 from lightning_autoassist.trainer_support.internals import is_logging_step, note_outputs_for_reduction
+from lightning_autoassist.trainer_support.strategy_names import register
 from lightning_autoassist.trainer_support.variants import CallbackBase
+
+register()  # whoever needs the strategy by its name needs this callback, too
 
 Mode = Literal["chunked", "greedy", "overlapping"]
 
@@ -81,7 +85,7 @@ class LocalLearningCallback(CallbackBase):
         self._trainer: Any = None
         self._fine_tuning_start = float("inf")
         self._removers: list[Callable[[], None]] = []
-        self._is_told = False
+        self._is_told = self._is_fine_tuning = False
 
     @property
     def plan(self) -> Plan | None:
@@ -93,6 +97,10 @@ class LocalLearningCallback(CallbackBase):
         """Bytes that each block with its heads saves for backward, by the block's number from 0."""
         return dict(self._steps.saved_bytes)
 
+    def head_parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters of all heads; none before the first step."""
+        return self._steps.heads.parameters()
+
     # ---- connecting to the Trainer
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -101,12 +109,15 @@ class LocalLearningCallback(CallbackBase):
         self._trainer = trainer
         check_trainer(trainer, pl_module)
         self._steps.link = getattr(trainer.strategy, "layer_link", None)
+        if self._steps.link is not None:
+            check_run(trainer, self._steps.window)
         # The outermost observer: what others see is the loss that the user returned.
         self._removers.append(observe_training_steps(trainer.strategy, self._finish))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         check_optimizers(trainer)
         self._fine_tuning_start = fine_tuning_start(trainer, self.fine_tune)
+        self._is_fine_tuning = False
         self._steps.begin(trainer.strategy, pl_module, trainer.optimizers[0])
         # The innermost observer: whatever others do to a step's losses, they do to those of blocks.
         self._removers.append(observe_training_steps(trainer.strategy, self._run))
@@ -132,6 +143,7 @@ class LocalLearningCallback(CallbackBase):
 
     def _run(self, step: TrainingStep) -> Any:
         if not self._is_local:
+            self._begin_fine_tuning()
             return step.run()
         if self._steps.plan is None:
             return self._steps.watch(step)
@@ -144,6 +156,19 @@ class LocalLearningCallback(CallbackBase):
                 "is computed alike in each step, would save it."
             )
         return output
+
+    def _begin_fine_tuning(self) -> None:
+        """All processes need the whole network from here on."""
+        if self._steps.link is not None and not self._is_fine_tuning:
+            self._end_layer_parallel(self._trainer.strategy)
+        self._is_fine_tuning = True
+
+    def _end_layer_parallel(self, strategy: Any) -> None:
+        assert self._steps.link is not None
+        strategy.share_module()
+        strategy.share_optimizers()
+        self._steps.gather()
+        self._steps.link.finish()
 
     def _finish(self, step: TrainingStep) -> Any:
         output = step.run()
@@ -165,12 +190,31 @@ class LocalLearningCallback(CallbackBase):
         )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._steps.link is not None and is_checkpoint_due(trainer):
+            share_metrics(trainer)
         if self._steps.plan is None or not trainer.loggers or not is_logging_step(trainer):
             return
         for block, loss in self._steps.losses.items():
             pl_module.log(f"local_learning/loss/block_{block + 1}", loss, batch_size=1)
         for block, saved in self._steps.saved_bytes.items():
             pl_module.log(f"local_learning/saved_bytes/block_{block + 1}", float(saved), batch_size=1)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        link = self._steps.link
+        if link is None:
+            return
+        share_metrics(trainer)
+        losses = {block: float(loss) for block, loss in self._steps.losses.items()}
+        everybody = link.groups.gather_object((losses, link.idle_share()))
+        for process, (known, idle_share) in enumerate(reversed(everybody), 1):
+            pl_module.log(f"local_learning/idle_share/process_{process}", idle_share)
+            for block, loss in known.items():
+                pl_module.log(f"local_learning/loss/block_{block + 1}_end", loss)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._steps.link is not None:
+            share_metrics(trainer)
+            self._end_layer_parallel(trainer.strategy)
 
     # ---- state
 

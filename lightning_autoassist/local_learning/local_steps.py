@@ -19,7 +19,8 @@ from lightning_autoassist.local_learning.block_heads import BlockHeads
 from lightning_autoassist.local_learning.cuts import CutError
 from lightning_autoassist.local_learning.first_step import Plan, plan_of, traced_program, watched
 from lightning_autoassist.local_learning.heads import HeadFunction
-from lightning_autoassist.local_learning.layer_link import LayerLink, LeftForward
+from lightning_autoassist.local_learning.left_forward import LeftForward
+from lightning_autoassist.local_learning.process_link import ProcessLink
 from lightning_autoassist.local_learning.program import Program
 from lightning_autoassist.local_learning.programs_of_run import ProgramsOfRun
 from lightning_autoassist.local_learning.step_trace import StepTrace
@@ -45,6 +46,7 @@ class CurrentStep:
         ends: The blocks' outputs, where the blocks are trained after the step.
         block: In which block it is.
         saved: Counts what is saved for backward, if not None.
+        saved_by_block: What it counted in each block.
     """
 
     def __init__(self, leaves: list[Tensor], program: Program | None, graphs: TruncatedBackward) -> None:
@@ -53,6 +55,7 @@ class CurrentStep:
         self.ends: list[tuple[int, Tensor]] = []
         self.block = 0
         self.saved: SavedBytes | None = None
+        self.saved_by_block: list[int] = []
 
 
 class LocalSteps:
@@ -65,6 +68,7 @@ class LocalSteps:
 
     Attributes:
         plan: What the first step told; None before it.
+        window: See above.
         heads: Of all blocks but the last.
         losses: Of the latest step, by block: of those with heads.
         saved_bytes: Of each block with its heads, measured in the first step whose program was known before.
@@ -75,14 +79,14 @@ class LocalSteps:
     """
 
     def __init__(self, wanted: int | Sequence[str] | None, head_kind: str | HeadFunction, window: int) -> None:
-        self._wanted, self._window = wanted, window
+        self._wanted, self.window = wanted, window
         self.plan: Plan | None = None
         self.heads = BlockHeads(head_kind)
         self.losses: dict[int, Tensor] = {}
         self.saved_bytes: dict[int, int] = {}
         self.programs = ProgramsOfRun()
         self.num_steps = 0
-        self.link: LayerLink | None = None
+        self.link: ProcessLink | None = None
         self.base_seed = 0
         self._pending = PendingGradients()
         self._weighted = WeightedLosses()
@@ -140,11 +144,16 @@ class LocalSteps:
         return {
             "plan": self.plan.state_dict(),
             "programs": self._restored_programs if module is None else self.programs.state_dict(module),
-            "heads": self.heads.states(),
+            "heads": self.heads.states() if self.link is None else self.link.by_owner(self.heads.states()),
             "num_steps": self.num_steps,
             "base_seed": self.base_seed,
             "saved_bytes": dict(self.saved_bytes),
         }
+
+    def gather(self) -> None:
+        """Have the heads of all processes here, for whoever goes on without the others."""
+        if self.link is not None and self.plan is not None:
+            self.heads.restore(self.link.by_owner(self.heads.states()))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`, before :meth:`begin`."""
@@ -176,7 +185,7 @@ class LocalSteps:
     def train(self, step: TrainingStep) -> Any:
         """Make a step in blocks."""
         leaves = list(leaves_of(step.batch))
-        graphs = TruncatedBackward(self._window, self._pending, self._num_blocks)
+        graphs = TruncatedBackward(self.window, self._pending, self._num_blocks)
         current = CurrentStep(leaves, self.programs.get(leaves), graphs)
         if current.program is not None and not self.saved_bytes:
             current.saved = SavedBytes([*self._module.parameters(), *self.heads.parameters()])
@@ -186,8 +195,8 @@ class LocalSteps:
             output = self._run(step, current)
             if current.trace is not None and root_of(output) is not None:
                 self._learn_afterwards(current, output)
-        if current.saved is not None and self._has_last_block:
-            self.saved_bytes[self._num_blocks - 1] = current.saved.start_anew()
+        if self._has_last_block:
+            self._note_saved(current, self._num_blocks - 1)
         self._last_graphs = current.graphs
         self.num_steps += 1
         return output if self._has_last_block or self.link is None else self.losses.get(self.link.last)
@@ -210,7 +219,8 @@ class LocalSteps:
             return nullcontext()
         current.block = self.link.first
         self._seed(self.link.first)
-        return self.link.receiving(self.num_steps, current.leaves)
+        note = (lambda _: None) if current.trace is None else current.trace.note_data
+        return self.link.receiving(self.num_steps, current.leaves, note)
 
     @contextmanager
     def _in_blocks(self, current: CurrentStep) -> Iterator[None]:
@@ -237,13 +247,18 @@ class LocalSteps:
             self._learn(block, values, current, current.program)
         elif values.requires_grad:
             current.ends.append((block, values))
-        if current.saved is not None:
-            self.saved_bytes[block] = current.saved.start_anew()
+        self._note_saved(current, block)
         if is_left and current.program is not None:
             raise LeftForward
         passed_on = current.graphs.passed_on(values, is_kept=current.program is None)
         self._seed(block + 1)
         return passed_on
+
+    def _note_saved(self, current: CurrentStep, block: int) -> None:
+        """Measure what a block saved; where losses train several blocks, these are kept as long."""
+        if current.saved is not None:
+            current.saved_by_block.append(current.saved.start_anew())
+            self.saved_bytes[block] = sum(current.saved_by_block[-self.window :])
 
     def _learn_afterwards(self, current: CurrentStep, output: Any) -> None:
         """Train the blocks of a step whose program was not known before."""
@@ -276,7 +291,7 @@ class LocalSteps:
         if root is None:
             self._pending.clear()
             return output
-        if graphs is not None and self._window > 1:
+        if graphs is not None and self.window > 1:
             # The returned loss trains blocks below its own, too.
             graphs.backward(self._num_blocks - 1, self._scaled(root), [], self._trained())
             output = root.detach() if isinstance(output, Tensor) else {**output, "loss": root.detach()}

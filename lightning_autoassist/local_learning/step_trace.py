@@ -80,6 +80,7 @@ class StepTrace(TorchFunctionMode):
         self.operations: list[Operation] = []
         self._leaves = {id(leaf): number for number, leaf in enumerate(leaves)}
         self._kept = list(leaves)  # an id is that of one tensor only as long as the tensor lives
+        self._data: list[Tensor] = []
         self._known: dict[int, tuple[weakref.ref[Tensor], int, int, int, bool]] = {}
 
     def __torch_function__(
@@ -102,6 +103,11 @@ class StepTrace(TorchFunctionMode):
         changed = next((i for i, tensor in enumerate(read) if _version(tensor) != versions[i]), -1)
         self._note(func, arguments, read, links, changed, result)
         return result
+
+    def note_data(self, tensor: Tensor) -> None:
+        """Take a tensor for one that comes from the batch, whatever made it."""
+        self._data.append(tensor)
+        self._known.pop(id(tensor), None)
 
     def link(self, tensor: Tensor) -> Link:
         """Where a tensor comes from."""
@@ -149,6 +155,8 @@ class StepTrace(TorchFunctionMode):
         if link.operation >= 0:
             operation = self.operations[link.operation]
             return operation.is_of_data or operation.is_random
+        if any(link.tensor is one for one in self._data):
+            return True
         is_parameter = isinstance(link.tensor, torch.nn.Parameter)
         return link.leaf >= 0 or (link.tensor is not None and link.tensor.requires_grad and not is_parameter)
 

@@ -8,6 +8,7 @@ the attribute.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import os
 from collections.abc import Mapping, Sequence
@@ -228,3 +229,47 @@ def steps_with_scaled_gradients(trainer: Any, optimizer: Any) -> bool:
     """Whether an optimizer gets gradients that are still multiplied by the loss scale, as fused ones do."""
     has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
     return has_scaler and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+# ---- several processes
+
+
+def script_launcher(flavour: str, environment: Any, num_processes: int, num_nodes: int) -> Any:
+    """What starts the other processes of a run, each with the user's own command.
+
+    Args:
+        flavour: Name of Lightning's package.
+        environment: Lightning's, of the cluster.
+        num_processes: Of this node.
+        num_nodes: How many nodes.
+    """
+    module = importlib.import_module(f"{flavour}.strategies.launchers.subprocess_script")
+    return module._SubprocessScriptLauncher(environment, num_processes, num_nodes)
+
+
+def set_rank_zero(flavour: str, rank: int) -> None:
+    """Tell Lightning's functions that work in the first process only which one this is."""
+    fabric = {"pytorch_lightning": "lightning_fabric"}.get(flavour, "lightning.fabric")
+    for name in (fabric, flavour):
+        importlib.import_module(f"{name}.utilities.rank_zero").rank_zero_only.rank = rank
+
+
+def seed_workers_alike(loader: Any) -> None:
+    """Let a loader's workers draw what those of the first process draw, where Lightning seeds them."""
+    if int(os.environ.get("PL_SEED_WORKERS", 0)) and getattr(loader, "worker_init_fn", True) is None:
+        loader.worker_init_fn = functools.partial(pl_worker_init_function, rank=0)
+
+
+def forget_results(trainer: Any) -> None:
+    """Drop what this process's training steps have logged, as values of the first steps alone."""
+    trainer.fit_loop.epoch_loop._results.clear()
+
+
+def set_callback_metrics(trainer: Any, metrics: Mapping[str, Tensor]) -> None:
+    """Set metrics that callbacks see, beside those there are."""
+    trainer._logger_connector._callback_metrics.update(metrics)
+
+
+def steps_between_checkpoints(callback: Any) -> int:
+    """After how many steps a ModelCheckpoint saves; 0: at no step, or it is no ModelCheckpoint."""
+    return int(getattr(callback, "_every_n_train_steps", 0) or 0)

@@ -1,0 +1,1 @@
+"""What local learning saves and costs: accuracy, bytes saved for backward, updates a second on several processes."""
