@@ -151,6 +151,12 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     check.add_argument(
         "--processes", type=_whole_number(1), default=4, metavar="W", help="of --kfac's modes; default: %(default)s"
     )
+    check.add_argument(
+        "--local",
+        type=_whole_number(2),
+        metavar="K",
+        help="show instead where local learning would cut the network into K blocks, what they keep, and what leaks",
+    )
     check.set_defaults(run=_check)
 
 
@@ -160,6 +166,9 @@ def _check(options: argparse.Namespace) -> None:
             raise NamingError(candidates_in(options.module))
         if options.kfac:
             _show_kfac(options.module, options.data, options.processes)
+            return
+        if options.local is not None:
+            _show_blocks(options.module, options.data, options.local)
             return
         is_filtered = _diagnosed(options.module, options.data)
     except (UsageError, NamingError):
@@ -198,6 +207,20 @@ def _diagnosed(module_path: str, data_path: str | None) -> bool:
         print(f"No --data was given: {module_path} is checked on its own train_dataloader.")
     with quiet():
         return diagnose(module, data).is_filtered
+
+
+def _show_blocks(module_path: str, data_path: str | None, num_blocks: int) -> None:
+    """Print where local learning would cut the module at a path."""
+    module, data = module_and_data(module_path, data_path)
+    from lightning_autoassist.local_learning.cuts import CutError
+    from lightning_autoassist.local_learning.report import local_report
+    from lightning_autoassist.trainer_support.variants import quiet
+
+    try:
+        with quiet():
+            print(local_report(module, data, num_blocks))
+    except CutError as error:
+        raise UsageError(str(error)) from error
 
 
 def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -26,6 +26,7 @@ class Killed(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == 4 and trainer.global_rank == 1:
+            (Path(sys.argv[1]) / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -57,11 +58,11 @@ class Bypassed(Blocks):
 CASES = {
     "sgd": {},
     "adamw": {"module": {"optimizer": "adamw"}, "stop": True},
-    "dropout": {"module": {"dropout": 0.2}, "save": True},
+    "dropout": {"module": {"dropout": 0.2}, "save": True, "shuffle": False},
     "accumulated": {"accumulate_grad_batches": 2},
     "bf16": {"precision": "bf16-mixed"},
     "fine_tune": {"callback": {"fine_tune": 0.5}, "module": {"optimizer": "adamw"}},
-    "monitored": {"monitor": "train_loss_epoch"},
+    "monitored": {"monitor": "train_loss"},
     "stops alone": {"extra": [StopsAlone]},
     "clipped": {"gradient_clip_val": 0.1},
     "overlapping": {"callback": {"mode": "overlapping"}},
