@@ -43,6 +43,7 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python -m benchmarks.text --quick
 	$(BIN)/python -m benchmarks.rare_events --quick
 	$(BIN)/python -m benchmarks.linear_svm --quick
+	$(BIN)/python -m benchmarks.local_learning --quick
 	$(BIN)/python -m benchmarks.translation --quick
 	$(BIN)/python -m benchmarks.gauss_newton --quick
 	$(BIN)/python -m benchmarks.kfac --quick

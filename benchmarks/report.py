@@ -26,6 +26,7 @@ from benchmarks.gpu.report import gpu_line, gpu_tables
 from benchmarks.images.report import IMAGES, image_tables
 from benchmarks.kfac.report import kfac_tables
 from benchmarks.linear_svm.report import stale_svm_curves, svm_tables, write_svm_curves
+from benchmarks.local_learning.report import local_tables, stale_local_picture, write_local_picture
 from benchmarks.outside.report import PAGE, is_stale, write_page
 from benchmarks.rare_events.report import headline_table, rare_tables, stale_rare_picture, write_rare_picture
 from benchmarks.text.report import TEXTS, text_tables
@@ -36,7 +37,7 @@ DOCS = ROOT / "docs"
 PAGES = (
     ROOT / "README.md",
     RESULTS / "README.md",
-    *(DOCS / f"{name}.md" for name in ("results", "does-it-pay", "kfac", "gauss_newton")),
+    *(DOCS / f"{name}.md" for name in ("results", "does-it-pay", "kfac", "gauss_newton", "local_learning")),
 )
 ACCURACIES = (IMAGES, TEXTS)
 
@@ -62,6 +63,7 @@ TABLES = {
     "wall_clock": wall_clock_table,
     "linear_svm": svm_tables,
     "kfac": kfac_tables,
+    "local_learning": local_tables,
     "overhead": overhead_table,
     "scale": scale_table,
     "gpu": gpu_tables,
@@ -95,7 +97,7 @@ def main() -> None:
     after = {page: rewritten(page, text) for page, text in before.items()}
     if check:
         stale = [curve for benchmark in ACCURACIES for curve in stale_curves(benchmark)]
-        stale += [*stale_svm_curves(), *stale_translation_curves(), *stale_rare_picture(), *stale_newton_picture()]
+        stale += [*stale_svm_curves(), *stale_translation_curves(), *stale_rare_picture(), *stale_newton_picture(), *stale_local_picture()]
         stale += [str(page.relative_to(ROOT)) for page in PAGES if after[page] != before[page]]
         stale += [str(PAGE.relative_to(ROOT))] if is_stale() else []
         sys.exit(f"{', '.join(stale)} differ from the rows: run python -m benchmarks.report" if stale else 0)
@@ -105,6 +107,7 @@ def main() -> None:
         write_curves(benchmark)
     write_svm_curves()
     write_translation_curves()
+    write_local_picture()
     write_rare_picture()
     write_newton_picture()
     write_page()

@@ -34,7 +34,7 @@ def _accuracy_table(num_instances: int, epochs: int, by_method: dict[str, list[d
     lines = [
         f"Fashion-MNIST, {num_instances:,} images of 14 x 14, {epochs} epochs, VGG-like network of 8 convolutions.",
         "",
-        "| method | seeds | test accuracy, % | against backprop | bytes saved for backward | CPU seconds | head numbers |",
+        "| method | seeds | test accuracy, % | against backprop | saved for backward | CPU seconds | head numbers |",
         "|---|---|---|---|---|---|---|",
     ]
     full = by_method.get(BACKPROP, [])
@@ -43,7 +43,7 @@ def _accuracy_table(num_instances: int, epochs: int, by_method: dict[str, list[d
         if rows:
             lines.append(_accuracy_line(method, rows, full))
     rows = [row for each in by_method.values() for row in each]
-    return "\n".join([*lines, "", f"{measured_on(rows)}."])
+    return "\n".join([*lines, "", measured_on(rows)])
 
 
 def _accuracy_line(method: str, rows: list[dict[str, Any]], full: list[dict[str, Any]]) -> str:
@@ -70,7 +70,9 @@ def _memory_table() -> str:
         f"| {row['depth']} | {row['num_blocks']} | {row['backprop_bytes'] / 1e6:.1f} | {row['local_bytes'] / 1e6:.1f} |"
         for row in rows
     ]
-    return "\n".join(["Bytes saved for backward, a block for each four convolutions, batches of 32:", "", *lines])
+    title = "Bytes saved for backward, a block for each four convolutions, batches of 32:"
+    picture = f"![Bytes saved for backward against depth](benchmarks/results/{PICTURE.name})"
+    return "\n".join([title, "", *lines, "", picture, "", measured_on(rows)])
 
 
 def _throughput_table() -> str:

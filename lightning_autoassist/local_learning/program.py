@@ -157,7 +157,7 @@ class _Builder:
         self._output_ids: dict[int, Slot] = {}
 
     def build(self, root: Tensor) -> Program:
-        link = self._trace.link(root)
+        link = self._trace.link_of_loss(root)
         if link.operation < 0:
             raise NoProgramError("no operation of torch was seen that computed it")
         try:

@@ -81,6 +81,7 @@ class StepTrace(TorchFunctionMode):
         self._leaves = {id(leaf): number for number, leaf in enumerate(leaves)}
         self._kept = list(leaves)  # an id is that of one tensor only as long as the tensor lives
         self._data: list[Tensor] = []
+        self._numbers: dict[Any, Link] = {}  # by their nodes in the autograd graph
         self._known: dict[int, tuple[weakref.ref[Tensor], int, int, int, bool]] = {}
 
     def __torch_function__(
@@ -121,6 +122,14 @@ class StepTrace(TorchFunctionMode):
             return Link(known[1], known[2], -1, live)
         return Link(-1, -1, leaf, tensor)
 
+    def link_of_loss(self, root: Tensor) -> Link:
+        """Where a returned loss comes from; DDP may have passed it on in a tensor of its own."""
+        link = self.link(root)
+        if link.operation < 0 and root.grad_fn is not None and "DDPSink" in root.grad_fn.name():
+            inside = (self._numbers.get(node) for node, _ in root.grad_fn.next_functions)
+            return next((each for each in inside if each is not None), link)
+        return link
+
     def _note(
         self,
         func: Callable[..., Any],
@@ -149,7 +158,10 @@ class StepTrace(TorchFunctionMode):
         )
         is_one = changed >= 0 or isinstance(result, Tensor)
         for item, one in enumerate(results):
-            self._known[id(one)] = (weakref.ref(one), number, -1 if is_one else item, _version(one), one.requires_grad)
+            place = -1 if is_one else item
+            self._known[id(one)] = (weakref.ref(one), number, place, _version(one), one.requires_grad)
+            if one.ndim == 0 and one.grad_fn is not None:
+                self._numbers[one.grad_fn] = Link(number, place)
 
     def _is_of_data(self, link: Link) -> bool:
         if link.operation >= 0:
