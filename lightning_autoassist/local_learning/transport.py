@@ -22,6 +22,8 @@ _MAX_AXES = _HEADER - 5
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
+# Processes import and load before they meet.
+_TIME_TO_START = timedelta(minutes=10)
 # Of this process, by where its processes meet: a port can be listened on once.
 _GROUPS: dict[tuple[str, int, int, int], Groups] = {}
 
@@ -65,7 +67,7 @@ class Groups(NamedTuple):
     def _connected(cls, address: str, port: int, rank: int, size: int, limit: timedelta) -> Groups:
         # Public, and yet not exported as the type checker wants it.
         of_torch: Any = distributed
-        store = of_torch.TCPStore(address, port, size, rank == 0, limit)
+        store = of_torch.TCPStore(address, port, size, rank == 0, max(limit, _TIME_TO_START))
         stores = [of_torch.PrefixStore(f"local_learning/{name}", store) for name in ("flow", "agreement")]
         made = [of_torch.ProcessGroupGloo(each, rank, size, limit) for each in stores]
         return cls(made[0], made[1], rank, size)

@@ -65,7 +65,6 @@ CASES = {
     "monitored": {"monitor": "train_loss"},
     "stops alone": {"extra": [StopsAlone]},
     "clipped": {"gradient_clip_val": 0.1},
-    "overlapping": {"callback": {"mode": "overlapping"}},
     "bypassed": {"kind": Bypassed},
     "other batches": {"extra": [OtherBatches]},
     "killed": {"extra": [Killed]},
@@ -86,7 +85,7 @@ def run(folder: Path, name: str, num_processes: int, resume: Path | None = None)
     if "monitor" in options:
         callbacks.append(pl.callbacks.EarlyStopping(options.pop("monitor"), patience=10, check_on_train_epoch_end=True))
     if num_processes > 1:
-        options |= {"devices": num_processes, "strategy": LayerParallelStrategy(timeout=60)}
+        options |= {"devices": num_processes, "strategy": LayerParallelStrategy(timeout=200)}
         if name == "sgd":
             options["strategy"] = "layer_parallel"
     pl.seed_everything(11, verbose=False)

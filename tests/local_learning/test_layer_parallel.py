@@ -17,7 +17,6 @@ ON_FOUR = ["sgd", "dropout"]
 RESUMED = "dropout@6"
 REFUSED = {
     "clipped": "clips by the norm over all blocks",
-    "overlapping": "mode='overlapping' sends gradients backward",
     "bypassed": "the step needs values of before it that are not its output",
     "other batches": "The processes have different batches in step 4",
 }

@@ -348,3 +348,38 @@ def test_backward_is_noticed():
     values.sum().backward()
     assert inside == [True]
     assert not internals.is_in_backward()
+
+
+def test_the_steps_between_checkpoints_are_known(flavour):
+    """Without it, processes of layers in parallel would name checkpoints by metrics that they do not have."""
+    checkpoints = flavour.callbacks.ModelCheckpoint(every_n_train_steps=3)
+    assert internals.steps_between_checkpoints(checkpoints) == 3
+    assert internals.steps_between_checkpoints(flavour.callbacks.EarlyStopping("loss")) == 0
+
+
+def test_metrics_of_another_process_are_seen_by_callbacks(flavour):
+    """Without it, processes of layers in parallel would monitor what their first steps logged."""
+
+    def ask(trainer, batch_idx):
+        internals.forget_results(trainer)
+        internals.set_callback_metrics(trainer, {"told": torch.tensor(3.0)})
+        return float(trainer.callback_metrics["told"])
+
+    answers, _ = fitted(flavour, ask)
+    assert answers == [3.0] * NUM_BATCHES
+
+
+def test_other_processes_are_started_by_a_script(flavour):
+    """Without it, layers in parallel have no processes."""
+    fabric = {"pytorch_lightning": "lightning_fabric"}.get(flavour.__name__, "lightning.fabric")
+    environment = importlib.import_module(f"{fabric}.plugins.environments").LightningEnvironment()
+    assert internals.script_launcher(flavour.__name__, environment, 2, 1).procs == []
+    internals.set_rank_zero(flavour.__name__, 0)
+
+
+def test_workers_of_all_processes_draw_alike(monkeypatch):
+    """Without it, augmentation in workers gives each process of layers in parallel other images."""
+    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+    seeded = loader(num_workers=1)
+    internals.seed_workers_alike(seeded)
+    assert seeded.worker_init_fn.keywords == {"rank": 0}
