@@ -64,6 +64,7 @@ CASES = {
     "fine_tune": {"callback": {"fine_tune": 0.5}, "module": {"optimizer": "adamw"}},
     "monitored": {"monitor": "train_loss"},
     "stops alone": {"extra": [StopsAlone]},
+    "ddp": {"strategy": "ddp_find_unused_parameters_true"},
     "clipped": {"gradient_clip_val": 0.1},
     "bypassed": {"kind": Bypassed},
     "other batches": {"extra": [OtherBatches]},
@@ -85,7 +86,7 @@ def run(folder: Path, name: str, num_processes: int, resume: Path | None = None)
     if "monitor" in options:
         callbacks.append(pl.callbacks.EarlyStopping(options.pop("monitor"), patience=10, check_on_train_epoch_end=True))
     if num_processes > 1:
-        options |= {"devices": num_processes, "strategy": LayerParallelStrategy(timeout=200)}
+        options = {"devices": num_processes, "strategy": LayerParallelStrategy(timeout=200), **options}
         if name == "sgd":
             options["strategy"] = "layer_parallel"
     pl.seed_everything(11, verbose=False)

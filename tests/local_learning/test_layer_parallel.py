@@ -39,7 +39,7 @@ def runs(tmp_path_factory):
     """What each process has, by case, step of the checkpoint, number of processes and rank."""
     folder = tmp_path_factory.mktemp("layers")
     run(folder, 1, *EQUAL)
-    run(folder, 2, *EQUAL, "monitored", "stops alone", RESUMED)
+    run(folder, 2, *EQUAL, "monitored", "stops alone", RESUMED, "ddp")
     run(folder, 4, *ON_FOUR)
     run(folder, 1, RESUMED)
     return {path.stem: torch.load(path, weights_only=False) for path in folder.glob("*.pt")}
@@ -78,6 +78,15 @@ def test_metrics_of_the_step_are_known_to_all(runs):
 
 def test_processes_stop_together(runs):
     assert runs["stops alone@-2-0"]["steps"] == runs["stops alone@-2-1"]["steps"] == 6
+
+
+def test_ddp_reduces_the_gradients_of_blocks_and_heads(runs):
+    first, second = (runs[f"ddp@-2-{rank}"] for rank in (0, 1))
+    parameters = [name for name in first["module"] if "running" not in name]  # each process has its own statistics
+    assert_same([first["module"][name] for name in parameters], [second["module"][name] for name in parameters])
+    for left, right in zip(first["heads"], second["heads"], strict=True):
+        assert_same(left["heads"], right["heads"])
+    assert first["losses"] != second["losses"]
 
 
 def test_what_cannot_be_trained_so_is_refused(tmp_path):

@@ -288,7 +288,7 @@ def test_filtering_gives_all_heads_the_weights_of_the_batch():
 
     class Copy(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            draw = data.current_draw
+            draw = filtering._steps.draw
             weights = None if draw is None or draw.weights is None else torch.from_numpy(draw.weights)
             heads = [copied(each.heads[0]) for each in local._steps.heads]
             seen.append((weights, heads, copied(pl_module)))
