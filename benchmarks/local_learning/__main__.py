@@ -76,7 +76,7 @@ def quick() -> None:
     check(rows[BLOCKS]["bytes_ratio"] < 0.6, f"4 blocks keep {rows[BLOCKS]['bytes_ratio']:.2f} of the bytes")
     shallow, deep = memory_row(8), memory_row(16)
     check(deep["backprop_bytes"] > 1.8 * shallow["backprop_bytes"], "backpropagation's bytes do not grow with depth")
-    check(deep["local_bytes"] < 1.1 * shallow["local_bytes"], "local learning's bytes grow with depth")
+    check(deep["local_bytes"] < 1.2 * shallow["local_bytes"], "local learning's bytes grow with depth")
 
 
 PARTS = {"accuracy": accuracy, "memory": memory, "throughput": throughput}
