@@ -14,7 +14,7 @@ import numpy.typing as npt
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_autoassist.capture.loss_capture import InstanceLossCapture
-from lightning_autoassist.filtering.assistants.base import Assistant
+from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
 from lightning_autoassist.filtering.checkpoint import OpenWindow, is_at_batch_end, is_readable, kinds_of
 from lightning_autoassist.filtering.checks.run_length import Limits
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
@@ -153,7 +153,7 @@ class AutoAssistCallback(CallbackBase):
         self._learner = InstanceSelector(
             assistant,
             self.policy,
-            lambda assistant: assistant.feature_extractor(self.features, self.max_features),
+            self._feature_extractor,  # no lambda: spawned processes get the callback pickled
             self.report,
             self._log,
             reweighting=reweighting,
@@ -181,6 +181,9 @@ class AutoAssistCallback(CallbackBase):
         self._data: AutoAssistDataModule | None = None
         self._stage = "fit"
         self._has_begun = False
+
+    def _feature_extractor(self, assistant: Assistant) -> BatchReader:
+        return assistant.feature_extractor(self.features, self.max_features)
 
     @property
     def assistant(self) -> Assistant:
