@@ -35,12 +35,14 @@ nitpicky = True
 # A build without a network cannot read other packages' inventories, and types of our own that users never make by hand
 # are not in the reference.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|numpy|np|pytorch_lightning|lightning|collections|typing|os|pathlib|contextlib|concurrent)\..*"),
-    (r"py:class", r"(Lengths|PadValues|Tokens|TrainData|FloatArray|IntArray|BoolArray)"),
+    (r"py:.*", r"(torch|numpy|np|pytorch_lightning|lightning|collections|typing|os|pathlib|contextlib|concurrent|sklearn)\..*"),
+    (r"py:class", r"(InstanceMemory|Labels|Lengths|PadValues|Tokens|TrainData|FloatArray|IntArray|BoolArray)"),
     (
         r"py:class",
         r"(Tensor|nn\.Module|Module|Trainer|LightningModule|optional|callable)",
     ),
+    # Inherited methods are on the page of the base class.
+    (r"py:(meth|attr)", r"[a-z_]+"),
     (r"py:class", r"tuple\[str"),
     (r"py:class", r"lightning_autoassist(\.[a-z_]+)+\.[A-Z]\w+"),
 ]

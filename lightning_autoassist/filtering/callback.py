@@ -187,7 +187,7 @@ class AutoAssistCallback(CallbackBase):
 
     @property
     def assistant(self) -> Assistant:
-        """What predicts scores: the given Assistant, or the one that suits the data."""
+        """The given Assistant, or the one that suits the data."""
         return self._learner.assistant
 
     @property

@@ -24,9 +24,9 @@ def kfac_summary(module: nn.Module, num_processes: int = 4, options: KFACOptions
         options: Of the callback; None: its defaults.
 
     Example:
-        >>> print(kfac_summary(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), 2))  # doctest: +ELLIPSIS
-        layer   class   blocks   inputs   outputs   factors
-        0       Linear  1        5        3         0.00 MB
+        >>> print(kfac_summary(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), 2))  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+        layer   class    blocks   inputs   outputs   factors
+        0       Linear   1        5        3         0.00 MB
         ...
         Skipped: their gradients stay as they are.
           1: a BatchNorm1d is none of Linear, Conv1d, Conv2d, Conv3d, Embedding

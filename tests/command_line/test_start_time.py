@@ -22,7 +22,7 @@ print(json.dumps([done.returncode, spent.children_user + spent.children_system, 
 
 
 def python(code, *words):
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -70,6 +70,7 @@ class RowStream(CandidateStream):
         ValueError: If ``reweighting`` names no mode.
 
     Example:
+        >>> import torch
         >>> loader = [torch.arange(4), torch.arange(4, 8), torch.arange(8, 12)]
         >>> def odd_ones(rows, pass_index):
         ...     return np.where(rows.batch % 2, 1.0, 1e-9)
