@@ -35,10 +35,13 @@ BATCHES = {"digits": (175, 350, 700), "fashion": (500, 1_000), "covtype": (500, 
 
 
 def step_jobs() -> Iterator[NewtonJob]:
-    """Growth of n = m / 16 with 8 features, in m at n = 256, and in n at m = 4,096."""
+    """With 8 features, growth of n = m / 16, and in m at n = 4,096; with 16, in m at n = 256, and in n at m = 4,096."""
     for n in (4_096, 2_048, 1_024, 512):
         for method in ("gram", "sketch"):
             yield NewtonJob("step", "points", method, 0.0, n, 16 * n, 8, 0)
+    for m in (16_384, 32_768, 131_072):
+        for method in ("gram", "sketch"):
+            yield NewtonJob("step", "points", method, 0.0, 4_096, m, 8, 0)
     sizes = [("gram", "cg", "sketch", "dense")] * 3 + [("gram", "cg", "sketch")]
     for m, methods in zip((1_024, 4_096, 16_384, 65_536), sizes, strict=True):
         for method in methods:

@@ -36,7 +36,8 @@ def steps_table() -> str:
     tables = [
         _growth(rows, "m", lambda row: row["n"] == 256 and row["d"] == 16, "n = 256, d = 16, growing width m"),
         _growth(rows, "n", lambda row: row["m"] == 4_096 and row["d"] == 16, "m = 4,096, d = 16, growing n"),
-        _growth(rows, "n", lambda row: row["d"] == 8, "m = 16 n, d = 8, growing n"),
+        _growth(rows, "n", lambda row: row["m"] == 16 * row["n"] and row["d"] == 8, "m = 16 n, d = 8, growing n"),
+        _growth(rows, "m", lambda row: row["n"] == 4_096, "n = 4,096, d = 8, growing width m"),
     ]
     picture = f"![CG iterations and seconds of a step](benchmarks/results/{_path().name})"
     return "\n\n".join([*tables, picture, f"{measured_on(rows)} CPU seconds; iterations in brackets."])
@@ -93,7 +94,13 @@ def write_newton_picture() -> None:
     by_n = [row for row in rows if row["m"] == 4_096 and row["d"] == 16]
     _draw(left, [row for row in by_n if row["iterations"]], "n", "iterations", "CG iterations, m = 4,096, d = 16")
     _draw(middle, [row for row in rows if row["n"] == 256 and row["d"] == 16], "m", "seconds", "CPU s, n = 256, d = 16")
-    _draw(right, [row for row in rows if row["d"] == 8], "n", "seconds", "CPU s, m = 16 n, d = 8")
+    _draw(
+        right,
+        [row for row in rows if row["d"] == 8 and row["m"] == 16 * row["n"]],
+        "n",
+        "seconds",
+        "CPU s, m = 16 n, d = 8",
+    )
     figure.savefig(_path(), format="png", dpi=120, metadata={"Description": fingerprint(rows)})
 
 
