@@ -120,8 +120,13 @@ def exponent(rows: list[Row], axis: str) -> float:
 def _draw(axes: Any, rows: list[Row], axis: str, value: str, title: str) -> None:
     for group in grouped(rows, ("method",)):
         group = sorted(group, key=lambda row: row[axis])
-        axes.plot([row[axis] for row in group], [row[value] for row in group], ".-", label=NAMES[group[0]["method"]])
+        method = group[0]["method"]
+        sizes, values = [row[axis] for row in group], [row[value] for row in group]
+        axes.plot(sizes, values, ".-", color=f"C{list(NAMES).index(method)}", label=NAMES[method])
     axes.set(xscale="log", yscale="log", xlabel=axis, title=title)
+    sizes = sorted({row[axis] for row in rows})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+    axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3)
     if rows:
         axes.legend(fontsize="small")
