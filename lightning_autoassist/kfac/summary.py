@@ -24,7 +24,8 @@ def kfac_summary(module: nn.Module, num_processes: int = 4, options: KFACOptions
         options: Of the callback; None: its defaults.
 
     Example:
-        >>> print(kfac_summary(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), 2))  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        >>> print(kfac_summary(net, 2))  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
         layer   class    blocks   inputs   outputs   factors
         0       Linear   1        5        3         0.00 MB
         ...

@@ -22,7 +22,8 @@ print(json.dumps([done.returncode, spent.children_user + spent.children_system, 
 
 
 def python(code, *words):
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=200, check=False)
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -43,7 +43,8 @@ class Policy:
         correction: The exponent of the weights, in [0, 1], a number or a schedule over progress: an instance that was
             kept with p is weighted by :math:`p^{-correction}`, if reweighting is on at all.
         required_columns: What :meth:`judge`, :meth:`update` and :meth:`unseen_scores` read of instances beside scores,
-            a subset of ``{"labels", "scores", "ages", "indices"}``; see :class:`~lightning_autoassist.assistants.Instances`.
+            a subset of ``{"labels", "scores", "ages", "indices"}``; see
+            :class:`~lightning_autoassist.assistants.Instances`.
         scores_unseen: Whether :meth:`unseen_scores` knows something of instances that the model has not seen: then
             labels are looked for in the data set, and the first pass is filtered, too.
         own_columns: What it remembers of each instance by itself: names, and the number (or the numbers) that an
