@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common.command_line import be_quiet
+from benchmarks.common.command_line import be_quiet, parser_of
 from benchmarks.common.jobs import TUNE_SEED, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check, finished
@@ -150,13 +150,8 @@ def quick() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gauss_newton",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("gauss_newton", __doc__, "seconds, on data made here")
     add = parser.add_argument
-    add("--quick", action="store_true", help="seconds, on data made here; leaves no rows")
     add("--dataset", action="append", choices=TRAINED, help="again for more; default: digits fashion covtype")
     add("--seeds", type=int, default=3, help="final runs of each method")
     add("--only", choices=("trainings", "steps"), help="a part of the rows; as a second process beside the first")

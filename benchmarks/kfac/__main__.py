@@ -13,14 +13,13 @@ interruption, and a second process beside the first takes other runs.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common.command_line import be_quiet
+from benchmarks.common.command_line import be_quiet, parser_of
 from benchmarks.common.jobs import TUNE_SEED, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check
@@ -117,11 +116,8 @@ def quick() -> None:
 
 def main() -> None:
     """Run what is left of the rows that the command line asks for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.kfac", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("kfac", __doc__, "seconds, on 8x8 digits")
     add = parser.add_argument
-    add("--quick", action="store_true", help="seconds, on 8x8 digits; leaves no rows")
     add("--case", action="append", choices=MEASURED, help="again for more; default: all")
     add("--seeds", type=int, default=3, help="final runs of each method")
     add("--data-dir", type=Path, default=DEFAULT_DATA_DIR, help="where data are, or are downloaded to")

@@ -16,7 +16,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks.common.command_line import be_quiet
+from benchmarks.common.command_line import be_quiet, parser_of
 from benchmarks.common.rows import RESULTS, append_row, rows_of
 from benchmarks.common.runs import Runner, check
 from benchmarks.images.data import load_images
@@ -84,13 +84,8 @@ PARTS = {"accuracy": accuracy, "memory": memory, "throughput": throughput}
 
 def main() -> None:
     """Run what is asked for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.local_learning",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("local_learning", __doc__, "a few seconds, on data made here")
     add = parser.add_argument
-    add("--quick", action="store_true", help="a few seconds, on data made here; leaves no rows")
     add("--part", action="append", choices=PARTS, help="again for more; default: memory accuracy")
     add("--method", action="append", choices=METHODS, help="again for more; default: all")
     add("--seeds", type=int, default=3, help="final runs of each method")

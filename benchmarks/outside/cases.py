@@ -80,8 +80,8 @@ def case(package: str, name: str, kind: str) -> Callable[[Callable[[], Setup]], 
 
     Args:
         package: See :class:`Case`.
-        name: Likewise.
-        kind: Likewise.
+        name: See :class:`Case`.
+        kind: See :class:`Case`.
 
     Raises:
         ValueError: If the name is taken.

@@ -190,7 +190,7 @@ def compared(captured: Tensor, own: Tensor) -> Row:
 
     Args:
         captured: Shape ``(N,)``.
-        own: Likewise.
+        own: Shape ``(N,)``.
 
     Returns:
         ``losses_equal``, the ``factor`` (1 where they are equal without one), and the largest ``relative_error``.

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.common.command_line import be_quiet
+from benchmarks.common.command_line import be_quiet, parser_of
 from benchmarks.common.jobs import FULL, TUNE_SEED, Job, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check
@@ -124,13 +124,8 @@ def quick(args: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("peers", __doc__, "on digits")
     add = parser.add_argument
-    add("--quick", action="store_true", help="on digits; leaves no rows")
     add("--infobatch", type=Path, default=Path("InfoBatch"), help="folder of a clone of InfoBatch's repository")
     add("--seeds", type=int, default=5, help="final runs of each method")
     add("--data-dir", type=Path, default=DEFAULT_DATA_DIR, help="where data are, or are downloaded to")

@@ -21,7 +21,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.common.command_line import add_arguments, be_quiet, planned
+from benchmarks.common.command_line import add_arguments, be_quiet, parser_of, planned
 from benchmarks.common.jobs import TUNED_BUDGET, Plan, PlanChain, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check_quickly
@@ -62,13 +62,8 @@ def quick() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.rare_events",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("rare_events", __doc__, "some seconds, on data made up")
     add = parser.add_argument
-    add("--quick", action="store_true", help="some seconds, on data made up; leaves no rows")
     add("--plan", choices=("core", "cost", "whole"), default="core", help="what is run where no data set is named")
     add("--dataset", action="append", choices=RARE_SETS, help="again for more; then --budget, --policy and so on hold")
     add("--width", type=int, default=TEMPLATE.width, help="units of a hidden layer")

@@ -7,16 +7,7 @@ from benchmarks.common.runs import finished
 from benchmarks.gauss_newton import __main__ as command
 from benchmarks.gauss_newton import report
 from benchmarks.gauss_newton.runs import NewtonJob, run_job, seconds_to
-
-
-def finish_all(plan, outcome):
-    rows, order = {}, []
-    while True:
-        job = next((job for job in plan.jobs(rows) if job is not None and job not in rows), None)
-        if job is None:
-            return order
-        rows[job] = outcome(job)
-        order.append(job)
+from tests.helpers.plans import finish_all
 
 
 def test_settings_are_chosen_by_the_seconds_to_the_best_adams_error():

@@ -22,6 +22,7 @@ from benchmarks.linear_svm.methods import METHODS
 from benchmarks.linear_svm.model import LinearSVM
 from lightning_autoassist import AutoAssistPolicy, InstanceLossCapture, Instances, ShrinkingBatchSampler
 from tests.helpers.paths import ROOT
+from tests.helpers.plans import finish_all
 
 L2 = 1e-2
 
@@ -269,16 +270,6 @@ def test_a_run_with_one_seed_is_the_same_run(small):
 
 
 # ---- plans and tables
-
-
-def finish_all(plan, outcome):
-    rows, order = {}, []
-    while True:
-        job = next((job for job in plan.jobs(rows) if job is not None and job not in rows), None)
-        if job is None:
-            return order
-        rows[job] = outcome(job)
-        order.append(job)
 
 
 def test_floors_are_chosen_on_one_data_set_and_used_on_all():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import run_with_children
 
 EQUAL = ["sgd", "adamw", "dropout", "accumulated", "bf16", "fine_tune"]
 ON_FOUR = ["sgd", "dropout"]
@@ -28,10 +29,8 @@ def command(folder, num_processes, *names):
 
 def run(folder, num_processes, *names):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command(folder, num_processes, *names), capture_output=True, text=True, timeout=280, cwd=ROOT, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    done = run_with_children(command(folder, num_processes, *names), 280, env=environment)
+    assert done.returncode == 0, done.output
 
 
 @pytest.fixture(scope="module")

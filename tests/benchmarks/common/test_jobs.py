@@ -5,17 +5,11 @@ import pytest
 from benchmarks.common.jobs import Method, Plan, PlanChain
 from benchmarks.images.__main__ import TEMPLATE
 from lightning_autoassist import POLICIES
+from tests.helpers import plans
 
 
 def finish_all(plan, accuracy):
-    """Go through a plan's jobs as a runner does, with accuracies made up."""
-    rows, order = {}, []
-    while True:
-        job = next((job for job in plan.jobs(rows) if job is not None and job not in rows), None)
-        if job is None:
-            return order
-        rows[job] = {"accuracy": accuracy(job)}
-        order.append(job)
+    return plans.finish_all(plan, lambda job: {"accuracy": accuracy(job)})
 
 
 def plan_of(**changes):
