@@ -296,19 +296,6 @@ class TokenBatcher(Batcher):
         return chain((piece for _, piece in self._ready), super()._all())
 
 
-def padded_tokens(lengths: npt.NDArray[np.int64]) -> int:
-    """Tokens of a batch with its padding: B times the sum of the longest of each of the C lengths.
-
-    Args:
-        lengths: Shape ``(B, C)``.
-
-    Example:
-        >>> padded_tokens(np.array([[3, 5], [4, 2]]))
-        18
-    """
-    return len(lengths) * int(lengths.max(0).sum())
-
-
 def _cuts(lengths: npt.NDArray[np.int64], max_tokens: int) -> list[int]:
     """Where batches begin and end, from 0 on: each as far as the next instance still fits, the last that is full."""
     cuts, start = [0], 0

@@ -13,11 +13,15 @@ from torch.utils.data import (
 )
 
 from lightning_autoassist import TokenBatchSampler
-from lightning_autoassist.filtering.sampling.batchers import padded_tokens
 from lightning_autoassist.filtering.sampling.sharding import OwnedCandidates
 from lightning_autoassist.filtering.sampling.token_batches import tokens_per_pass
 from lightning_autoassist.filtering.sampling.token_budget import TokenBudget
 from lightning_autoassist.filtering.sampling.token_lengths import longest_sequence
+
+
+def padded_tokens(lengths):
+    """Tokens of a batch with its padding: B times the sum of the longest of each of the C lengths, shape ``(B, C)``."""
+    return len(lengths) * int(lengths.max(0).sum())
 
 
 def random_lengths(rng, num_columns=1):
