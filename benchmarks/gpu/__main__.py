@@ -29,6 +29,7 @@ from benchmarks.gpu.places import PACK, ROOT, add_arguments, keep_row, machine
 
 # Seconds that a process is given to end by itself, and then to end when it is told to.
 GRACE = 4.0
+TEST_PROCESSES = 6
 QUICK_TESTS = "test_in_single_precision or test_data_that_lie_on_the_device"
 NEEDED = ("lightning_utilities", "pytest", "pytest_timeout", "pytorch_lightning", "torchmetrics")
 FOR_TRANSLATION = ("sacrebleu", "sentencepiece")
@@ -64,6 +65,9 @@ def command_of(part: str, options: Sequence[str], seconds: float, device: str, i
         return [sys.executable, "-m", f"benchmarks.gpu.{part}", *options, "--seconds", f"{seconds:.0f}"]
     chosen = [device] + ([QUICK_TESTS] if is_quick else [])
     options = ["-m", "gpu", "-q", "-k", " and ".join(f"({each})" for each in chosen), "-p", "no:cacheprovider"]
+    if device == "cuda" and importlib.util.find_spec("xdist") is not None:
+        # Several processes share the device: most of a test's time is spent on the host.
+        options += ["--numprocesses", str(min(TEST_PROCESSES, os.cpu_count() or 1)), "-p", "no:benchmark"]
     return [sys.executable, "-m", "pytest", "tests/gpu", "-p", "benchmarks.gpu.pytest_rows", *options]
 
 

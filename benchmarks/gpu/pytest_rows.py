@@ -13,6 +13,8 @@ MOST_CHARACTERS = 4000
 
 def pytest_runtest_logreport(report: Any) -> None:
     """A phase of a test has ended; its call is what counts, or what kept it from being called."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the process that collects the reports writes them
+        return
     if report.when != "call" and report.outcome == "passed":
         return
     out, device, is_quick = (os.environ[f"AUTOASSIST_GPU_{name}"] for name in ("OUT", "DEVICE", "IS_QUICK"))
