@@ -3,20 +3,25 @@
 The data lie on the device and are flipped and shifted there. Every method's peak learning rate is the better of two by
 accuracy on held-out training images, in runs of a third of the epochs at budget 0.6; it is used at 0.4 as well. There
 are as many training images as the time allows: a first measurement of a step says how many that are. Runs follow in the
-order of their worth; further seeds fill what time is left.
+order of their worth; further seeds fill what time is left. Where there are cores enough, several processes share the
+device, as one alone leaves it idle half of the time; seconds are then to be compared with each other only.
 """
 
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from benchmarks.common.command_line import be_quiet
 from benchmarks.common.jobs import FULL, TUNE_SEED, Method
 from benchmarks.common.training import fit
 from benchmarks.gpu.cost import Clock
@@ -31,6 +36,8 @@ BUDGETS = (0.6, 0.4)
 SEEDS, MOST_SEEDS = 2, 6
 HELD_OUT_SHARE = 1 / 6
 PROBE_STEPS = 40
+# That share the device, each with as many cores at least; and how much longer a step of each then takes.
+MOST_PROCESSES, CORES_A_PROCESS, CONTENTION = 3, 4, 1.4
 # Of the seconds left, what the runs may be planned to take; and what a run takes beside its steps.
 PLANNED_SHARE, SECONDS_A_RUN = 0.85, 1.5
 
@@ -100,12 +107,14 @@ class Runs:
 
     Args:
         part: Of the benchmark.
+        processes: That share the device.
+        step_seconds: Of a step of each, where it is known.
     """
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Part, processes: int = 1, step_seconds: float = 0.0) -> None:
         self.part = part
-        self.step_seconds = 0.0
-        self.failed: list[str] = []
+        self.processes = processes
+        self.step_seconds = step_seconds
         self._sets: dict[tuple[bool, int | None], tuple[OnDevice, OnDevice]] = {}
 
     def data(self, job: ImageJob) -> tuple[OnDevice, OnDevice]:
@@ -127,22 +136,24 @@ class Runs:
         return ImageBoss(MODELS[job.model](shape), job.learning_rate, channels_last=True)
 
     def probe(self, job: ImageJob) -> None:
-        """Measure a step."""
+        """Measure a step, alone on the device."""
         train, _ = self.data(job)
         steps = min(PROBE_STEPS, len(train) // job.batch_size)
         clock = Clock(steps // 3, steps - 1)
         trainer = self.part.trainer(max_steps=steps, max_epochs=1, precision=job.precision, callbacks=[clock])
         trainer.fit(self.module(job), datamodule=DeviceData(train, None, job.batch_size))
-        self.step_seconds = clock.step_ms / 1e3
+        self.step_seconds = clock.step_ms / 1e3 * (CONTENTION if self.processes > 1 else 1)
         self.part.keep(case="probe", batch_size=job.batch_size, step_ms=round(clock.step_ms, 4))
 
-    def accuracy(self, job: ImageJob) -> float:
-        """Train once; NaN where that fails, which costs no other run."""
+    def accuracy(self, job: ImageJob) -> float | None:
+        """Train once; NaN where that fails, which costs no other run; None where no time is left."""
+        if not self.has_time_for(job):
+            print(f"no time is left for {job.method} {job.budget:g} seed {job.seed}", flush=True)
+            return None
         try:
             return float(self.run(job)["accuracy"])
         except Exception as error:
             traceback.print_exc()
-            self.failed.append(job.method)
             self.part.keep(case="failed", **asdict(job), outcome=f"{type(error).__name__}: {error}"[:2000])
             return math.nan
 
@@ -156,6 +167,7 @@ class Runs:
             "train_instances": len(train),
             "held_out_instances": len(held_out),
             "instances_loaded": train.num_loaded,
+            "processes": self.processes,
             "whole_seconds": round(time.monotonic() - started, 2),
         }
         self.part.keep(case="run", **row)
@@ -197,30 +209,79 @@ def fitted(plan: Plan, seconds: float, step_seconds: float) -> Plan:
     return smaller
 
 
+def num_processes(part: Part) -> int:
+    """How many processes share the device."""
+    if part.device == "cpu":
+        return 2 if part.is_quick else 1
+    return max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // CORES_A_PROCESS))
+
+
+class SharedDevice:
+    """Processes that take a job after the other, each as soon as it is free.
+
+    Args:
+        runs: As it is set up here.
+    """
+
+    def __init__(self, runs: Runs) -> None:
+        setting = (runs.part, runs.processes, runs.step_seconds)
+        context = multiprocessing.get_context("spawn")  # a process that is forked cannot use CUDA
+        self._pool = ProcessPoolExecutor(runs.processes, context, _begin, setting)
+        self.failed: list[str] = []
+
+    def accuracies(self, jobs: Iterable[ImageJob]) -> dict[ImageJob, float]:
+        """What each job reached, NaN where it failed; jobs that there was no time for are missing."""
+        jobs = list(jobs)
+        found = {
+            job: reached
+            for job, reached in zip(jobs, self._pool.map(_accuracy, jobs), strict=True)
+            if reached is not None
+        }
+        self.failed += [job.method for job, reached in found.items() if math.isnan(reached)]
+        return found
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.shutdown()
+
+
+_here: list[Runs] = []  # of a process of the pool: its own, with the data that it has on the device
+
+
+def _begin(part: Part, processes: int, step_seconds: float) -> None:
+    be_quiet(1)
+    _here.append(Runs(part, processes, step_seconds))
+
+
+def _accuracy(job: ImageJob) -> float | None:
+    return _here[0].accuracy(job)
+
+
 def main() -> None:
     """Run what there is time for."""
     part = part_of("accuracy")
-    runs, plan = Runs(part), plan_of(part)
+    runs, plan = Runs(part, num_processes(part)), plan_of(part)
     runs.probe(plan.template)
+    seconds = part.seconds_left * runs.processes
     if not part.is_quick:
-        plan = fitted(plan, PLANNED_SHARE * part.seconds_left, runs.step_seconds)
+        plan = fitted(plan, PLANNED_SHARE * seconds, runs.step_seconds)
     planned = plan.seconds(runs.step_seconds)
-    print(f"{plan.template.instances:,} images, {planned:.0f} s planned of {part.seconds_left:.0f}", flush=True)
-    reached = {(job.method, job.learning_rate): runs.accuracy(job) for job in plan.tuning()}
-    for job in plan.final(best_rates(plan, reached)):
-        if not runs.has_time_for(job):
-            print("no time is left", flush=True)
-            break
-        runs.accuracy(job)
-    if runs.failed:
-        raise SystemExit(f"failed: {', '.join(runs.failed)}")
+    print(f"{plan.template.instances:,} images, {planned:.0f} s planned of {seconds:.0f}", flush=True)
+    shared = SharedDevice(runs)
+    tuned = shared.accuracies(plan.tuning())
+    reached = {(job.method, job.learning_rate): accuracy for job, accuracy in tuned.items()}
+    shared.accuracies(plan.final(best_rates(plan, reached)))
+    shared.close()
+    if shared.failed:
+        raise SystemExit(f"failed: {', '.join(shared.failed)}")
 
 
 def best_rates(plan: Plan, reached: dict[tuple[str, float], float]) -> dict[str, float]:
-    """The learning rate of each method that came out best; a run that failed is the worst."""
+    """The learning rate of each method that came out best; a run that failed, or was not made, is the worst."""
 
     def accuracy(method: str, rate: float) -> float:
-        return -1.0 if math.isnan(reached[method, rate]) else reached[method, rate]
+        found = reached.get((method, rate), math.nan)
+        return -1.0 if math.isnan(found) else found
 
     return {name: max(plan.grid, key=lambda rate: accuracy(name, rate)) for name in (FULL, *plan.methods)}
 

@@ -25,6 +25,8 @@ from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 
 NUM_CLASSES = 10
 PLAIN = "plain"
+# Where the Assistant learns; what is drawn is the same.
+UPDATES = ("sync", "async")
 NUM_ROUNDS = 3
 # After the first pass, until everything goes its way.
 WARM_STEPS = 4
@@ -233,10 +235,11 @@ def _now(trainer: Any) -> float:
 def time_steps(
     part: Part, case: Case, net: nn.Module, data: OnDevice, method: str, *watches: pl.Callback
 ) -> dict[str, Any]:
-    """Two passes of a method."""
+    """Two passes of a method: ``"plain"``, ``POLICY`` or ``POLICY:update=sync``."""
     torch.manual_seed(0)
     source = DeviceData(data, None, case.batch_size)
-    callback = None if method == PLAIN else AutoAssistCallback(policy=method)
+    policy, _, update = method.partition(":update=")
+    callback = None if method == PLAIN else AutoAssistCallback(policy=policy, update=update or "auto")
     if part.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     trainer = part.trainer(
@@ -294,7 +297,9 @@ def measure(part: Part, case: Case, methods: tuple[str, ...]) -> None:
 def main() -> None:
     """Measure all cases that there is time for; one that fails costs the others nothing."""
     part = part_of("cost")
-    methods = (PLAIN, *policies("uniform", default_policy(), "autoassist"))
+    default = default_policy()
+    both = [f"{policy}:update={update}" for policy in (default, "autoassist") for update in UPDATES]
+    methods = (PLAIN, *policies("uniform", *both))
     failed = []
     for case in quick_cases() if part.is_quick else cases():
         if part.seconds_left < 10:

@@ -131,11 +131,14 @@ class Held(pl.Callback):
 def test_nothing_is_kept_on_the_device_from_step_to_step(device, task, policy):
     plain, held = Held(device), Held(device)
     fit(device, task, plain, max_epochs=7)
-    fit(device, task, held, filtering={"policy": policy, "lag": 4}, max_epochs=7)
+    _, _, run = fit(device, task, held, filtering={"policy": policy, "lag": 4}, max_epochs=7)
     steady, expected = held.amounts[-20:], plain.amounts[-20:]
-    spare = 4096 if device == "cuda" else 0  # what is on its way to the CPU
+    # For each logged value Lightning keeps five numbers there, in a block of 512 bytes each; and what is on its way to
+    # the CPU.
+    num_logged = sum(name.startswith("autoassist/") for name in run.callback_metrics)
+    spare = 4096 + 5 * 512 * num_logged if device == "cuda" else 0
     assert max(steady) <= max(expected) + spare
-    assert max(steady) - min(steady) <= max(expected) - min(expected) + spare
+    assert max(steady) - min(steady) <= max(expected) - min(expected) + (4096 if device == "cuda" else 0)
 
 
 def test_data_that_lie_on_the_device_are_filtered(device):
