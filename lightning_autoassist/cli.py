@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from lightning_autoassist._version import __version__
-from lightning_autoassist.compare.terminal import printable, shortened
 from lightning_autoassist.demo.data import DEFAULT_DATA_DIR, DEFAULT_OUT, DEMO_DATA
 from lightning_autoassist.filtering.named_objects import NamingError, candidates_in, module_and_data, place_of_error
+from lightning_autoassist.pages.terminal import printable, shortened
 
 EXIT_UNFILTERED = 1
 EXIT_ERROR = 2
@@ -278,8 +278,9 @@ def _write_comparison(options: argparse.Namespace, keys: Sequence[str]) -> None:
 
     runs = read_all(options.runs)
     from lightning_autoassist.compare.comparison import compare
-    from lightning_autoassist.compare.page import as_json, draw, write_page
+    from lightning_autoassist.compare.page import draw, write_page
     from lightning_autoassist.compare.tables import as_text
+    from lightning_autoassist.pages.html import as_json
 
     comparison = compare(
         runs,

@@ -1,18 +1,14 @@
 """The comparison as pictures and as one page that needs no network.
 
-The runs may be strangers': their names and settings are put into the page as JSON that cannot close its element, shown
-as text only, and the page's own security policy lets no other script than its own run, nor anything be loaded. The page
-is made to be shared: of a machine's paths it has the last parts only.
+The runs may be strangers': their names and settings are shown as text only, see ``pages``. The page is made to be
+shared: of a machine's paths it has the last parts only.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import warnings
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +17,10 @@ import numpy as np
 from lightning_autoassist.compare.comparison import Comparison, Curve, comparable_metrics, curve_of, mean_curve
 from lightning_autoassist.compare.groups import grouped
 from lightning_autoassist.compare.logged_runs import LoggedRun
-from lightning_autoassist.compare.shareable import bounded, finite, without_paths
+from lightning_autoassist.compare.shareable import bounded, without_paths
 from lightning_autoassist.compare.tables import Table, tables
-from lightning_autoassist.compare.terminal import printable, shortened
+from lightning_autoassist.pages.html import write_html
+from lightning_autoassist.pages.terminal import printable, shortened
 
 AXIS_TITLES = ("optimizer steps", "instances seen", "seconds")
 MAX_POINTS = 300  # of a curve
@@ -45,24 +42,7 @@ def write_page(
         comparison: The comparison of ``runs``.
         runs: The runs that ``comparison`` compares.
     """
-    template = files("lightning_autoassist.compare").joinpath("compare_page.html").read_text(encoding="utf-8")
-    script = files("lightning_autoassist.compare").joinpath("compare_page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    data = as_json(_page_data(comparison, runs))
-    # Data last: what looks like a placeholder in them stays.
-    page = template.replace("@HASH@", digest).replace("@SCRIPT@", script).replace("@DATA@", data)
-    path.write_text(page, encoding="utf-8")
-
-
-def as_json(value: Any) -> str:
-    r"""JSON that is safe inside of a script element: no character of it can begin or end markup.
-
-    Example:
-        >>> as_json("</script>")
-        '"\\u003c/script\\u003e"'
-    """
-    text = json.dumps(finite(value), ensure_ascii=True)
-    return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
+    write_html(path, "lightning_autoassist.compare", "compare_page", _page_data(comparison, runs))
 
 
 def draw(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import getpass
 import itertools
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning_autoassist.compare.terminal import shortened
+from lightning_autoassist.pages.html import finite
+from lightning_autoassist.pages.terminal import shortened
 
 MAX_DEPTH, MAX_TEXT = 20, 1_000
 _STOP = r"\s\"'`,;:=()\[\]{}<>|"
@@ -61,17 +61,6 @@ def bounded(value: Any, left: list[int], depth: int = 0, shown: Callable[[str], 
     if value is None or isinstance(value, (bool, int, float)):
         return finite(value)
     return shown(_text(value))
-
-
-def finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON lacks, with None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(name): finite(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(inner) for inner in value]
-    return value
 
 
 def _text(value: Any) -> str:

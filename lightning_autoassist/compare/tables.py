@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lightning_autoassist.compare.comparison import Comparison, Statistic
-from lightning_autoassist.compare.terminal import printable, shortened
+from lightning_autoassist.pages.terminal import printable, shortened
 
 
 class Table(NamedTuple):

@@ -20,9 +20,10 @@ from lightning_autoassist.cli import main
 from lightning_autoassist.compare.comparison import compare, curve_of, mean_curve
 from lightning_autoassist.compare.groups import CompareError
 from lightning_autoassist.compare.logged_runs import LoggedRun, Row, RunError
-from lightning_autoassist.compare.page import as_json, draw, write_page
+from lightning_autoassist.compare.page import draw, write_page
 from lightning_autoassist.compare.readers import _from_json, read_runs, read_wandb_file
 from lightning_autoassist.compare.tables import as_text
+from lightning_autoassist.pages.html import as_json
 from tests.command_line.test_cli import one_line_error
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 from tests.helpers.runs import BATCH_SIZE, BUDGET, NUM_EPOCHS, NUM_INSTANCES, train

@@ -17,7 +17,14 @@ from tests.helpers.paths import ROOT
 
 pytest.importorskip("build")
 
-NEEDED = {"py.typed", "compare/compare_page.html", "compare/compare_page.js", "filtering/checks/schedules.py"}
+NEEDED = {
+    "py.typed",
+    "compare/compare_page.html",
+    "compare/compare_page.js",
+    "filtering/checks/schedules.py",
+    "pages/page_parts.css",
+    "pages/page_parts.js",
+}
 
 
 def run(*command, **options):
