@@ -190,7 +190,7 @@ class _Watching(AutoAssistCallback):
 
     def diagnosis(self, module: str) -> Diagnosis:
         """What was seen."""
-        reason = self._learner.reason or (None if self._data is None else self._data.unfiltered_because)
+        reason = self._learner.reason or self._fit.unfiltered_because
         if reason is not None or not self.losses:
             return Diagnosis(module, reason=reason or self._steps.reason)
         plain, captured = (statistics.median(times) if times else float("nan") for times in self.milliseconds)

@@ -21,13 +21,13 @@ from lightning_autoassist.trainer_support.internals import data_of_fit
 LOW_RATE, FULL_CORRECTION = 0.3, 0.75
 
 
-def check_is_alone(callback_type: type, callbacks: Sequence[object]) -> None:
+def check_is_alone(callback_type: type, trainer: Any) -> None:
     """Refuse several callbacks of the type in one Trainer.
 
     Raises:
         MisconfigurationException: If there are several.
     """
-    count = sum(isinstance(callback, callback_type) for callback in callbacks)
+    count = sum(isinstance(callback, callback_type) for callback in trainer.callbacks)
     if count > 1:
         raise MisconfigurationException(
             f"the Trainer has {count} {callback_type.__name__}s; write one: callbacks=[{callback_type.__name__}(...)]"

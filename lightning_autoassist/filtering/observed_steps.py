@@ -109,6 +109,22 @@ class ObservedSteps:
         self.draw = self.answer = None
         return draw, answer
 
+    def normalize_weights(self) -> None:
+        """Use ``reweighting="normalized"`` from now on, with one warning where nothing else has said why.
+
+        It keeps the balance between the instances' losses and terms of the loss that have no instances.
+        """
+        reweighting = self._selector.reweighting
+        if reweighting == "normalized":
+            return
+        self._selector.reweighting = "normalized"
+        missed = "; ".join(self.capture.share.missed)
+        terms = missed or "which depend on the parameters alone, as a penalty on the weights does"
+        if not (missed and self.capture.is_share_told):
+            rank_zero_warn(
+                f"the loss has terms beside the instances' own ({terms}). {_why_normalized_weights(reweighting)}"
+            )
+
     def _run(self, step: TrainingStep) -> Any:
         draw = self.draw
         if draw is None or not self._selector.is_filtering or not self._knows_rows(draw, step.batch):
@@ -161,20 +177,12 @@ class ObservedSteps:
             rank_zero_warn(
                 note
                 if self._selector.reweighting in ("none", "normalized")
-                else f"{note}. {why_normalized_weights(self._selector.reweighting)}"
+                else f"{note}. {_why_normalized_weights(self._selector.reweighting)}"
             )
 
 
-def warn_of_normalized_weights(capture: InstanceLossCapture, reweighting: ReweightingName) -> None:
-    """Say that reweighting="normalized" is used from now on, unless the note on the captured share has said so."""
-    missed = "; ".join(capture.share.missed)
-    terms = missed or "which depend on the parameters alone, as a penalty on the weights does"
-    if not (missed and capture.is_share_told):
-        rank_zero_warn(f"the loss has terms beside the instances' own ({terms}). {why_normalized_weights(reweighting)}")
-
-
-def why_normalized_weights(reweighting: ReweightingName) -> str:
-    """Why another reweighting than "normalized" do not suit a loss with terms that have no instances."""
+def _why_normalized_weights(reweighting: ReweightingName) -> str:
+    """Why another reweighting than "normalized" does not suit a loss with terms that have no instances."""
     return (
         f'With reweighting="{reweighting}" filtering would shift the balance between them and the instances\' losses, '
         'so reweighting="normalized" is used'

@@ -13,9 +13,11 @@ from lightning_autoassist.filtering.checkpoint import (
     count_next_epoch,
     differences,
     fit_epoch_to_length,
+    kinds_of,
     warn_of_losses,
 )
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
+from lightning_autoassist.filtering.memory.features import FeatureFunction
 from lightning_autoassist.filtering.observed_steps import ObservedSteps
 from lightning_autoassist.filtering.reporting.loggers import RunLog
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
@@ -33,6 +35,7 @@ class RunState:
         report: Totals.
         log: Counts of the instances.
         gradients: Of an open window.
+        features: The user's function that takes features from a batch, of which the name is saved.
     """
 
     selector: InstanceSelector
@@ -40,19 +43,20 @@ class RunState:
     report: FilterReport
     log: RunLog
     gradients: OpenWindow
+    features: FeatureFunction | None
 
-    def state_dict(self, kinds: dict[str, str], data: AutoAssistDataModule | None, ranks: Ranks) -> dict[str, Any]:
+    def state_dict(self, data: AutoAssistDataModule | None, ranks: Ranks) -> dict[str, Any]:
         """State of all processes, which must all call this, as tensors and builtins.
 
         Args:
-            kinds: What decides whether it fits another run.
             data: Of the fit; None outside of one.
             ranks: The processes.
         """
         trainer = None if data is None else data.trainer
         return {
             "layout": LAYOUT,
-            "settings": kinds,
+            "settings": self._kinds(),
+            "is_on_stream": self.selector.is_on_stream,
             "selector": self.selector.state_dict(),
             "reports": ranks.gather(self.report.state_dict(None if data is None else data.candidate_stream)),
             "counts": self.log.state_dict(),
@@ -61,18 +65,17 @@ class RunState:
             "capture": self.steps.capture.state_dict(),
         }
 
-    def load_state_dict(
-        self, state: dict[str, Any], kinds: dict[str, str], data: AutoAssistDataModule | None, ranks: Ranks
-    ) -> None:
+    def load_state_dict(self, state: dict[str, Any], data: AutoAssistDataModule | None, ranks: Ranks) -> None:
         """Restore :meth:`state_dict`, with one warning of what does not fit this run.
 
         Args:
             state: What was saved.
-            kinds: Of this run.
             data: Of this run; None outside of a fit.
             ranks: The processes.
         """
-        differing = differences(state["settings"], kinds)
+        if state["is_on_stream"]:
+            self.selector.suit_stream()
+        differing = differences(state["settings"], self._kinds())
         lost = self.selector.load_state_dict(state["selector"], differing.keys())
         warn_of_losses(differing, [*([] if data is None else data.lost), *lost])
         reports, labels = state["reports"], state.get("labels", [{}])
@@ -81,6 +84,13 @@ class RunState:
         self.steps.capture.own_labels.load_state_dict(labels[ranks.rank % len(labels)])
         self.gradients.load_state_dict(state["gradients"], ranks)
         self.steps.capture.load_state_dict(state["capture"])
+        if self.selector.has_other_terms:
+            self.steps.normalize_weights()
+
+    def _kinds(self) -> dict[str, str]:
+        """What decides whether a checkpoint's state fits a run."""
+        selector = self.selector
+        return kinds_of(selector.policy, selector.assistant, self.steps.capture.score, self.features)
 
 
 def continue_epoch(trainer: Any, data: AutoAssistDataModule) -> None:

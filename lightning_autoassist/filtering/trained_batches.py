@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from lightning_autoassist.filtering.checkpoint import OpenWindow
@@ -25,23 +24,15 @@ class TrainedBatches:
         steps: Have observed it.
         report: Counts it.
         gradients: Are accumulated over several.
-        on_other_terms: Called at the end of each step, wherever that is done, as long as the loss is known to have
-            terms beside the instances' own.
     """
 
     def __init__(
-        self,
-        selector: InstanceSelector,
-        steps: ObservedSteps,
-        report: FilterReport,
-        gradients: OpenWindow,
-        on_other_terms: Callable[[], None],
+        self, selector: InstanceSelector, steps: ObservedSteps, report: FilterReport, gradients: OpenWindow
     ) -> None:
         self._selector = selector
         self._steps = steps
         self._report = report
         self._gradients = gradients
-        self._on_other_terms = on_other_terms
         self._num_passed_on = 0  # instances of the current batch, where it was not drawn here
         self._num_ended = 0
 
@@ -96,4 +87,4 @@ class TrainedBatches:
                 refuses_labels=refuses_labels,
             )
         if self._selector.has_other_terms:
-            self._on_other_terms()
+            self._steps.normalize_weights()

@@ -1,4 +1,4 @@
-"""Base classes that belong to every installed flavour of Lightning.
+"""Base classes and types that belong to every installed flavour of Lightning.
 
 ``lightning`` installs ``pytorch_lightning`` beside ``lightning.pytorch``, and each Trainer accepts only the
 classes of its own. A class that inherits from both is accepted by both.
@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 FLAVOUR_NAMES = ("pytorch_lightning", "lightning.pytorch")
 
@@ -37,12 +37,19 @@ DATA_MODULE_TYPES = tuple(flavour.LightningDataModule for flavour in FLAVOURS)
 MODULE_TYPES = tuple(flavour.LightningModule for flavour in FLAVOURS)
 TRAINER_TYPES = tuple(flavour.Trainer for flavour in FLAVOURS)
 
+# What hooks are given. Type checkers take both flavours for ``pytorch_lightning``, whose classes have the same members.
 if TYPE_CHECKING:
-    from pytorch_lightning import Callback, LightningDataModule
+    from typing import TypeAlias
 
-    CallbackBase = Callback
-    DataModuleBase = LightningDataModule
+    from pytorch_lightning import Callback, LightningDataModule
+    from pytorch_lightning import LightningModule as LightningModule
+    from pytorch_lightning import Trainer as Trainer
+    from pytorch_lightning.utilities.types import STEP_OUTPUT as STEP_OUTPUT
+
+    CallbackBase: TypeAlias = Callback
+    DataModuleBase: TypeAlias = LightningDataModule
 else:
+    LightningModule, Trainer, STEP_OUTPUT = Union[MODULE_TYPES], Union[TRAINER_TYPES], Any  # noqa: UP007
 
     class CallbackBase(*(flavour.Callback for flavour in FLAVOURS)):
         """``Callback`` of every installed flavour."""

@@ -316,4 +316,4 @@ def test_true_precisions_change_the_default_data_type_of_no_thread_of_ours(preci
     run = trainer(max_epochs=4, callbacks=[callback], precision=precision)
     run.fit(Classifier(), datamodule=AutoAssistDataModule(ClustersData(), budget=0.6))
     assert callback.summary()["keep_rate"] < 1
-    assert type(callback._jobs) is InlineExecutor
+    assert type(callback._fit.jobs) is InlineExecutor

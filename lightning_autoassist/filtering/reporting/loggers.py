@@ -47,7 +47,6 @@ class Filtering(Protocol):
     report: FilterReport
     score: ScoreName
     decode: Decode | None
-    _data: Any
 
     @property
     def assistant(self) -> Assistant:
@@ -96,14 +95,21 @@ class RunLog:
         self._is_first = True
         self._num_ranks = 1
         self._restored: dict[str, Any] | None = None
+        self._data: Any = None
         self._loggers: list[Any] = []
         self._logs_metrics = True
 
     # ---- the callback tells
 
-    def connect(self, trainer: Any) -> None:
-        """A fit begins: the callback has its data module, and no logger has saved the run's settings yet."""
+    def connect(self, trainer: Any, data: Any) -> None:
+        """A fit begins, and no logger has saved the run's settings yet.
+
+        Args:
+            trainer: Has the loggers.
+            data: The fit's ``AutoAssistDataModule``.
+        """
         self.is_on = True
+        self._data = data
         self._is_wanted = bool(trainer.loggers)
         self._has_wandb = any(is_a(logger, "WandbLogger") for logger in trainer.loggers)
         self._is_first = trainer.is_global_zero
@@ -119,9 +125,8 @@ class RunLog:
         """A fit has ended, in whatever way: loggers are given back as they were, and totals to the parent process."""
         unguard(self._loggers)
         self._loggers = []
-        data = self.filtering._data
-        if self._is_first and data is not None:
-            self.filtering.report.share(data.candidate_stream)
+        if self._is_first and self._data is not None:
+            self.filtering.report.share(self._data.candidate_stream)
 
     def log_metrics(self, pl_module: Any, metrics: dict[str, float], **options: Any) -> None:
         """Log this plug-in's metrics through the module, whose ``log`` may be the user's own.
@@ -187,7 +192,7 @@ class RunLog:
             # W&B draws a metric against what is in the same row; these go into the row that Lightning logs next.
             for run in wandb_runs(trainer):
                 run.log(self.filtering.report.axes(), commit=False)
-        stream = self.filtering._data.candidate_stream
+        stream = self._data.candidate_stream
         if stream is None or trainer.progress_bar_callback is None:
             return
         report = self.filtering.report
@@ -254,7 +259,7 @@ class RunLog:
     def finish(self, trainer: Any) -> None:
         """Training ends: leave the totals."""
         report = self.filtering.report
-        summary = report.summary(self.filtering._data.candidate_stream)
+        summary = report.summary(self._data.candidate_stream)
         for run in wandb_runs(trainer):
             run.summary.update({PREFIX + name: summary[name] for name in (*AXES, "saved_ratio", "keep_rate")})
 
@@ -274,8 +279,8 @@ class RunLog:
         from lightning_autoassist._version import __version__
 
         filtering = self.filtering
-        stream = filtering._data.candidate_stream
-        given = {**filtering._data.filter_settings, **filtering.filter_settings}
+        stream = self._data.candidate_stream
+        given = {**self._data.filter_settings, **filtering.filter_settings}
         return {
             "version": __version__,
             **{name: in_words(value) for name, value in given.items()},

@@ -1,0 +1,80 @@
+"""What the callback answers when it is asked about its run.
+
+Shapes: N data set, n instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_autoassist.filtering.assistants.base import Assistant
+from lightning_autoassist.filtering.fit_connection import FitConnection
+from lightning_autoassist.filtering.memory.store import InstanceStore
+from lightning_autoassist.filtering.names import ReweightingName
+from lightning_autoassist.filtering.options import LOGGED_SETTINGS
+from lightning_autoassist.filtering.reporting.metrics import FilterReport
+from lightning_autoassist.filtering.selector import InstanceSelector
+
+
+class RunAnswers:
+    """Totals of a run, chances of instances, what is remembered of them, and what is in force.
+
+    Attributes:
+        report: Counts the run.
+    """
+
+    report: FilterReport
+    _learner: InstanceSelector
+    _fit: FitConnection
+
+    @property
+    def assistant(self) -> Assistant:
+        """The given Assistant, or the one that suits the data."""
+        return self._learner.assistant
+
+    @property
+    def reweighting(self) -> ReweightingName:
+        """What is in force, the given one or the policy's own; ``"normalized"`` once no other suits the loss."""
+        return self._learner.reweighting
+
+    def summary(self) -> dict[str, Any]:
+        """Totals of the run so far: optimizer steps, instances, rates, and what the plug-in cost.
+
+        Returns:
+            ``optimizer_steps``, ``instances_seen``, ``seconds`` (of training), ``saved_ratio`` (of an unfiltered run's
+            optimizer steps), ``candidates_seen``, ``keep_rate``, ``mean_keep_prob``, ``nonfinite_instances``,
+            ``overhead_ms`` (a step), and with an Assistant ``assistant_loss`` (nats) and ``assistant_auroc`` of the
+            last epoch, and ``advice``: whether filtering is worth it here.
+        """
+        self._learner.wait_all()
+        return self.report.summary(self._fit.stream)
+
+    def keep_probability(self, indices: Iterable[int]) -> npt.NDArray[np.floating[Any]]:
+        """The chance that each of some instances would be kept if it were a candidate now, after a first pass.
+
+        Args:
+            indices: Positions in the train data set, shape ``(n,)``.
+        """
+        if self.report.is_of_other_process:
+            rank_zero_warn(
+                "the Trainer trained in processes of its own, and what they remember of instances is not in this one, "
+                "so the chances are those of instances that were never seen: load a checkpoint of the run to have them"
+            )
+        self._learner.wait_all()
+        return self._learner.keep_probability(np.fromiter(indices, np.int64), pass_index=1)
+
+    @property
+    def instances(self) -> InstanceStore | None:
+        """What is remembered of each instance; None before the first batch, and where the policy needs no scores."""
+        self._learner.wait_all()
+        return self._learner.store
+
+    @property
+    def filter_settings(self) -> dict[str, Any]:
+        """The settings in force beside policy and Assistant, as loggers get them."""
+        return {name: getattr(self, name) for name in LOGGED_SETTINGS} | {"lag": self._fit.in_force.lag}
