@@ -77,7 +77,7 @@ class RunState:
             self.selector.suit_stream()
         differing = differences(state["settings"], self._kinds())
         lost = self.selector.load_state_dict(state["selector"], differing.keys())
-        warn_of_losses(differing, [*([] if data is None else data.lost), *lost])
+        warn_of_losses(differing, [*([] if data is None else data.train_position.lost), *lost])
         reports, labels = state["reports"], state.get("labels", [{}])
         self.report.load_state_dict(reports[ranks.rank % len(reports)])
         self.log.load_state_dict(state["counts"])
@@ -96,8 +96,8 @@ class RunState:
 def continue_epoch(trainer: Any, data: AutoAssistDataModule) -> None:
     """Let the Trainer's loops go on where the run was interrupted, where it was."""
     count_next_epoch(trainer.fit_loop)
-    fit_epoch_to_length(trainer.fit_loop.epoch_loop, data.restored_length, trainer.num_training_batches)
-    data.restored_length = None
+    num_before, data.train_position.restored_length = data.train_position.restored_length, None
+    fit_epoch_to_length(trainer.fit_loop.epoch_loop, num_before, trainer.num_training_batches)
 
 
 def load_plain_checkpoint(trainer: Any, checkpoint: dict[str, Any], *, is_fit: bool) -> None:

@@ -29,7 +29,7 @@ class IsolatedValidation:
 
         def isolated_run() -> Any:
             jobs.wait_all()  # validation's workers are forked, and a thread had better be at rest then
-            with data.rng_given_back():
+            with data.train_position.rng_given_back():
                 return run()
 
         loop.run = isolated_run  # on the instance: its iterators draw before any hook is called

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from typing_extensions import override
 
 from lightning_autoassist.filtering.data.carried import TrackedBatch, convert_carried
 from lightning_autoassist.filtering.data.command_line import TrainData, made
@@ -151,6 +151,11 @@ class AutoAssistDataModule(ForwardingDataModule):
 
     # ---- the callback's side
 
+    @property
+    def train_position(self) -> DataPosition:
+        """Where this process is in its training data."""
+        return self._position
+
     def connect(self, selector: Selector, on_batch: OnBatch, ranks: Ranks, *, restart: bool) -> None:
         """Connect the callback, before training starts.
 
@@ -188,17 +193,15 @@ class AutoAssistDataModule(ForwardingDataModule):
         """The model was trained on the batch of ``draw``."""
         self._fetching.mark_consumed(draw)
 
-    def rng_given_back(self) -> AbstractContextManager[None]:
-        """What is drawn inside is given back, unless the user's own batches pass, as plain Lightning's do."""
-        return self._position.rng_given_back()
-
     # ---- the Trainer's side
 
+    @override
     def _on_trainer(self, trainer: Any) -> None:
         self._run.trainer = trainer
         if trainer is not None:
             group_runs(trainer, self.budget, self.wrapped)
 
+    @override
     def train_dataloader(self) -> Any:
         """The loader of K batches an epoch; the user's own outside of a fit, and where it cannot be filtered.
 
@@ -218,6 +221,7 @@ class AutoAssistDataModule(ForwardingDataModule):
         loader = super().train_dataloader()
         return self._builder.loader_for(loader) if self._run.is_fitting else loader
 
+    @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, TrackedBatch):
             self._on_batch(batch.draw)
@@ -226,28 +230,16 @@ class AutoAssistDataModule(ForwardingDataModule):
 
     # ---- checkpoints
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **self._position.state_dict()}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         # Lightning restores a data module for test, validate and predict, too, which are no continued training.
         if self.trainer is None or self.trainer.state.fn in (None, "fit"):
             self._position.load_state_dict(state_dict)
-
-    @property
-    def lost(self) -> list[str]:
-        """What of a checkpoint does not fit this run, in words."""
-        return self._position.lost
-
-    @property
-    def restored_length(self) -> int | None:
-        """Batches an epoch in the run that a checkpoint is of; None where nothing tells."""
-        return self._position.restored_length
-
-    @restored_length.setter
-    def restored_length(self, length: int | None) -> None:
-        self._position.restored_length = length
 
 
 def _nothing(draw: SelectedBatch | None) -> None:
