@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,11 @@ from torch import Tensor
 from lightning_autoassist.capture.captured_loss import WeightedLoss, contributions
 from lightning_autoassist.capture.captured_step import CapturedStep
 from lightning_autoassist.capture.loss_capture import InstanceLossCapture
-from lightning_autoassist.capture.loss_weights import weights_in_force
+from lightning_autoassist.capture.loss_weights import IN_FORCE, weights_in_force
 from lightning_autoassist.losses.functional import Arguments, NamedLoss
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LossSampler = Callable[[Callable[..., Any], Arguments], "tuple[Tensor, Tensor] | None"]
 
@@ -65,6 +68,11 @@ class ScaledStep(CapturedStep):
         self.sampler = sampler
         self._calls_of_losses: dict[int, tuple[Callable[..., Any], Arguments]] = {}
         self._given_weights = weights_in_force()
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        IN_FORCE.set(self._given_weights)  # until the exit: whoever watches the same step inside is to know them
+        return self
 
     def find(self, output: Any) -> None:
         """Learn the scale from what the step returned, unless the step has run backward itself."""

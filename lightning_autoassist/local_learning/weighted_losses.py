@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from lightning_autoassist.capture.active_step import active_step, overlooked, weights_of
+from lightning_autoassist.capture.active_step import overlooked
 from lightning_autoassist.capture.loss_capture import InstanceLossCapture
+from lightning_autoassist.capture.loss_weights import weights_in_force
 
 
 class WeightedLosses:
@@ -25,9 +26,8 @@ class WeightedLosses:
             compute: Computes it.
             leaves: The batch's tensors.
         """
-        outer = active_step()
-        weights = weights_of(outer)
-        with overlooked(outer):
+        weights = weights_in_force()
+        with overlooked():
             if weights is None:
                 return compute()
             with self._capture.step(list(leaves), len(weights), weights=weights) as step:
