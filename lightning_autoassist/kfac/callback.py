@@ -32,7 +32,7 @@ from lightning_autoassist.kfac.options import (
 from lightning_autoassist.kfac.preconditioner import Preconditioner
 from lightning_autoassist.losses.functional import Arguments
 from lightning_autoassist.losses.sampled_targets import sampled_gradient
-from lightning_autoassist.trainer_support.internals import is_logging_step, loss_scale
+from lightning_autoassist.trainer_support.internals import is_logging_step, loss_factor
 from lightning_autoassist.trainer_support.variants import CallbackBase
 
 
@@ -175,7 +175,7 @@ class KFACCallback(CallbackBase):
         self._capture = LayerCapture(
             {name: chosen[name].layer for name in self._part_of},
             self._add,
-            loss_factor=functools.partial(_loss_factor, trainer, pl_module),
+            loss_factor=functools.partial(loss_factor, trainer, pl_module),
             sampler=None if self._generator is None else self._sample,
         )
         self._remove = observe_training_steps(trainer.strategy, functools.partial(self._observe, trainer))
@@ -274,13 +274,6 @@ class KFACCallback(CallbackBase):
             for (_, part), state in zip(self._parts, self._state, strict=True):
                 part.load_state_dict(state)
         self._state = None
-
-
-def _loss_factor(trainer: Any, pl_module: Any) -> float | Tensor:
-    """What backward multiplies the returned loss with."""
-    divisor = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-    scale = loss_scale(trainer)
-    return 1 / divisor if scale is None else scale / divisor
 
 
 def _figures(part: Preconditioner) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_autoassist.capture.layer_patches import patches_of
 from lightning_autoassist.capture.layers import LayerCall
 from lightning_autoassist.kfac.factors import Factor
 from lightning_autoassist.kfac.options import SharingName
@@ -136,7 +137,7 @@ class ConvKind(LayerKind):
         pieces = call.inputs.split(rows_at_once)
         weight_pieces = [None] * len(pieces) if weights is None else weights.split(rows_at_once)
         for piece, piece_weights in zip(pieces, weight_pieces, strict=True):
-            rows = self._patches(piece)  # (R, T, K, n)
+            rows = patches_of(self.layer, piece)  # (R, T, K, n)
             part = call._replace(inputs=piece, weights=piece_weights)
             if self.sharing == "reduce":
                 rows = _per_instance(rows, part).to(_wide(rows)).mean(1, keepdim=True)
@@ -148,21 +149,6 @@ class ConvKind(LayerKind):
         per_row = positions * self.num_inputs * self.num_blocks
         per_instance = call.rows_per_instance or 1
         return max(1, _MAX_PATCH_NUMBERS // max(1, per_row * per_instance)) * per_instance
-
-    def _patches(self, inputs: Tensor) -> Tensor:
-        """Patches, shape ``(R, T, K, n)``, in the order of the weight's columns."""
-        layer = self.layer
-        num_axes = len(layer.kernel_size)
-        padding = [each for pair in reversed(_padding(layer)) for each in pair]
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        patches: Tensor = F.pad(inputs, padding, mode=mode) if any(padding) else inputs
-        for axis in range(num_axes):
-            dilation = layer.dilation[axis]
-            size = dilation * (layer.kernel_size[axis] - 1) + 1
-            patches = patches.unfold(2 + axis, size, layer.stride[axis])[..., ::dilation]
-        # (R, C, *positions, *kernel) -> (R, *positions, C, *kernel)
-        patches = patches.movedim(1, 1 + num_axes)
-        return patches.reshape(len(inputs), -1, self.num_blocks, self.weight[0].numel())
 
     def _by_block(self, gradients: Tensor) -> Tensor:
         rows = gradients.flatten(2).movedim(2, 1)
@@ -227,16 +213,6 @@ def kind_of(layer: nn.Module, sharing: SharingName = "expand") -> LayerKind | No
     """How a layer is preconditioned; None where it is of no supported class."""
     found = next((kind for base, kind in KINDS.items() if isinstance(layer, base)), None)
     return None if found is None else found(layer, sharing)
-
-
-def _padding(layer: Any) -> list[tuple[int, int]]:
-    """What is added before and behind each axis."""
-    if layer.padding == "valid":
-        return [(0, 0)] * len(layer.kernel_size)
-    if layer.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        return [(total // 2, total - total // 2) for total in totals]
-    return [(each, each) for each in layer.padding]
 
 
 def _per_instance(rows: Tensor, call: LayerCall) -> Tensor:

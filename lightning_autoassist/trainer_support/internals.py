@@ -225,6 +225,13 @@ def loss_scale(trainer: Any) -> Tensor | None:
     return cast("Tensor | None", getattr(scaler, "_scale", None))
 
 
+def loss_factor(trainer: Any, module: Any) -> float | Tensor:
+    """What the Trainer's backward multiplies the returned loss with: 1 / accumulated batches, and the loss scale."""
+    divisor = trainer.accumulate_grad_batches if module.automatic_optimization else 1
+    scale = loss_scale(trainer)
+    return 1 / divisor if scale is None else scale / divisor
+
+
 def steps_with_scaled_gradients(trainer: Any, optimizer: Any) -> bool:
     """Whether an optimizer gets gradients that are still multiplied by the loss scale, as fused ones do."""
     has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
