@@ -5,6 +5,7 @@ the batch generator, the capture and the Assistant. Steps of the first pass, whi
 
     python -m benchmarks.cost.overhead            # appends rows to benchmarks/results/overhead.jsonl
     python -m benchmarks.cost.overhead --assistants    # only what an update and a prediction of each Assistant take
+    python -m benchmarks.cost.overhead --layers    # only steps with score="layer_gradient_norm", beside plain ones
     python -m benchmarks.cost.overhead --quick    # under a minute, writes no rows
 """
 
@@ -15,7 +16,7 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -89,11 +90,14 @@ def resnet18() -> nn.Module:
     return build(num_classes=NUM_CLASSES)
 
 
-CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
-    "mlp, F=256, proportional (the default)": (mlp, (1, 16, 16), "proportional"),
-    "mlp, F=256, infobatch": (mlp, (1, 16, 16), "infobatch"),
-    "mlp, F=256": (mlp, (1, 16, 16), "autoassist"),
-    "resnet18, 3x64x64": (resnet18, (3, 64, 64), "autoassist"),
+# What is trained, on which inputs, with which policy and score.
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = {
+    "mlp, F=256, proportional (the default)": (mlp, (1, 16, 16), "proportional", "auto"),
+    "mlp, F=256, infobatch": (mlp, (1, 16, 16), "infobatch", "auto"),
+    "mlp, F=256": (mlp, (1, 16, 16), "autoassist", "auto"),
+    "resnet18, 3x64x64": (resnet18, (3, 64, 64), "autoassist", "auto"),
+    "mlp, F=256, layer_gradient_norm": (mlp, (1, 16, 16), "proportional", "layer_gradient_norm"),
+    "resnet18, 3x64x64, layer_gradient_norm": (resnet18, (3, 64, 64), "proportional", "layer_gradient_norm"),
 }
 
 
@@ -105,7 +109,7 @@ LOSSES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 
 
 def time_steps(
-    net: nn.Module, shape: tuple[int, ...], policy: str | None, passes: int, batches: int
+    net: nn.Module, shape: tuple[int, ...], policy: str | None, passes: int, batches: int, score: Any = "auto"
 ) -> dict[str, float]:
     """Milliseconds of a step after the first pass, and what the callback says it cost; policy None is plain Lightning.
 
@@ -116,7 +120,7 @@ def time_steps(
     images = torch.rand(count, *shape, generator=generator)
     labels = torch.randint(0, NUM_CLASSES, (count,), generator=generator)
     loader = DataLoader(TensorDataset(images, labels), batch_size=BATCH_SIZE, shuffle=True)
-    timer, callback = StepTimer(), AutoAssistCallback(policy=policy or "uniform")
+    timer, callback = StepTimer(), AutoAssistCallback(policy=policy or "uniform", score=score if policy else "auto")
     trainer = pl.Trainer(
         max_epochs=passes,
         accelerator="cpu",
@@ -140,12 +144,12 @@ def time_steps(
 
 def compare(case: str, rounds: int, passes: int, batches: int) -> dict[str, Any]:
     """Plain and filtered runs in turns; medians over the rounds."""
-    make_net, shape, policy = CASES[case]
+    make_net, shape, policy, score = CASES[case]
     torch.manual_seed(0)
     net = make_net()
-    time_steps(net, shape, policy, 2, 2)  # warm-up
+    time_steps(net, shape, policy, 2, 2, score)  # warm-up
     pairs = [
-        (time_steps(net, shape, None, passes, batches), time_steps(net, shape, policy, passes, batches))
+        (time_steps(net, shape, None, passes, batches), time_steps(net, shape, policy, passes, batches, score))
         for _ in range(rounds)
     ]
     plain = statistics.median(plain["ms"] for plain, _ in pairs)
@@ -338,8 +342,12 @@ def _captures(quick: bool) -> None:
         _keep(row, quick)
 
 
-def _steps(quick: bool) -> None:
-    for case in CASES:
+def _layers(quick: bool) -> None:
+    _steps(quick, [case for case, (*_, score) in CASES.items() if score == "layer_gradient_norm"])
+
+
+def _steps(quick: bool, cases: Iterable[str] = CASES) -> None:
+    for case in cases:
         sizes = {"rounds": 1, "passes": 3, "batches": 4} if quick else {"rounds": 5, "passes": 9, "batches": 10}
         if case.startswith("resnet"):
             sizes = {"rounds": 1, "passes": 2, "batches": 2} if quick else {"rounds": 5, "passes": 4, "batches": 6}
@@ -365,11 +373,13 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="small and short, writes no rows")
     parser.add_argument("--assistants", action="store_true", help="the cost of the Assistants only")
+    parser.add_argument("--layers", action="store_true", help="the cost of the score layer_gradient_norm only")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     for flavour in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(flavour).setLevel(logging.ERROR)
-    for measure in (_assistants,) if args.assistants else (_assistants, _candidates, _captures, _steps):
+    parts = [part for part, is_asked in ((_assistants, args.assistants), (_layers, args.layers)) if is_asked]
+    for measure in parts or (_assistants, _candidates, _captures, _steps):
         measure(args.quick)
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -52,6 +53,7 @@ class LayerCall(NamedTuple):
             number where that depends on values.
         rows_per_instance: k = R / B; None where it is not known whose the rows are.
         number: How many calls of this layer came before in the step's backward.
+        num_seen: How many calls of this layer the step has made so far, of which a checkpointed block makes each twice.
     """
 
     name: str
@@ -63,6 +65,7 @@ class LayerCall(NamedTuple):
     num_terms: int | Tensor
     rows_per_instance: int | None
     number: int
+    num_seen: int = 1
 
 
 class LayerCapture:
@@ -116,6 +119,7 @@ class LayerCapture:
         self._step: ScaledStep | None = None
         self._held: dict[str, dict[object, _HeldCall]] = {}
         self._names_by_parameter: dict[Tensor, list[str]] = {}
+        self._num_seen: Counter[str] = Counter()
         see = self._see
         if "torch._dynamo" in sys.modules:  # else nothing is compiled, and its import takes a second
             see = torch.compiler.disable(see)
@@ -124,10 +128,16 @@ class LayerCapture:
             for name, layer in layers.items()
         ]
 
-    def observe(self, step: TrainingStep) -> Any:
-        """Run a training step and watch it, if ``is_on``; its calls come during its backward."""
+    def observe(self, step: TrainingStep, batch_size: int | None = None) -> Any:
+        """Run a training step and watch it, if ``is_on``; its calls come during its backward.
+
+        Args:
+            step: The step.
+            batch_size: B; None: the length of the batch's first tensor.
+        """
         self.stop()
-        batch_size = batch_size_of(step.batch) if self.is_on else 0
+        if batch_size is None or not self.is_on:
+            batch_size = batch_size_of(step.batch) if self.is_on else 0
         if not batch_size:
             return step.run()
         watched = self._step = ScaledStep(self._losses, step.batch, batch_size, self._sampler)
@@ -141,6 +151,7 @@ class LayerCapture:
         """The latest step's backward is over: nothing more is collected of it."""
         self._step = None
         self._held.clear()
+        self._num_seen.clear()
 
     def close(self) -> None:
         """Remove all hooks."""
@@ -157,6 +168,7 @@ class LayerCapture:
         if self._step is None or parameter is None or not (isinstance(inputs, Tensor) and _needs_gradient(output)):
             return
         self._await(parameter, name)
+        self._num_seen[name] += 1
         key, call = object(), _HeldCall(self._step, layer, inputs, output, self._row_order)
 
         def hold(gradient: Tensor) -> None:
@@ -177,7 +189,7 @@ class LayerCapture:
     def _complete(self, parameter: Tensor) -> None:
         for name in self._names_by_parameter.get(parameter, ()):
             for call in self._held.pop(name, {}).values():
-                self._on_call(call.completed(name, self._loss_factor))
+                self._on_call(call.completed(name, self._loss_factor)._replace(num_seen=self._num_seen[name]))
 
 
 def layers_of(module: nn.Module, types: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:

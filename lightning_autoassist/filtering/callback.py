@@ -65,7 +65,8 @@ class AutoAssistCallback(RunAnswers, CallbackBase):
             :class:`~lightning_autoassist.assistants.Assistant`, or ``"auto"``: the policy's own; on a stream
             ``"logistic"``, if the policy's own needs to remember instances.
         score: What the Assistant predicts: ``"gradient_norm"`` of the instance's loss at the loss's input,
-            ``"loss"``, or ``"auto"``: what the policy's source uses.
+            ``"layer_gradient_norm"``: at the parameters of Linear and convolution layers, which takes time in backward;
+            ``"loss"``; ``"auto"``: what the policy's source uses.
         reweighting: What balances kept against dropped instances: ``"none"``, ``"inverse_probability"``,
             ``"normalized"`` (see :class:`~lightning_autoassist.ShrinkingBatchSampler`); ``"auto"``: the policy's own.
         features: Gets a batch and returns ``(B, F)`` features for the Assistant, or one or two ``(B, T)`` tensors of

@@ -27,7 +27,7 @@ PolicyName = Literal[
     "class_balanced",
 ]
 AssistantName = Literal["logistic", "memory", "hybrid", "mlp", "text"]
-ScoreName = Literal["gradient_norm", "loss"]
+ScoreName = Literal["gradient_norm", "layer_gradient_norm", "loss"]
 ReweightingName = Literal["none", "inverse_probability", "normalized"]
 UpdateName = Literal["sync", "async"]
 

@@ -17,7 +17,9 @@ from lightning_autoassist.capture.interceptor import TrainingStep, observe_train
 from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 from lightning_autoassist.capture.observation import InstanceLosses
 from lightning_autoassist.filtering.data.arrivals import TransferOrder, hooks_of
-from lightning_autoassist.filtering.names import ReweightingName
+from lightning_autoassist.filtering.guard import Guard
+from lightning_autoassist.filtering.layer_scores import NO_NORMS, LayerScores
+from lightning_autoassist.filtering.names import ReweightingName, ScoreName
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.filtering.selector import InstanceSelector
@@ -45,7 +47,7 @@ class ObservedSteps:
     """Observes the training steps of a fit: captures the instances' losses, and weights them where weights are on.
 
     Args:
-        capture: Finds the losses.
+        score: What the scores are.
         selector: Hears whether the losses could be told apart.
         report: Gets the share of the loss that was captured, and the time that this takes.
         keeps_answers: Whether anybody asks for them.
@@ -59,23 +61,31 @@ class ObservedSteps:
 
     def __init__(
         self,
-        capture: InstanceLossCapture,
+        score: ScoreName,
         selector: InstanceSelector,
         report: FilterReport,
         *,
         keeps_answers: bool,
     ) -> None:
-        self.capture = capture
+        is_of_layers = score == "layer_gradient_norm"  # known after backward alone
+        self.capture = InstanceLossCapture(score="loss" if is_of_layers else score)
         self.draw: SelectedBatch | None = None
         self.answer: Answer | None = None
         self.reason: str | None = None
         self._selector = selector
         self._report = report
         self._keeps_answers = keeps_answers
+        self._scores_layers = is_of_layers and keeps_answers
+        self._layers: LayerScores | None = None
+        self._has_layers: bool | None = None  # known from the first step on
         self._module: Any = None
         self._transfers = TransferOrder([])
         self._num_unknown = 0  # batches in a row
         self._remove: Callable[[], None] | None = None
+
+    @property
+    def _guard(self) -> Guard:
+        return self._selector.status.unfiltered_on_error
 
     def begin(self, strategy: Any, module: Any, user_data: Any) -> None:
         """Observe the steps of a fit, until :meth:`end`.
@@ -88,12 +98,16 @@ class ObservedSteps:
         self._module = module
         self._transfers = TransferOrder(hooks_of(module, user_data))
         self._remove = observe_training_steps(strategy, self._run)
+        if self._scores_layers:
+            self._layers, self._has_layers = LayerScores(module, self._guard, self._report.timed), None
 
     def end(self) -> None:
         """Observe no more steps."""
         if self._remove is not None:
             self._remove()
-        self._remove = self._module = self.answer = self.draw = None
+        if self._layers is not None:
+            self._layers.close()
+        self._remove = self._layers = self._module = self.answer = self.draw = None
 
     def start_batch(self, draw: SelectedBatch | None) -> None:
         """A batch is on its way to its step.
@@ -107,6 +121,9 @@ class ObservedSteps:
         """What the current batch was drawn with, and what its step showed; the batch has ended."""
         draw, answer = self.draw, self.answer
         self.draw = self.answer = None
+        if self._layers is not None:
+            with self._report.timed():
+                answer = self._with_norms(self._layers, answer)
         return draw, answer
 
     def normalize_weights(self) -> None:
@@ -129,18 +146,41 @@ class ObservedSteps:
         draw = self.draw
         if draw is None or not self._selector.is_filtering or not self._knows_rows(draw, step.batch):
             return step.run()
+        if not self._knows_layers():
+            return step.run()
         with self._report.timed():
             features = self._selector.new_features(draw, step.batch)
-            captured = self._captured(draw, step.batch)
+            weights = None if draw.weights is None else on_device(torch.from_numpy(draw.weights), self._module.device)
+            captured = self.capture.step(step.batch, len(draw.indices), weights=weights, module=self._module)
         with captured:
-            output = step.run()
+            output = step.run() if self._layers is None else self._layers.observe(step, len(draw.indices), weights)
         with self._report.timed():
             self._observe(captured, output, draw, features)
         return output
 
-    def _captured(self, draw: SelectedBatch, batch: Any) -> CapturedStep:
-        weights = None if draw.weights is None else on_device(torch.from_numpy(draw.weights), self._module.device)
-        return self.capture.step(batch, len(draw.indices), weights=weights, module=self._module)
+    def _knows_layers(self) -> bool:
+        """Whether the model has the layers that the scores are of, where they are of any."""
+        if self._layers is None:
+            return True
+        if self._has_layers is None:
+            refusal = self._layers.refusal
+            self._has_layers = refusal is None
+            if refusal is not None:
+                self._selector.status.stop(refusal)
+        return self._has_layers
+
+    def _with_norms(self, layers: LayerScores, answer: Answer | None) -> Answer | None:
+        """An answer with its scores, once backward has run; None where they are not known."""
+        norms = None
+        with self._guard:
+            norms = layers.end_step()
+        if answer is None or not self._selector.is_filtering:
+            return None
+        if norms is None:
+            self._selector.status.note_untold(NO_NORMS)
+            return None
+        self._selector.status.note_told()
+        return answer._replace(observation=answer.observation._replace(scores=norms))
 
     def _knows_rows(self, draw: SelectedBatch, batch: Any) -> bool:
         """Whether the rows of the batch are the draw's instances."""
@@ -165,7 +205,8 @@ class ObservedSteps:
             give_up = status.stop if captured.is_final else status.note_untold
             give_up(captured.reason or "no per-instance loss was found in training_step")
             return
-        self._selector.status.note_told()
+        if self._layers is None:  # else they are told once there are norms
+            self._selector.status.note_told()
         self._note_share()
         if self._keeps_answers:
             self.answer = Answer(draw, observation, features)

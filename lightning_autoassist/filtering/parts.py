@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Protocol
 
-from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
 from lightning_autoassist.filtering.checkpoint import OpenWindow
 from lightning_autoassist.filtering.memory.features import FeatureFunction
@@ -71,8 +70,7 @@ class FilteringParts:
             exchange_every=options.exchange_every,
             watches_losses=self.watches_losses,
         )
-        capture = InstanceLossCapture(score=options.score)
-        self.steps = ObservedSteps(capture, self.selector, self.report, keeps_answers=policy.needs_scores)
+        self.steps = ObservedSteps(options.score, self.selector, self.report, keeps_answers=policy.needs_scores)
         self.gradients = OpenWindow()
         self.batches = TrainedBatches(self.selector, self.steps, self.report, self.gradients)
         self.state = RunState(self.selector, self.steps, self.report, self.log, self.gradients, options.features)

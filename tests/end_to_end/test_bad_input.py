@@ -69,7 +69,7 @@ def test_loaders_beside_a_data_module():
     [
         ({"policy": "best"}, "policy must be one of autoassist, .* or an object, got 'best'"),
         ({"assistant": "big"}, "assistant must be one of logistic, memory, .* or an object, got 'big'"),
-        ({"score": "margin"}, "score must be one of auto, gradient_norm, loss, got 'margin'"),
+        ({"score": "margin"}, "score must be one of auto, gradient_norm, layer_gradient_norm, loss, got 'margin'"),
         ({"reweighting": "all"}, "reweighting must be one of auto, none, inverse_probability, normalized, got 'all'"),
         ({"unfiltered_tail": 1.0}, r"tail must be in \[0, 1\), got 1.0"),
         ({"lag": -1}, "lag must not be negative, got -1"),

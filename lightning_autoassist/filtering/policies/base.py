@@ -36,7 +36,7 @@ class Policy:
         reads_labels: Whether :meth:`balance` wants the candidates' labels.
         default_assistant: What predicts the scores when the user does not say: a name in ``ASSISTANTS``.
         default_score: What the Assistant learns to predict when the user does not say:
-            ``"loss"`` or ``"gradient_norm"``.
+            ``"loss"``, ``"gradient_norm"`` or ``"layer_gradient_norm"``.
         default_reweighting: ``"none"``, ``"inverse_probability"`` or ``"normalized"``, see
             :class:`~lightning_autoassist.ShrinkingBatchSampler`.
         default_unfiltered_tail: Share of training at whose end everything is kept.

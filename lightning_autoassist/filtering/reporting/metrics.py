@@ -96,7 +96,7 @@ class FilterReport:
         num_ranks: Processes that train, each on as many instances; what this one counts stands for all.
         limits: What ends the run; None before training.
         captured_share: Share of the loss's gradient that comes from losses whose instances are known; None: not known.
-        has_gradient_norms: Whether scores are norms of gradients, from which advice can be given.
+        has_gradient_norms: Whether scores are norms of gradients at the loss's input, on which advice rests.
         training: Runs while the model is trained, and stands during validation.
     """
 
