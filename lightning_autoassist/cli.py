@@ -278,7 +278,8 @@ def _write_comparison(options: argparse.Namespace, keys: Sequence[str]) -> None:
 
     runs = read_all(options.runs)
     from lightning_autoassist.compare.comparison import compare
-    from lightning_autoassist.compare.page import draw, write_page
+    from lightning_autoassist.compare.page import write_page
+    from lightning_autoassist.compare.picture import draw
     from lightning_autoassist.compare.tables import as_text
     from lightning_autoassist.pages.html import as_json
 

@@ -1,5 +1,6 @@
 """Runs side by side: what ``autoassist compare`` does.
 
-``readers.py`` reads what W&B, TensorBoard and CSV loggers left, ``comparison.py`` compares, ``tables.py`` and
-``page.py`` show it. Files of strangers are opened in ``run_files.py`` only.
+``readers.py`` reads what the W&B, TensorBoard and CSV loggers left; only ``run_files.py`` opens files. ``groups.py``
+tells which runs are seeds of one another, ``comparison.py`` compares the groups, and ``tables.py``, ``picture.py`` and
+``page.py`` show the comparison.
 """

@@ -1,25 +1,27 @@
-"""Runs side by side: what each reached, what it cost, and what that saves against a baseline.
-
-Shapes: R rows of a run that hold the metric.
-"""
+"""Runs side by side: what each reached, what it cost, and how that differs from a baseline."""
 
 from __future__ import annotations
 
 import math
 import re
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lightning_autoassist.compare.curves import axes_at, clock_is_wall, curve_of, last_known, reaching
+from lightning_autoassist.compare.differing import (
+    SEED_KEYS,
+    DifferingSettings,
+    FlatSettings,
+    differing_settings,
+    seed_of,
+)
+from lightning_autoassist.compare.figures import Difference, Group, RunFigures, difference
 from lightning_autoassist.compare.groups import CompareError, grouped, listed, settings_apart
 from lightning_autoassist.compare.logged_runs import LoggedRun
-from lightning_autoassist.filtering.reporting.metric_names import AXES, PREFIX
-
-FloatArray = npt.NDArray[np.float64]
+from lightning_autoassist.filtering.reporting.metric_names import PREFIX
 
 # The metric where none is named: the first of these that all runs logged.
 _PREFERRED = ("(val|test).*acc", "acc", "(val|test).*(f1|auc|auroc|iou|bleu|map)", "(val|test).*loss", "loss")
@@ -27,67 +29,6 @@ _NO_METRICS = re.compile(r"epoch|hp_metric|step|lr-.*|autoassist/.*")
 _LOWER_IS_BETTER = re.compile(
     r"loss|error|perplexity|(^|[_/. -])(err|ppl|nll|r?mse|mae|mape|wer|cer|ter|fid|ece)($|[_/. -])", re.IGNORECASE
 )
-
-
-class Curve(NamedTuple):
-    """A metric of a run, and where it was measured; NaN where that is not known.
-
-    Attributes:
-        updates: optimizer steps, shape ``(R,)``.
-        instances: Instances the model had seen, shape ``(R,)``.
-        seconds: Shape ``(R,)``.
-        values: The metric, shape ``(R,)``.
-    """
-
-    updates: FloatArray
-    instances: FloatArray
-    seconds: FloatArray
-    values: FloatArray
-
-
-@dataclass(frozen=True)
-class RunFigures:
-    """What one run reached and cost; None where it is not known, or was not reached."""
-
-    name: str
-    source: str
-    final: float
-    best: float | None
-    updates: float | None
-    instances: float | None
-    seconds: float | None
-    updates_to_target: float | None
-    seconds_to_target: float | None
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """A figure of a group of runs: its mean and its spread.
-
-    Args:
-        mean: Over the runs that have the figure.
-        spread: Their standard deviation (of a sample); None for one run.
-        num_runs: How many have it.
-    """
-
-    mean: float
-    spread: float | None
-    num_runs: int
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in their seed only."""
-
-    name: str
-    runs: tuple[RunFigures, ...]
-
-    def statistic(self, figure: str) -> Statistic | None:
-        """Mean and spread of a figure of :class:`RunFigures`; None where no run has it."""
-        values = [value for run in self.runs if (value := getattr(run, figure)) is not None]
-        if not values:
-            return None
-        return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 @dataclass(frozen=True)
@@ -98,28 +39,38 @@ class Comparison:
         metric: What is compared.
         mode: ``"max"`` or ``"min"``: which is better.
         groups: In the order given.
-        baseline: Name of the group that savings are counted against.
+        baseline: Name of the group that the others are compared with; None: there is none.
+        differences: How the metric of each other group differs from the baseline's at the end.
         target: Value of the metric that is to be reached.
         group_by: Keys that tell the groups apart.
-        batch_size: Instances an update, of runs that did not log how many they saw.
-        seconds_are_wall: Whether seconds are by the clock, validation included, since some run logged no other.
-        notes: What the figures do not say.
+        settings: The settings that differ between runs.
+        batch_size: Instances an update, for runs that did not log how many they saw.
+        seconds_are_wall: Whether seconds are by the clock, with validation, because a run logged no seconds of
+            training.
+        notes: What a reader of the figures has to know.
     """
 
     metric: str
     mode: str
     groups: tuple[Group, ...]
     baseline: str | None
+    differences: tuple[Difference, ...]
     target: float | None
     group_by: tuple[str, ...]
+    settings: DifferingSettings
     batch_size: int | None
     seconds_are_wall: bool
     notes: tuple[str, ...]
 
     def saving(self, group: Group, figure: str) -> float | None:
-        """Share of the baseline's mean that a group does without; negative where it needs more.
+        """Share of the baseline's mean that a group saves; negative where the group needs more.
 
-        Only where all runs of both have the figure: a mean over those that happened to reach a target flatters.
+        It is None where a run of either group lacks the figure: a mean over the runs that happened to reach a target
+        would look too good.
+
+        Args:
+            group: The group.
+            figure: Name of a figure of :class:`~lightning_autoassist.compare.figures.RunFigures`.
         """
         baseline = next((other for other in self.groups if other.name == self.baseline), None)
         if baseline is None:
@@ -132,7 +83,7 @@ class Comparison:
         return 1 - own.mean / others.mean
 
     def as_dict(self) -> dict[str, Any]:
-        """Every figure, for machines."""
+        """Every figure as builtins."""
         return asdict(self)
 
 
@@ -150,12 +101,14 @@ def compare(
 
     Args:
         runs: Finished runs.
-        metric: Name of a metric that all of them logged; None chooses, accuracy of validation first.
-        mode: ``"max"`` or ``"min"``; None: ``"min"`` for losses and errors.
-        target: Value whose first reaching is timed; None: what the baseline has at its end.
-        baseline: Name of the group that savings are counted against.
+        metric: Name of a metric that all of them logged; None takes validation accuracy or the likeliest other metric.
+        mode: ``"max"`` or ``"min"``: which is better; None takes ``"min"`` for losses and errors.
+        target: Value of the metric; the updates and seconds until a run reaches it are compared. None takes the mean of
+            the baseline at its end.
+        baseline: Name of the group that the others are compared with.
         group_by: ``"name"``, ``"group"``, ``"job_type"`` or a setting, e.g. ``"autoassist.policy.name"``, or several of
-            these: runs alike in all of them count as seeds of one another, unless their policy or budget differs.
+            these. Runs that are alike in all of them count as seeds of one another, unless their policy or budget
+            differs.
         batch_size: Instances an update, for runs that did not log how many they saw.
 
     Raises:
@@ -173,12 +126,12 @@ def compare(
 
 
 class _Curves:
-    """One metric of runs, and what is read off its curves.
+    """The curves of one metric, and the figures that are read off them.
 
     Args:
-        runs: All that are compared.
-        metric: Which all of them logged.
-        mode: ``"max"`` or ``"min"``.
+        runs: All runs that are compared.
+        metric: Name of a metric that all of them logged.
+        mode: ``"max"`` or ``"min"``: which is better.
         batch_size: Instances an update, for runs that did not log how many they saw.
     """
 
@@ -192,7 +145,8 @@ class _Curves:
 
     def mean_end(self, runs: Sequence[LoggedRun]) -> float | None:
         """The mean of what the runs have at their end; None if it is not finite."""
-        end = statistics.fmean(float(self._curves[id(run)].values[-1]) for run in runs)
+        ends = [float(self._curves[id(run)].values[-1]) for run in runs]
+        end = sum(ends) / len(ends)
         return end if math.isfinite(end) else None
 
     def comparison(
@@ -203,28 +157,37 @@ class _Curves:
         target: float | None,
     ) -> Comparison:
         """The groups side by side, see :func:`compare`."""
+        shown = tuple(Group(name, tuple(self._figures(run, target) for run in runs)) for name, runs in groups.items())
+        base = next((group for group in shown if group.name == baseline), None)
+        differences = () if base is None else tuple(difference(group, base) for group in shown if group is not base)
         return Comparison(
             metric=self.metric,
             mode=self.mode,
-            groups=tuple(
-                Group(name, tuple(self._figures(run, target) for run in members)) for name, members in groups.items()
-            ),
+            groups=shown,
             baseline=baseline,
+            differences=differences,
             target=target,
             group_by=keys,
+            settings=differing_settings(groups),
             batch_size=self.batch_size,
             seconds_are_wall=self.is_wall,
-            notes=(*_notes(self.runs, self.is_wall, self.batch_size), *settings_apart(self.runs, keys)),
+            notes=(
+                *_notes_of_axes(self.runs, self.is_wall, self.batch_size),
+                *_notes_of_differences(shown, differences, baseline),
+                *_notes_of_runs(self.runs),
+                *settings_apart(self.runs, keys),
+            ),
         )
 
     def _figures(self, run: LoggedRun, target: float | None) -> RunFigures:
         curve = self._curves[id(run)]
         finite = curve.values[np.isfinite(curve.values)]
-        ends = [_last(axis) for axis in _axes_at(run, np.arange(len(run.rows)), self.batch_size, self.is_wall)]
-        updates, seconds = _reaching(curve, target, self.mode)
+        ends = [last_known(axis) for axis in axes_at(run, np.arange(len(run.rows)), self.batch_size, self.is_wall)]
+        updates, seconds = reaching(curve, target, self.mode)
         return RunFigures(
             name=run.name,
             source=run.source,
+            seed=seed_of(run),
             final=float(curve.values[-1]),
             best=float(finite.max() if self.mode == "max" else finite.min()) if len(finite) else None,
             updates=ends[0],
@@ -236,83 +199,9 @@ class _Curves:
 
 
 def comparable_metrics(runs: Sequence[LoggedRun]) -> list[str]:
-    """Names of the metrics that all runs logged, without the axes."""
+    """Names of the metrics that all runs logged, without axes such as the epoch and without the callback's figures."""
     shared = set.intersection(*(set(run.columns) for run in runs)) if runs else set()
     return sorted(name for name in shared if not _NO_METRICS.fullmatch(name))
-
-
-def clock_is_wall(runs: Sequence[LoggedRun]) -> bool:
-    """Whether seconds have to be the clock's, since some run logged no seconds of training and all have the clock."""
-    if all(PREFIX + "seconds" in run.columns for run in runs):
-        return False
-    return all(bool(np.isfinite(run.wall_seconds).any()) for run in runs)
-
-
-def curve_of(run: LoggedRun, metric: str, *, batch_size: int | None = None, is_wall: bool = False) -> Curve:
-    """A metric of a run against updates, instances and seconds.
-
-    The callback's own figures where a row has them, or between rows that have; else the step, which counts updates
-    from 0.
-
-    Args:
-        run: A run that logged it.
-        metric: Its name.
-        batch_size: Instances an update, where the run did not log how many it saw.
-        is_wall: Take seconds from the clock instead of the seconds of training.
-    """
-    rows, values = run.columns[metric]
-    return Curve(*_axes_at(run, rows, batch_size, is_wall), values)
-
-
-def mean_curve(curves: Sequence[Curve]) -> Curve | None:
-    """The mean of several runs' curves; None for one, and where they were not measured at the same updates."""
-    if len(curves) < 2 or any(not np.array_equal(curve.updates, curves[0].updates) for curve in curves):
-        return None
-    return Curve(*np.mean([np.stack(curve) for curve in curves], axis=0))
-
-
-def _axes_at(
-    run: LoggedRun, rows: npt.NDArray[np.int64], batch_size: int | None, is_wall: bool
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Optimizer steps, instances and seconds at rows of a run, each of shape ``(R,)``, NaN where not known."""
-    updates, instances, seconds = (_logged(run, PREFIX + name, rows) for name in AXES)
-    updates = np.where(np.isnan(updates), run.steps[rows] + 1, updates)
-    if batch_size is not None:
-        instances = np.where(np.isnan(instances), updates * batch_size, instances)
-    return updates, instances, run.wall_seconds[rows] if is_wall else seconds
-
-
-def _logged(run: LoggedRun, axis: str, rows: npt.NDArray[np.int64]) -> FloatArray:
-    if axis not in run.columns:
-        return np.full(len(rows), np.nan)
-    logged_in, amounts = run.columns[axis]
-    own = np.full(len(run.rows), np.nan)
-    own[logged_in] = amounts
-    # Of a step that was noted twice, the later.
-    at, last = np.unique(run.steps[logged_in][::-1], return_index=True)
-    amounts, known = amounts[::-1][last], np.isfinite(at)
-    if not known.any():
-        return own[rows]
-    # Before the first update nothing was spent; after the last note of it nobody knows.
-    between = np.interp(run.steps[rows], [-1.0, *at[known]], [0.0, *amounts[known]], right=np.nan)
-    return np.where(np.isnan(own[rows]), between, own[rows])
-
-
-def _last(axis: FloatArray) -> float | None:
-    known = axis[np.isfinite(axis)]
-    return float(known.max()) if len(known) else None
-
-
-def _reaching(curve: Curve, target: float | None, mode: str) -> tuple[float | None, float | None]:
-    """Updates and seconds at which the target is reached first."""
-    if target is None:
-        return None, None
-    reached = curve.values >= target if mode == "max" else curve.values <= target
-    if not reached.any():
-        return None, None
-    first = int(reached.argmax())
-    updates, seconds = float(curve.updates[first]), float(curve.seconds[first])
-    return (updates if np.isfinite(updates) else None), (seconds if np.isfinite(seconds) else None)
 
 
 def _metric_of(runs: Sequence[LoggedRun], metric: str | None) -> str:
@@ -331,16 +220,43 @@ def _metric_of(runs: Sequence[LoggedRun], metric: str | None) -> str:
     raise CompareError(f"name a metric: the runs have {listed(shared)} in common")
 
 
-def _notes(runs: Sequence[LoggedRun], is_wall: bool, batch_size: int | None) -> Iterable[str]:
+def _notes_of_axes(runs: Sequence[LoggedRun], is_wall: bool, batch_size: int | None) -> Iterator[str]:
     if is_wall:
         yield (
-            "Seconds are by the clock, validation included: some run logged no seconds of training. "
+            "Seconds are by the clock and include validation, because some runs logged no seconds of training. "
             'AutoAssistCallback(policy="uniform") with budget=1 logs them, and trains as plain Lightning does.'
         )
     elif not all(PREFIX + "seconds" in run.columns for run in runs):
-        yield "Some runs logged no seconds of training, and their logger not the time either."
+        yield "Some runs logged no seconds of training, and their logger did not log the time either."
     missing = [run for run in runs if PREFIX + "instances_seen" not in run.columns]
     if missing and batch_size is None:
-        yield "Some runs did not log the instances they saw; --batch-size gives the instances an update."
+        yield "Some runs did not log how many instances they saw; --batch-size tells how many an update has."
+
+
+def _notes_of_differences(
+    groups: Sequence[Group], differences: Sequence[Difference], baseline: str | None
+) -> Iterator[str]:
+    sizes = {group.name: len(group.runs) for group in groups}
+    unpaired = [
+        each.group for each in differences if not each.num_pairs and sizes[each.group] + sizes[baseline or ""] > 2
+    ]
+    if unpaired:
+        keys = f"{', '.join(SEED_KEYS[:-1])} and {SEED_KEYS[-1]}"
+        yield (
+            f"The differences of {listed(unpaired, quoted=True)} are differences of means, not of pairs of runs with "
+            f"the same seed, because too few runs have a seed in common with {baseline}. Seeds are read from the "
+            f"settings {keys}."
+        )
+    for each in differences:
+        if each.num_pairs and each.num_left_out:
+            yield (
+                f"{each.num_left_out} runs of {each.group} and {baseline} have no partner with the same seed, so the "
+                "difference leaves them out."
+            )
+
+
+def _notes_of_runs(runs: Sequence[LoggedRun]) -> Iterator[str]:
     for run in runs:
         yield from (f"{run.name}: {note}" for note in run.notes)
+        if FlatSettings.of(run).is_cut:
+            yield f"{run.name}: This run has very many or deeply nested settings, and only a part of them is compared."

@@ -4,10 +4,8 @@ import json
 import math
 import re
 import struct
-import subprocess
 import time
 import zlib
-from shutil import which
 
 import numpy as np
 import psutil
@@ -17,14 +15,17 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.cli import main
-from lightning_autoassist.compare.comparison import compare, curve_of, mean_curve
+from lightning_autoassist.compare.comparison import compare
+from lightning_autoassist.compare.curves import curve_of, mean_curve
 from lightning_autoassist.compare.groups import CompareError
 from lightning_autoassist.compare.logged_runs import LoggedRun, Row, RunError
-from lightning_autoassist.compare.page import draw, write_page
+from lightning_autoassist.compare.page import write_page
+from lightning_autoassist.compare.picture import draw
 from lightning_autoassist.compare.readers import _from_json, read_runs, read_wandb_file
 from lightning_autoassist.compare.tables import as_text
 from lightning_autoassist.pages.html import as_json
 from tests.command_line.test_cli import one_line_error
+from tests.helpers.made_runs import NASTY, nasty_runs, run_of
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 from tests.helpers.runs import BATCH_SIZE, BUDGET, NUM_EPOCHS, NUM_INSTANCES, train
 
@@ -32,7 +33,6 @@ wandb = pytest.importorskip("wandb")
 pytest.importorskip("tensorboard")
 
 NUM_BATCHES = NUM_INSTANCES // BATCH_SIZE
-NASTY = '</script><script>document.title="taken"</script> $\\frac$ _<b>'
 
 
 def csv_logger(folder):
@@ -185,14 +185,6 @@ def test_seconds_leave_validation_out(tmp_path):
 # ---- groups
 
 
-def run_of(name, values, *, group="", config=None, seconds=10.0):
-    rows = tuple(
-        Row(10.0 * epoch + 9, None, {"acc": value, "autoassist/seconds": seconds * (epoch + 1)})
-        for epoch, value in enumerate(values)
-    )
-    return LoggedRun(name, f"folder of {name}", rows, config or {}, group)
-
-
 def test_mean_and_spread_over_seeds():
     runs = [run_of("a", [0.5, 0.8]), run_of("a", [0.6, 0.9]), run_of("b", [0.7, 0.7], seconds=5.0)]
     comparison = compare(runs, baseline="a", target=0.7)
@@ -335,10 +327,6 @@ def test_json_of_a_thousand_brackets_is_text():
 # ---- pages
 
 
-def nasty_runs():
-    return [run_of(name, [0.5, 0.7, 0.9], config={NASTY: NASTY}) for name in (NASTY, "plain")]
-
-
 def test_nothing_in_a_run_can_close_the_pages_script(tmp_path):
     runs = nasty_runs()
     write_page(tmp_path / "page.html", compare(runs), runs)
@@ -366,6 +354,7 @@ def test_curves_of_seeds_have_a_mean_where_they_were_measured_at_the_same_update
     first, second, shorter = (curve_of(run, "acc") for run in runs)
     mean = mean_curve([first, second])
     assert mean.values.tolist() == pytest.approx([0.55, 0.8])
+    assert mean.errors.tolist() == pytest.approx([0.05, 0.1])  # half of the difference between two values
     assert mean.seconds.tolist() == [15, 30]
     assert mean.updates.tolist() == first.updates.tolist()
     assert mean_curve([first]) is mean_curve([first, shorter]) is None
@@ -404,58 +393,6 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
     table = as_text(compare([run_of("a\x1b[31m\nb", [0.5])]))
     assert "\x1b" not in table
     assert len(table.splitlines()) >= 3
-
-
-# ---- in a real browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = which("chromium") or which("chromium-browser") or which("google-chrome")
-    if found is None:
-        pytest.skip("no chromium is installed (Debian: apt-get install chromium)")
-    return found
-
-
-def dom(browser, path, profile):
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-    command += ["--virtual-time-budget=5000", "--dump-dom", path.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
-def test_page_in_a_browser(browser, tmp_path):
-    runs = nasty_runs()
-    write_page(tmp_path / "page.html", compare(runs, baseline="plain"), runs)
-    shown = dom(browser, tmp_path / "page.html", tmp_path / "profile")
-    assert "<title>autoassist compare</title>" in shown  # the name's script did not run
-    assert shown.count("<svg") == 2  # nobody logged instances
-    assert set(re.findall(r'viewBox="0 0 (\d+) ', shown)) == {re.search(r'viewBox="0 0 (\d+) ', shown)[1]}
-    assert "No run logged these." in shown
-    assert shown.count('class="line"') == 4
-    assert "<td>plain</td><td>1</td><td>0.9</td>" in shown
-    assert "&lt;/script&gt;" in shown
-    assert shown.count("<script") == 2
-
-
-def test_hover_in_a_browser(browser, tmp_path):
-    runs = nasty_runs()
-    write_page(tmp_path / "page.html", compare(runs), runs)
-    page = (tmp_path / "page.html").read_text()
-    # The page forbids scripts that are not its own; this copy lets one move the pointer.
-    page = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", page)
-    move = """<script>
-        const place = document.querySelectorAll("circle")[1].getBoundingClientRect();
-        document.querySelector("svg").dispatchEvent(new PointerEvent("pointermove",
-            {clientX: place.left + 3, clientY: place.top + 3}));
-        document.querySelector("#controls button").click();
-    </script></body>"""
-    (tmp_path / "hover.html").write_text(page.replace("</body>", move))
-    shown = dom(browser, tmp_path / "hover.html", tmp_path / "profile")
-    tip = re.search(r'<div id="tip"[^>]*>(.*?)</div>', shown, re.DOTALL)[1]
-    assert "acc 0.7" in tip
-    assert "20 optimizer steps" in tip
-    assert "20 seconds" in tip
-    assert shown.count('class="line"') == 2  # one of two runs was switched off, in two charts
 
 
 def test_no_process_is_left(logged):

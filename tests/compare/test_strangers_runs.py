@@ -12,7 +12,8 @@ from lightning_autoassist.cli import main
 from lightning_autoassist.compare import readers
 from lightning_autoassist.compare.comparison import compare
 from lightning_autoassist.compare.logged_runs import LoggedRun, Row, RunError
-from lightning_autoassist.compare.page import draw, write_page
+from lightning_autoassist.compare.page import write_page
+from lightning_autoassist.compare.picture import draw
 from lightning_autoassist.compare.readers import read_runs
 from lightning_autoassist.compare.run_places import labels_of, read_all
 from lightning_autoassist.compare.shareable import without_paths
