@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from typing_extensions import override
+
 from lightning_autoassist._version import __version__
 from lightning_autoassist.demo.data import DEFAULT_DATA_DIR, DEFAULT_OUT, DEMO_DATA
 from lightning_autoassist.filtering.named_objects import NamingError, candidates_in, module_and_data, place_of_error
@@ -82,6 +84,7 @@ class UsageError(Exception):
 class _Parser(argparse.ArgumentParser):
     """Ends with one line, without the usage before it."""
 
+    @override
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_ERROR, f"{self.prog}: error: {printable(message)} (see {self.prog} --help)\n")
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from typing_extensions import Self, override
 
 from lightning_autoassist.capture.attribution import MINOR_SHARE, Missed
 from lightning_autoassist.capture.autograd_graph import losses_in_graph
@@ -50,8 +51,6 @@ from lightning_autoassist.losses.functional import LOSSES, Arguments, NamedLoss,
 from lightning_autoassist.trainer_support.batch_parts import leaves_of
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 
 # By these a hand-written loss ends in one number.
@@ -96,16 +95,15 @@ class CapturedStep(TorchFunctionMode):
         self._missed: list[Missed] = []
         self._unshown: list[Reduction] = []
 
+    @override
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call]
         self._outer_weights = IN_FORCE.set(self._weights)
         return self
 
+    @override
     def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         super().__exit__(exc_type, exc_value, traceback)  # type: ignore[no-untyped-call]
         IN_FORCE.reset(self._outer_weights)
@@ -131,6 +129,7 @@ class CapturedStep(TorchFunctionMode):
 
     # ---- while the step runs
 
+    @override
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Arguments | None = None
     ) -> Any:

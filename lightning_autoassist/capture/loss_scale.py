@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.capture.captured_loss import WeightedLoss, contributions
 from lightning_autoassist.capture.captured_step import CapturedStep
@@ -69,6 +70,7 @@ class ScaledStep(CapturedStep):
         self._calls_of_losses: dict[int, tuple[Callable[..., Any], Arguments]] = {}
         self._given_weights = weights_in_force()
 
+    @override
     def __enter__(self) -> Self:
         super().__enter__()
         IN_FORCE.set(self._given_weights)  # until the exit: whoever watches the same step inside is to know them
@@ -80,6 +82,7 @@ class ScaledStep(CapturedStep):
             self._find(output.get("loss") if isinstance(output, Mapping) else output)
         self._release()
 
+    @override
     def _note_backward(self, root: Tensor) -> None:
         self._backwards.append([])
         self._find(root)
@@ -100,6 +103,7 @@ class ScaledStep(CapturedStep):
         # Weights enter at losses that are known. Where none is, there are none.
         self.weights = self._given_weights if parts else None
 
+    @override
     def _note(self, named: NamedLoss, arguments: Arguments, *rest: Any) -> None:
         num_named = len(self._named)
         super()._note(named, arguments, *rest)

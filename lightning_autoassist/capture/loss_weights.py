@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from lightning_autoassist.capture.instance_layout import InstanceLayout
 from lightning_autoassist.losses.functional import Arguments, NamedLoss, class_axis, counted
@@ -74,11 +75,13 @@ class ScaleGradient(torch.autograd.Function):
     """The identity, whose gradient is multiplied by ``factor``, a tensor that broadcasts to it."""
 
     @staticmethod
+    @override
     def forward(ctx: Any, values: Tensor, factor: Tensor) -> Tensor:
         ctx.save_for_backward(factor)
         return values.view_as(values)
 
     @staticmethod
+    @override
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (factor,) = ctx.saved_tensors
         return gradient * factor.to(gradient.dtype), None
@@ -88,12 +91,14 @@ class ReduceRows(torch.autograd.Function):
     """``reduced``, whose gradient goes to the rows: divided by ``count``, multiplied by ``factor``."""
 
     @staticmethod
+    @override
     def forward(ctx: Any, rows: Tensor, reduced: Tensor, count: Tensor, factor: Tensor) -> Tensor:
         ctx.save_for_backward(count, factor)
         ctx.shape = rows.shape
         return reduced.clone()
 
     @staticmethod
+    @override
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         count, factor = ctx.saved_tensors
         # Divide first, as nll_loss does: x / n and x * (1 / n) differ in the last bit.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from typing_extensions import override
 
 _NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
@@ -19,6 +20,7 @@ class Place(NamedTuple):
     from_file: str
     from_line: int
 
+    @override
     def __str__(self) -> str:
         return f"at {Path(self.file).name}:{self.line}"
 

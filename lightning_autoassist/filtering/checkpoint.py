@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.trainer_support.internals import is_about_to_validate
 from lightning_autoassist.trainer_support.process_group import Ranks
+from lightning_autoassist.trainer_support.variants import LightningModule, Trainer
 
 # To be counted up by whoever changes what a state_dict of the callback or of the data module holds.
 LAYOUT = 6
@@ -132,7 +133,7 @@ def fit_epoch_to_length(epoch_loop: Any, num_before: int | None, num_now: float)
         setattr(batches.current, count, getattr(batches.current, count) - shift)
 
 
-def _zeroes_next(trainer: Any) -> bool:
+def _zeroes_next(trainer: Trainer) -> bool:
     """Whether Lightning is about to clear the gradients of a module that makes its own steps: it does to validate."""
     if trainer.lightning_module.automatic_optimization or not is_at_batch_end(trainer):
         return False
@@ -150,7 +151,7 @@ class OpenWindow:
         self._global_step = 0
         self._restored: dict[str, Tensor] | None = None
 
-    def begin(self, trainer: Any, module: Any) -> None:
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Training begins, or goes on: give the module the gradients that a checkpoint brought."""
         restored, self._restored = self._restored, None
         self._global_step, self._is_open = trainer.global_step, bool(restored)
@@ -163,7 +164,7 @@ class OpenWindow:
         """A batch has ended, with the Trainer's count of optimizer steps after it."""
         self._is_open, self._global_step = global_step == self._global_step, global_step
 
-    def state_dict(self, trainer: Any, ranks: Ranks) -> list[dict[str, Tensor]] | None:
+    def state_dict(self, trainer: Trainer, ranks: Ranks) -> list[dict[str, Tensor]] | None:
         """The gradients of all processes, by names of parameters; all processes must call this.
 
         Returns:
@@ -190,5 +191,5 @@ class OpenWindow:
         self._restored = state[ranks.rank] if state is not None and fits else None
 
     @staticmethod
-    def _own_gradients(module: Any) -> dict[str, Tensor]:
+    def _own_gradients(module: LightningModule) -> dict[str, Tensor]:
         return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}

@@ -10,12 +10,21 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
+from typing_extensions import override
+
 from lightning_autoassist.capture.captured_loss import Explanation
 from lightning_autoassist.filtering.callback import AutoAssistCallback
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
 from lightning_autoassist.trainer_support.arguments import check_flag, check_whole, received
 from lightning_autoassist.trainer_support.batch_parts import tensors_in
-from lightning_autoassist.trainer_support.variants import FLAVOURS, CallbackBase, overrides
+from lightning_autoassist.trainer_support.variants import (
+    FLAVOURS,
+    STEP_OUTPUT,
+    CallbackBase,
+    LightningModule,
+    Trainer,
+    overrides,
+)
 
 WARM_UP = 2
 COLUMNS = ("loss", "reduction", "folding to instances", "coefficient")
@@ -48,6 +57,7 @@ class Diagnosis:
         """Whether the module trains with filtering."""
         return self.reason is None
 
+    @override
     def __str__(self) -> str:
         if not self.is_filtered:
             return f"{self.module}: filtering is OFF. {self.reason}"
@@ -198,6 +208,10 @@ class _Watching(AutoAssistCallback):
         return Diagnosis(module, self.losses, None, plain, captured, share.ratio, share.missed)
 
 
+def _leave_out(callback_type: type, trainer: Any) -> None:
+    trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, callback_type)]
+
+
 class _SeenEnoughError(Exception):
     """Ends training in the middle of an epoch: at an epoch's end, schedulers and callbacks ask for validation."""
 
@@ -212,19 +226,25 @@ class _StepTimer(CallbackBase):
         self.step = 0
         self.started = 0.0
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Those of the module's configure_callbacks would leave files.
-        trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, self.checkpoint_type)]
+        _leave_out(self.checkpoint_type, trainer)
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for config in trainer.lr_scheduler_configs:
             config.strict = False  # one that watches a metric of validation waits for it
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.watching.switch(self.step)
         self.started = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
         if self.step >= WARM_UP:
             is_captured = self.step % 2 == 0
             self.watching.milliseconds[is_captured].append(1e3 * (time.perf_counter() - self.started))

@@ -16,6 +16,7 @@ from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.metrics import warn_about_limits
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream
 from lightning_autoassist.trainer_support.internals import data_of_fit
+from lightning_autoassist.trainer_support.variants import LightningModule, Trainer
 
 # Below the first, with weights of an exponent above the second, scores that are old do harm.
 LOW_RATE, FULL_CORRECTION = 0.3, 0.75
@@ -34,7 +35,7 @@ def check_is_alone(callback_type: type, trainer: Any) -> None:
         )
 
 
-def data_module_of(trainer: Any) -> AutoAssistDataModule:
+def data_module_of(trainer: Trainer) -> AutoAssistDataModule:
     """The data module that this fit trains on.
 
     Raises:
@@ -49,7 +50,7 @@ def data_module_of(trainer: Any) -> AutoAssistDataModule:
     )
 
 
-def check_takes_batches(module: Any) -> None:
+def check_takes_batches(module: LightningModule) -> None:
     """Refuse a module that takes its batches from the loader by itself.
 
     Raises:
@@ -122,12 +123,12 @@ class LengthChecks:
         self._schedules = ScheduleCheck()
         self._is_done = False
 
-    def begin(self, trainer: Any) -> None:
+    def begin(self, trainer: Trainer) -> None:
         """A fit starts."""
         self._is_done = False
         self._schedules = ScheduleCheck(built_from_length=trainer.train_dataloader is not None)
 
-    def check(self, trainer: Any, stream: CandidateStream | None, scores_unseen: bool) -> None:
+    def check(self, trainer: Trainer, stream: CandidateStream | None, scores_unseen: bool) -> None:
         """Check a fit once, as soon as there is a candidate stream, which knows its length.
 
         Args:
@@ -140,7 +141,7 @@ class LengthChecks:
             warn_about_limits(trainer, stream, keeps_first_pass=not scores_unseen)
             self._schedules.start(trainer, stream)
 
-    def start_epoch(self, trainer: Any, stream: CandidateStream | None) -> None:
+    def start_epoch(self, trainer: Trainer, stream: CandidateStream | None) -> None:
         """Check schedules whose steps depend on the epoch's length."""
         if stream is not None:
             self._schedules.start_epoch(trainer, stream)

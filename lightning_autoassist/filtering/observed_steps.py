@@ -24,6 +24,7 @@ from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.filtering.selector import InstanceSelector
 from lightning_autoassist.trainer_support.arrays import on_device
+from lightning_autoassist.trainer_support.variants import LightningModule
 
 # So many batches in a row pass unfiltered before filtering stops, where their rows cannot be told apart.
 MOST_UNKNOWN = 16
@@ -87,7 +88,7 @@ class ObservedSteps:
     def _guard(self) -> Guard:
         return self._selector.status.unfiltered_on_error
 
-    def begin(self, strategy: Any, module: Any, user_data: Any) -> None:
+    def begin(self, strategy: Any, module: LightningModule, user_data: Any) -> None:
         """Observe the steps of a fit, until :meth:`end`.
 
         Args:

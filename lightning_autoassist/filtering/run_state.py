@@ -23,6 +23,7 @@ from lightning_autoassist.filtering.reporting.loggers import RunLog
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.selector import InstanceSelector
 from lightning_autoassist.trainer_support.process_group import Ranks
+from lightning_autoassist.trainer_support.variants import Trainer
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class RunState:
         return kinds_of(selector.policy, selector.assistant, self.steps.capture.score, self.features)
 
 
-def continue_epoch(trainer: Any, data: AutoAssistDataModule) -> None:
+def continue_epoch(trainer: Trainer, data: AutoAssistDataModule) -> None:
     """Let the Trainer's loops go on where the run was interrupted, where it was."""
     count_next_epoch(trainer.fit_loop)
     num_before, data.train_position.restored_length = data.train_position.restored_length, None

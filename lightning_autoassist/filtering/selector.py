@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
 from lightning_autoassist.filtering.assistants.logistic import LogisticAssistant
@@ -189,13 +190,16 @@ class InstanceSelector(Selector):
     # ---- the batch generator asks
 
     @property
+    @override
     def jobs(self) -> InlineExecutor:
         return self.status.jobs
 
     @property
+    @override
     def correction(self) -> float:  # type: ignore[override]
         return self.policy.current_correction()
 
+    @override
     def begin(self, num_instances: int | None, labels: LabelSource | None = None) -> None:
         if num_instances is None:
             self.suit_stream()
@@ -213,6 +217,7 @@ class InstanceSelector(Selector):
         """Whether instances are filtered that the model has not seen."""
         return self._stored.scores_unseen
 
+    @override
     def keep_probability(self, candidates: IndexArray | Rows, pass_index: int) -> Probabilities:
         """Chances of candidates, shape ``(n,)``: 1 in the first pass, for unseen instances, when not filtering.
 
@@ -245,18 +250,21 @@ class InstanceSelector(Selector):
         is_on = not self.watches_losses or (self.status.is_filtering and self.status.is_told)
         return is_on and self.progress <= 1 - self.unfiltered_tail
 
+    @override
     def row_features(self, batch: Any, num_rows: int) -> Tensor | None:
         if self.is_filtering:
             with self.status.unfiltered_on_error:
                 return self._streamed.features(batch, num_rows)
         return None
 
+    @override
     def lacks_features(self, indices: IndexArray) -> bool:
         if self.is_filtering:
             with self.status.unfiltered_on_error:
                 return self._stored.lacks_features(indices)
         return False
 
+    @override
     def note_considered(self, indices: IndexArray, probs: Any, kept: Any) -> None:
         self.log.count(indices, probs, kept)
 

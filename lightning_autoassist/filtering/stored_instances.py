@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
 from lightning_autoassist.filtering.instance_memory import InstanceMemory, columns_read
@@ -131,12 +132,15 @@ class StoredInstances(InstanceMemory):
         return self.policy.needs_scores and (self.assistant.scores_unseen or judges_by_class)
 
     @property
+    @override
     def is_ready(self) -> bool:
         return self.store is not None
 
+    @override
     def keeps_pass(self, pass_index: int) -> bool:
         return pass_index == 0 and not self.scores_unseen
 
+    @override
     def keep_probability(self, indices: IndexArray) -> Probabilities:
         everything = np.ones(len(indices), np.float32)
         if self.store is None:
@@ -189,6 +193,7 @@ class StoredInstances(InstanceMemory):
         if self.store is not None:
             self.store.forget_labels()
 
+    @override
     def learn(self, observed: PendingUpdate) -> None:
         assert self.store is not None
         store, indices = self.store, self.store.places(observed.indices)

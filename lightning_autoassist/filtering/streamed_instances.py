@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
 from lightning_autoassist.filtering.instance_memory import InstanceMemory, columns_read
@@ -104,6 +105,7 @@ class StreamedInstances(InstanceMemory):
         if self.refusal is not None:
             raise MisconfigurationException(self.refusal)
 
+    @override
     def features(self, batch: Any, num_rows: int) -> Tensor | None:
         """Features of a batch as the loader gave it, shape ``(n, F)``, in half precision on the CPU, or its tokens.
 
@@ -123,6 +125,7 @@ class StreamedInstances(InstanceMemory):
             )
         return bounded(features).cpu()
 
+    @override
     def keep_probability(self, rows: Rows) -> Probabilities:
         instances = self._instances(rows.features, self.label_column.of(rows.integers))
         return self._chances(self.assistant.predict(instances), self._of_policy(instances))
@@ -132,6 +135,7 @@ class StreamedInstances(InstanceMemory):
         columns = columns_read(self.policy)
         return Instances(labels=instances.labels if "labels" in columns else None, probs=instances.probs)
 
+    @override
     def learn(self, observed: PendingUpdate) -> None:
         assert observed.integers is not None
         self.label_column.observe(observed.integers, observed.labels)

@@ -14,6 +14,7 @@ from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.selector import InstanceSelector
 from lightning_autoassist.filtering.waiting_steps import PendingUpdate, to_host
 from lightning_autoassist.trainer_support.executors import InlineExecutor
+from lightning_autoassist.trainer_support.variants import Trainer
 
 
 class TrainedBatches:
@@ -45,7 +46,7 @@ class TrainedBatches:
         self._num_passed_on = batch_rows(batch) if self._steps.draw is None else 0
 
     def end_batch(
-        self, trainer: Any, data: AutoAssistDataModule, batch_idx: int, jobs: InlineExecutor, lag: int
+        self, trainer: Trainer, data: AutoAssistDataModule, batch_idx: int, jobs: InlineExecutor, lag: int
     ) -> None:
         """A batch has ended: does nothing where this was said already, as where somebody saved a checkpoint before us.
 

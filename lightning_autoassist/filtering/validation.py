@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
 from lightning_autoassist.trainer_support.executors import InlineExecutor
+from lightning_autoassist.trainer_support.variants import Trainer
 
 
 class IsolatedValidation:
@@ -41,6 +42,6 @@ class IsolatedValidation:
             self._loop = None
 
 
-def is_within_fit(trainer: Any) -> bool:
+def is_within_fit(trainer: Trainer) -> bool:
     """Whether a validation is one between training steps."""
     return trainer.state.fn == "fit" and not trainer.sanity_checking

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
 
 from lightning_autoassist.capture.interceptor import TrainingStep, observe_training_steps
 from lightning_autoassist.capture.loss_weights import weights_in_force
@@ -31,7 +33,7 @@ from lightning_autoassist.gauss_newton.window import (
 )
 from lightning_autoassist.trainer_support.arguments import check_choice, check_number, check_whole
 from lightning_autoassist.trainer_support.process_group import Ranks
-from lightning_autoassist.trainer_support.variants import CallbackBase
+from lightning_autoassist.trainer_support.variants import CallbackBase, LightningModule, Trainer
 
 CallbackSolver = Literal["auto", "gram", "cg", "sketch", "nystrom"]
 Schedule = Literal["lm", "constant"]
@@ -125,15 +127,19 @@ class GaussNewtonCallback(CallbackBase):
         """The damping of the next step; waits for the device."""
         return float(self._damping)
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._ranks.world_size != trainer.world_size:
             self._ranks = Ranks(trainer.global_rank, trainer.world_size)
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_fit(trainer, pl_module)
         warn_of_settings(trainer)
         self._parameters = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
-        self._damping = self._damping.to(pl_module.device, torch.promote_types(pl_module.dtype, torch.float32))
+        self._damping = self._damping.to(
+            pl_module.device, torch.promote_types(cast("torch.dtype", pl_module.dtype), torch.float32)
+        )
         self._is_checked, self._adapts = False, self.damping_schedule == "lm"
         # The last to register is the innermost: it sees the weights that others let enter.
         self._remove = observe_training_steps(trainer.strategy, self._observe)
@@ -146,7 +152,8 @@ class GaussNewtonCallback(CallbackBase):
         self._running = (tape, loss, weights_in_force()) if isinstance(loss, Tensor) else None
         return output
 
-    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         running, self._running = self._running, None
         if running is None:
             return
@@ -160,7 +167,8 @@ class GaussNewtonCallback(CallbackBase):
         rows = instance_rows(tape, returned, self.max_outputs, weights)
         self._window.append(MicroBatch(rows, returned, tape))
 
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         window, self._window = self._window, []
         if not window:
             return
@@ -176,15 +184,19 @@ class GaussNewtonCallback(CallbackBase):
             parameter.grad.copy_(torch.where(is_accepted, step, 0.0))
         self.num_steps += 1
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._disconnect()
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._disconnect()
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"damping": self.damping_in_force, "num_steps": self.num_steps}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._damping = torch.tensor(state_dict["damping"], dtype=torch.float64)
         self.num_steps = state_dict["num_steps"]

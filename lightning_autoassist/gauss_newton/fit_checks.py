@@ -9,11 +9,12 @@ from torch import nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_autoassist.gauss_newton.instance_rows import CannotSolveError
+from lightning_autoassist.trainer_support.variants import LightningModule, Trainer
 
 _STRATEGIES = {"SingleDeviceStrategy", "DDPStrategy"}
 
 
-def check_fit(trainer: Any, module: Any) -> None:
+def check_fit(trainer: Trainer, module: LightningModule) -> None:
     """Raise where Gauss-Newton cannot train the module.
 
     Args:
@@ -37,7 +38,7 @@ def check_fit(trainer: Any, module: Any) -> None:
     _check_optimizer(trainer.optimizers)
 
 
-def warn_of_settings(trainer: Any) -> None:
+def warn_of_settings(trainer: Trainer) -> None:
     """Warn of settings under which a step is not what was solved for."""
     groups = trainer.optimizers[0].param_groups
     if any(group["momentum"] for group in groups):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 # Their draws are made again as they were.
 _RANDOM = frozenset(
@@ -79,6 +80,7 @@ class StepTape(TorchFunctionMode):
         self._dependent = set(self._parameters)
         self._entries: list[_Entry] = []
 
+    @override
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

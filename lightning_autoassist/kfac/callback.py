@@ -11,6 +11,8 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
 
 from lightning_autoassist.capture.interceptor import TrainingStep, observe_training_steps
 from lightning_autoassist.capture.layers import LayerCall, LayerCapture
@@ -33,7 +35,7 @@ from lightning_autoassist.kfac.preconditioner import Preconditioner
 from lightning_autoassist.losses.functional import Arguments
 from lightning_autoassist.losses.sampled_targets import sampled_gradient
 from lightning_autoassist.trainer_support.internals import is_logging_step, loss_factor
-from lightning_autoassist.trainer_support.variants import CallbackBase
+from lightning_autoassist.trainer_support.variants import CallbackBase, LightningModule, Trainer
 
 
 class KFACCallback(CallbackBase):
@@ -137,11 +139,13 @@ class KFACCallback(CallbackBase):
 
     # ---- connecting to the Trainer
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_strategy(trainer)
         check_optimizers(trainer, trainer.optimizers)
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # After every callback's on_fit_start: who weights the loss's instances is outside of this capture.
         choice = choose_layers(pl_module, self.options)
         self._close()
@@ -157,7 +161,7 @@ class KFACCallback(CallbackBase):
         self._restore()
         self._watch(trainer, pl_module, choice.chosen)
 
-    def _add_part(self, trainer: Any, optimizer: Any, chosen: dict[str, LayerKind]) -> None:
+    def _add_part(self, trainer: Trainer, optimizer: Optimizer, chosen: dict[str, LayerKind]) -> None:
         own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         layers = {name: kind for name, kind in chosen.items() if own.issuperset(kind.parameters)}
         if not layers:
@@ -169,7 +173,7 @@ class KFACCallback(CallbackBase):
         self._parts.append((optimizer, part))
         self._part_of.update(dict.fromkeys(layers, part))
 
-    def _watch(self, trainer: Any, pl_module: Any, chosen: dict[str, LayerKind]) -> None:
+    def _watch(self, trainer: Trainer, pl_module: LightningModule, chosen: dict[str, LayerKind]) -> None:
         if self.options.fisher == "monte_carlo":
             self._generator = torch.Generator(pl_module.device)
         self._capture = LayerCapture(
@@ -180,7 +184,8 @@ class KFACCallback(CallbackBase):
         )
         self._remove = observe_training_steps(trainer.strategy, functools.partial(self._observe, trainer))
 
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         for number, (own, part) in enumerate(self._parts):
             if own is not optimizer:
                 continue
@@ -192,14 +197,17 @@ class KFACCallback(CallbackBase):
                 suffix = f"_{number}" if len(self._parts) > 1 else ""
                 pl_module.log_dict({f"kfac/{name}{suffix}": value for name, value in _figures(part).items()})
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._state = self._states()
         self._close()
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()
 
     def _close(self) -> None:
@@ -212,7 +220,7 @@ class KFACCallback(CallbackBase):
 
     # ---- a training step
 
-    def _observe(self, trainer: Any, step: TrainingStep) -> Any:
+    def _observe(self, trainer: Trainer, step: TrainingStep) -> Any:
         assert self._capture is not None
         self._capture.is_on = any(part.wants_calls for _, part in self._parts)
         if self._generator is not None and self._capture.is_on:
@@ -256,10 +264,12 @@ class KFACCallback(CallbackBase):
 
     # ---- checkpoints
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         parts = self._states() if self._state is None and self._parts else self._state
         return {"parts": parts, "num_drawn": self._num_drawn}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict["parts"]
         self._num_drawn = state_dict["num_drawn"]

@@ -10,6 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import distributed
 
 from lightning_autoassist.trainer_support.internals import steps_with_scaled_gradients
+from lightning_autoassist.trainer_support.variants import Trainer
 
 # Strategies whose processes hold parts of parameters or of gradients, and what they are called.
 _SHARDED = {
@@ -20,7 +21,7 @@ _SHARDED = {
 }
 
 
-def check_strategy(trainer: Any) -> None:
+def check_strategy(trainer: Trainer) -> None:
     """Refuse strategies under which a process does not have a layer's whole gradient.
 
     Raises:
@@ -40,7 +41,7 @@ def check_strategy(trainer: Any) -> None:
         )
 
 
-def check_optimizers(trainer: Any, optimizers: Sequence[Any]) -> None:
+def check_optimizers(trainer: Trainer, optimizers: Sequence[Any]) -> None:
     """Refuse optimizers that get scaled gradients, and warn of those that normalise gradients themselves.
 
     Raises:

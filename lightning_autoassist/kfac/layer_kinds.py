@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from lightning_autoassist.capture.layer_patches import patches_of
 from lightning_autoassist.capture.layers import LayerCall
@@ -112,12 +113,14 @@ class LinearKind(LayerKind):
         self.num_inputs = layer.in_features + (self.bias is not None)
         self.num_outputs = layer.out_features
 
+    @override
     def _input_rows(self, call: LayerCall) -> Iterator[tuple[Tensor, Tensor | None]]:
         rows = call.inputs.reshape(len(call.inputs), -1, 1, call.inputs.shape[-1])
         if self.sharing == "reduce":
             rows = _per_instance(rows, call).to(_wide(rows)).mean(1, keepdim=True)
         yield rows.flatten(0, 1).movedim(1, 0), _row_weights(call, rows)
 
+    @override
     def _by_block(self, gradients: Tensor) -> Tensor:
         return gradients.reshape(len(gradients), -1, 1, self.num_outputs)
 
@@ -131,6 +134,7 @@ class ConvKind(LayerKind):
         self.num_inputs = layer.weight[0].numel() + (self.bias is not None)
         self.num_outputs = layer.out_channels // layer.groups
 
+    @override
     def _input_rows(self, call: LayerCall) -> Iterator[tuple[Tensor, Tensor | None]]:
         weights = call.weights
         rows_at_once = self._rows_at_once(call)
@@ -150,6 +154,7 @@ class ConvKind(LayerKind):
         per_instance = call.rows_per_instance or 1
         return max(1, _MAX_PATCH_NUMBERS // max(1, per_row * per_instance)) * per_instance
 
+    @override
     def _by_block(self, gradients: Tensor) -> Tensor:
         rows = gradients.flatten(2).movedim(2, 1)
         return rows.reshape(*rows.shape[:2], self.num_blocks, self.num_outputs)
@@ -166,23 +171,27 @@ class EmbeddingKind(LayerKind):
         self.num_inputs = layer.num_embeddings
         self.num_outputs = layer.embedding_dim
 
+    @override
     def add_inputs(self, call: LayerCall, factor: Factor) -> None:
         tokens, counts = call.inputs.reshape(-1), self._counts(call)
         factor.new_total[0].index_add_(0, tokens, counts.to(factor.total.dtype))
         factor.add_mass(counts.sum())
 
+    @override
     def add_gradients(self, call: LayerCall, factor: Factor) -> None:
         if self.layer.padding_idx is not None:
             counts = (call.inputs != self.layer.padding_idx).unsqueeze(-1)
             call = call._replace(gradients=call.gradients * counts)
         super().add_gradients(call, factor)
 
+    @override
     def matrix(self) -> Tensor | None:
         weight = self.weight.grad
         if weight is None or weight.is_sparse:
             return None
         return weight.t().unsqueeze(0).to(torch.promote_types(weight.dtype, torch.float32))
 
+    @override
     def write(self, matrix: Tensor) -> None:
         assert self.weight.grad is not None
         self.weight.grad.copy_(matrix[0].t())
@@ -196,6 +205,7 @@ class EmbeddingKind(LayerKind):
             counts = counts * (call.inputs != self.layer.padding_idx)
         return counts.reshape(-1)
 
+    @override
     def _by_block(self, gradients: Tensor) -> Tensor:
         return gradients.reshape(len(gradients), -1, 1, self.num_outputs)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import override
+
 from lightning_autoassist.trainer_support.internals import (
     forget_results,
     set_callback_metrics,
     steps_between_checkpoints,
 )
-from lightning_autoassist.trainer_support.variants import CallbackBase
+from lightning_autoassist.trainer_support.variants import STEP_OUTPUT, CallbackBase, LightningModule, Trainer
 
 
 def check_run(trainer: Any, window: int) -> None:
@@ -35,7 +37,7 @@ def check_run(trainer: Any, window: int) -> None:
         raise ValueError(f"Layers cannot be trained in parallel so: {problem}.")
 
 
-def clips_values(trainer: Any) -> bool:
+def clips_values(trainer: Trainer) -> bool:
     """Whether the Trainer clips gradients number by number."""
     return str(trainer.gradient_clip_algorithm).endswith("value")
 
@@ -57,15 +59,20 @@ class StopTogether(CallbackBase):
     def __init__(self) -> None:
         self._is_wished = False
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.should_stop:
             self._is_wished, trainer.should_stop = True, False
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._agree(trainer)
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._agree(trainer)
 
     def _agree(self, trainer: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 
 class PendingGradients:
@@ -56,11 +57,13 @@ class _Attach(torch.autograd.Function):
     """The loss as it is, whose gradient reaches parameters as gradients that are known."""
 
     @staticmethod
+    @override
     def forward(ctx: Any, root: Tensor, gradients: list[Tensor], scale: Tensor | None, *parameters: Tensor) -> Tensor:
         ctx.gradients, ctx.scale = gradients, scale
         return root.view_as(root)
 
     @staticmethod
+    @override
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         factor = gradient if ctx.scale is None else gradient / ctx.scale
         known = (each * factor.to(each.dtype) for each in ctx.gradients)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch.optim import Optimizer
+from typing_extensions import override
 
 from lightning_autoassist.capture.interceptor import TrainingStep, observe_training_steps
 from lightning_autoassist.local_learning.agreement import check_run, is_checkpoint_due, share_metrics
@@ -25,7 +27,7 @@ from lightning_autoassist.local_learning.local_steps import LocalSteps
 from lightning_autoassist.trainer_support.arguments import check_choice, check_number, check_whole
 from lightning_autoassist.trainer_support.internals import is_logging_step, note_outputs_for_reduction
 from lightning_autoassist.trainer_support.strategy_names import register
-from lightning_autoassist.trainer_support.variants import CallbackBase
+from lightning_autoassist.trainer_support.variants import STEP_OUTPUT, CallbackBase, LightningModule, Trainer
 
 register()  # whoever needs the strategy by its name needs this callback, too
 
@@ -103,7 +105,8 @@ class LocalLearningCallback(CallbackBase):
 
     # ---- connecting to the Trainer
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         self._trainer = trainer
@@ -114,7 +117,8 @@ class LocalLearningCallback(CallbackBase):
         # The outermost observer: what others see is the loss that the user returned.
         self._removers.append(observe_training_steps(trainer.strategy, self._finish))
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_optimizers(trainer)
         self._fine_tuning_start = fine_tuning_start(trainer, self.fine_tune)
         self._is_fine_tuning = False
@@ -122,11 +126,13 @@ class LocalLearningCallback(CallbackBase):
         # The innermost observer: whatever others do to a step's losses, they do to those of blocks.
         self._removers.append(observe_training_steps(trainer.strategy, self._run))
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self._disconnect()
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._disconnect()
 
     def _disconnect(self) -> None:
@@ -180,7 +186,8 @@ class LocalLearningCallback(CallbackBase):
             note_outputs_for_reduction(self._trainer.strategy.model, root)
         return finished
 
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if trainer.world_size > 1:
             for parameter in self._steps.heads.parameters():
                 if parameter.grad is not None:
@@ -189,7 +196,10 @@ class LocalLearningCallback(CallbackBase):
             scaler=self._steps.scaler, clip=trainer.gradient_clip_val, clip_algorithm=trainer.gradient_clip_algorithm
         )
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
         if self._steps.link is not None and is_checkpoint_due(trainer):
             share_metrics(trainer)
         if self._steps.plan is None or not trainer.loggers or not is_logging_step(trainer):
@@ -199,7 +209,8 @@ class LocalLearningCallback(CallbackBase):
         for block, saved in self._steps.saved_bytes.items():
             pl_module.log(f"local_learning/saved_bytes/block_{block + 1}", float(saved), batch_size=1)
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         link = self._steps.link
         if link is None:
             return
@@ -211,16 +222,19 @@ class LocalLearningCallback(CallbackBase):
             for block, loss in known.items():
                 pl_module.log(f"local_learning/loss/block_{block + 1}_end", loss)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._steps.link is not None:
             share_metrics(trainer)
             self._end_layer_parallel(trainer.strategy)
 
     # ---- state
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return self._steps.state_dict()
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict:
             self._steps.load_state_dict(state_dict)

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_autoassist.local_learning.heads import HEADS, HeadFunction
 from lightning_autoassist.trainer_support.arguments import check_choice, check_function, check_whole, received
+from lightning_autoassist.trainer_support.variants import LightningModule, Trainer
 
 MODES = ("chunked", "greedy", "overlapping")
 DEFAULT_BLOCKS = 4
@@ -49,7 +50,7 @@ def check_heads(heads: Any) -> str | HeadFunction:
     return function
 
 
-def check_trainer(trainer: Any, module: Any) -> None:
+def check_trainer(trainer: Trainer, module: LightningModule) -> None:
     """Refuse what cannot be trained in blocks.
 
     Raises:
@@ -68,7 +69,7 @@ def check_trainer(trainer: Any, module: Any) -> None:
         )
 
 
-def check_optimizers(trainer: Any) -> None:
+def check_optimizers(trainer: Trainer) -> None:
     """Refuse a run without an optimizer.
 
     Raises:
@@ -78,7 +79,7 @@ def check_optimizers(trainer: Any) -> None:
         raise ValueError("Local learning needs an optimizer: configure_optimizers must return one, got none.")
 
 
-def fine_tuning_start(trainer: Any, share: float) -> float:
+def fine_tuning_start(trainer: Trainer, share: float) -> float:
     """The optimizer step from which on training is plain backpropagation; infinity: none.
 
     Raises:

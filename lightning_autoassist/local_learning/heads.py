@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 HEADS = ("linear", "conv", "mlp_sr")
 HeadFunction = Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
@@ -35,6 +36,7 @@ class Pool(nn.Module):
         super().__init__()
         self.is_channels_last = is_channels_last
 
+    @override
     def forward(self, values: Tensor) -> Tensor:
         values = values.movedim(-1, 1) if self.is_channels_last else values
         return values.flatten(2).mean(2) if values.ndim > 2 else values
@@ -47,6 +49,7 @@ class Resize(nn.Module):
         super().__init__()
         self.size = tuple(size)
 
+    @override
     def forward(self, values: Tensor) -> Tensor:
         return values if values.shape[2:] == self.size else F.interpolate(values, self.size)
 
@@ -58,6 +61,7 @@ class Reshape(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
 
+    @override
     def forward(self, values: Tensor) -> Tensor:
         return values.reshape(-1, *self.shape)
 

@@ -29,6 +29,7 @@ from lightning_autoassist.local_learning.watched_calls import SavedBytes
 from lightning_autoassist.local_learning.weighted_losses import WeightedLosses
 from lightning_autoassist.trainer_support.batch_parts import leaves_of
 from lightning_autoassist.trainer_support.internals import is_in_backward
+from lightning_autoassist.trainer_support.variants import LightningModule
 
 _SEEDS = 2**62
 
@@ -100,7 +101,7 @@ class LocalSteps:
 
     # ---- connecting
 
-    def begin(self, strategy: Any, module: Any, optimizer: Optimizer) -> None:
+    def begin(self, strategy: Any, module: LightningModule, optimizer: Optimizer) -> None:
         """Be ready for the steps of a fit.
 
         Args:

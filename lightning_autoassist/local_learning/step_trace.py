@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from lightning_autoassist.trainer_support.internals import num_changes
 
@@ -84,6 +85,7 @@ class StepTrace(TorchFunctionMode):
         self._numbers: dict[Any, Link] = {}  # by their nodes in the autograd graph
         self._known: dict[int, tuple[weakref.ref[Tensor], int, int, int, bool]] = {}
 
+    @override
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.local_learning.agreement import put_first_and_last
 from lightning_autoassist.local_learning.process_link import ProcessLink
@@ -80,6 +81,7 @@ class _LayerParallel(_Base):
     # ---- processes
 
     @property
+    @override
     def root_device(self) -> torch.device:
         assert self.parallel_devices is not None
         return self.parallel_devices[self.local_rank]
@@ -90,10 +92,12 @@ class _LayerParallel(_Base):
         return len(self.parallel_devices) if self.parallel_devices is not None else 0
 
     @property
+    @override
     def world_size(self) -> int:
         # Of data: all processes see the same batches.
         return 1
 
+    @override
     def _configure_launcher(self) -> None:
         flavour = type(self).flavour  # type: ignore[attr-defined]
         self._launcher = script_launcher(flavour, self.cluster_environment, self.num_processes, self.num_nodes)
@@ -106,6 +110,7 @@ class _LayerParallel(_Base):
             environment.set_world_size(self.num_nodes * self.num_processes)
         set_rank_zero(type(self).flavour, self.global_rank)  # type: ignore[attr-defined]
 
+    @override
     def setup_environment(self) -> None:
         super().setup_environment()
         self.set_world_ranks()
@@ -121,6 +126,7 @@ class _LayerParallel(_Base):
             self._groups = Groups.connect(address, port, self.global_rank, size, self.timeout)
         self.layer_link = ProcessLink(self._groups, self.max_in_flight)
 
+    @override
     def setup(self, trainer: Any) -> None:
         if trainer.state.fn == "fit":
             callbacks = [each for each in trainer.callbacks if type(each).__name__ == "LocalLearningCallback"]
@@ -139,10 +145,12 @@ class _LayerParallel(_Base):
             tensor.detach().copy_(values)
         restore_rng_state(self._groups.broadcast_object(rng_state()))
 
+    @override
     def model_to_device(self) -> None:
         assert self.model is not None
         self.model.to(self.root_device)
 
+    @override
     def process_dataloader(self, dataloader: object) -> object:
         """Let workers draw the same random numbers in all processes."""
         seed_workers_alike(dataloader)
@@ -150,21 +158,26 @@ class _LayerParallel(_Base):
 
     # ---- what is known to all
 
+    @override
     def barrier(self, *args: Any, **kwargs: Any) -> None:
         if self._groups is not None:
             self._groups.gather_object(None)
 
+    @override
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         return obj if self._groups is None else self._groups.broadcast_object(obj, src)
 
+    @override
     def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
         # The process that has a metric has seen all instances.
         return tensor
 
+    @override
     def all_gather(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return tensor
 
-    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:  # noqa: A002, Lightning's name
+    @override
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         return bool(self.broadcast(bool(decision)))  # the process with the last block has the metrics
 
     # ---- what each process has learnt
@@ -179,16 +192,20 @@ class _LayerParallel(_Base):
         for optimizer in self.optimizers:
             optimizer.load_state_dict(self.optimizer_state(optimizer))
 
+    @override
     def on_validation_start(self) -> None:
         self.share_module()
 
+    @override
     def on_train_end(self) -> None:
         self.share_module()
 
+    @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
         self.share_module()
         return super().lightning_module_state_dict()
 
+    @override
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         state: dict[str, Any] = super().optimizer_state(optimizer)
         if self.layer_link is None or self.lightning_module is None:
@@ -197,6 +214,7 @@ class _LayerParallel(_Base):
 
     # ---- the end
 
+    @override
     def on_exception(self, exception: BaseException) -> None:
         """End all processes: those of this one's that ended by themselves have said why."""
         children: list[subprocess.Popen[bytes]] = getattr(self._launcher, "procs", [])

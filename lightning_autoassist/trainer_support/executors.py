@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from queue import SimpleQueue
 
+from typing_extensions import override
+
 # Jobs that may wait for the thread; a step has two, and may ask for some batches at once for its workers.
 MAX_WAITING = 64
 # Seconds that a closing thread may take for what it has begun; it may wait for another process, which has died.
@@ -82,6 +84,7 @@ class UpdateThread(InlineExecutor):
         self._thread: threading.Thread | None = threading.Thread(target=self._work, name="autoassist", daemon=True)
         self._thread.start()
 
+    @override
     def submit(self, job: Callable[[], object]) -> Future[None]:
         # A job's own jobs are part of it; and a closed thread is none.
         if self._thread is None or self._thread is threading.current_thread():
@@ -93,12 +96,14 @@ class UpdateThread(InlineExecutor):
         self._queue.put((job, done))
         return done
 
+    @override
     def wait_all(self) -> None:
         if self._thread is threading.current_thread():
             return
         while self._unfinished:
             self._unfinished.popleft().result()
 
+    @override
     def close(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:

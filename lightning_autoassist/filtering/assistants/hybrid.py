@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.assistants.base import Assistant, RunningMean, UpdateResult
 from lightning_autoassist.filtering.memory.classes import MAX_CLASSES, ClassMeans, class_indices
@@ -63,12 +64,14 @@ class HybridAssistant(Assistant):
         self.weight = torch.zeros(0, dtype=torch.float64)  # w, (D,)
         self._projection: Tensor | None = None
 
+    @override
     def predict(self, instances: Instances) -> Tensor:
         scores, _ = _remembered(instances)
         if not len(self.weight):
             return scores
         return (self.inputs(instances) @ self.weight).clamp(min=0).float()
 
+    @override
     def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
         predictions = self.predict(instances)
         _, ages = _remembered(instances)
@@ -96,6 +99,7 @@ class HybridAssistant(Assistant):
             return own.double()
         return torch.cat([self._reduced(instances.features.float()), own], dim=1).double()
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {
             "gram": self.gram.clone(),
@@ -105,6 +109,7 @@ class HybridAssistant(Assistant):
             "mean_score": self.mean_score.value,
         }
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.gram, self.moments, self.weight = (state[name].clone() for name in ("gram", "moments", "weight"))
         self.class_means.load_state_dict(state["class_means"])

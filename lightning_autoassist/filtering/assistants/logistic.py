@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from lightning_autoassist.filtering.assistants.base import Assistant, RunningMean, UpdateResult
 from lightning_autoassist.filtering.memory.classes import MAX_CLASSES
@@ -53,9 +54,11 @@ class LogisticAssistant(Assistant):
         self.weight = torch.zeros(0)  # W, (F,); takes its size from the first batch
         self.bias = torch.zeros(1)  # U, (C,); grows as classes turn up
 
+    @override
     def predict(self, instances: Instances) -> Tensor:
         return torch.sigmoid(self._logits(*self._inputs(instances)))
 
+    @override
     def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
         features, classes = self._inputs(instances)
         self._fit_sizes(features, classes)
@@ -73,9 +76,11 @@ class LogisticAssistant(Assistant):
         self.bias.mul_(shrunk).sub_(torch.from_numpy(bias_step), alpha=self.lr)
         return UpdateResult(loss, predictions, torch.from_numpy(targets))
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"weight": self.weight.clone(), "bias": self.bias.clone(), "mean_score": self.mean_score.value}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.weight = state["weight"].clone()
         self.bias = state["bias"].clone()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.assistants.base import Assistant, RunningMean, UpdateResult
 from lightning_autoassist.filtering.memory.instances import Instances
@@ -38,6 +39,7 @@ class MemoryAssistant(Assistant):
         if self.decay:
             self.own_columns = {"mean": torch.nan}
 
+    @override
     def predict(self, instances: Instances) -> Tensor:
         if instances.scores is None:
             raise ValueError("MemoryAssistant needs remembered scores, got instances without any")
@@ -46,6 +48,7 @@ class MemoryAssistant(Assistant):
         means = instances.memory["mean"]
         return means.where(~means.isnan(), instances.scores)
 
+    @override
     def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
         remembered = self.predict(instances)
         if instances.memory is not None:
@@ -56,8 +59,10 @@ class MemoryAssistant(Assistant):
         errors = np.abs(remembered.numpy() - scores.numpy())
         return UpdateResult(float(np.add.reduce(errors)) / len(errors), remembered, targets)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"mean_score": self.mean_score.value}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.mean_score.value = state["mean_score"]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from lightning_autoassist.filtering.assistants.base import Assistant, RunningMean, UpdateResult
 from lightning_autoassist.filtering.memory.classes import class_indices
@@ -56,11 +57,13 @@ class MLPAssistant(Assistant):
         self.weights: dict[str, Tensor] = {}
         self._optimizer: torch.optim.Adam | None = None
 
+    @override
     def predict(self, instances: Instances) -> Tensor:
         return self._predicted(*self._inputs(instances))
 
     # Steps that were put off may be learnt from during validation, in Lightning's inference mode.
     @torch.inference_mode(False)
+    @override
     def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
         features, classes = self._inputs(instances)
         predictions = self._predicted(features, classes)
@@ -72,6 +75,7 @@ class MLPAssistant(Assistant):
         self._step(self._scaled(features), classes, scores)
         return UpdateResult(float((predictions - scores).abs().mean()), predictions, targets)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         optimizer = {} if self._optimizer is None else copy.deepcopy(self._optimizer.state_dict()["state"])
         return {
@@ -82,6 +86,7 @@ class MLPAssistant(Assistant):
             "optimizer": optimizer,
         }
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.mean_score.value = state["mean_score"]
         self.centre, self.square = state["centre"].clone(), state["square"].clone()

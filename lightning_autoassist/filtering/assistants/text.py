@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader, RunningMean, UpdateResult
 from lightning_autoassist.filtering.memory.features import FeatureFunction
@@ -96,17 +97,21 @@ class TextAssistant(Assistant):
         self.num_documents = 0
         self.length_sum = torch.zeros(NUM_SEQUENCES, dtype=torch.float64)
 
+    @override
     def feature_extractor(self, function: FeatureFunction | None, max_features: int) -> BatchReader:
         return BatchTokens(function, self.pad_id, max_features)
 
+    @override
     def begin_pass(self) -> None:
         if self.pass_count:
             self.last_mean = self.pass_sum / self.pass_count
             self.pass_sum, self.pass_count = 0.0, 0
 
+    @override
     def predict(self, instances: Instances) -> Tensor:
         return torch.sigmoid(self._logits(self._inputs(_tokens(instances))))
 
+    @override
     def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
         tokens = _tokens(instances)
         self._fit_sizes(tokens)
@@ -121,6 +126,7 @@ class TextAssistant(Assistant):
         self._step(inputs, predictions - targets.float())
         return UpdateResult(float(loss), predictions, targets)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {
             "presence_weight": self.presence_weight.clone(),
@@ -136,6 +142,7 @@ class TextAssistant(Assistant):
             "pass_count": self.pass_count,
         }
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("presence_weight", "tfidf_weight", "length_weight", "bias", "num_with_token", "length_sum"):
             setattr(self, name, state[name].clone())

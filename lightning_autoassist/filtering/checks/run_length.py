@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream
+from lightning_autoassist.trainer_support.variants import Trainer
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,14 @@ class Limits:
         return RunLength(num_batches, math.ceil(self.max_steps / in_epoch), self.max_steps)
 
 
-def training_progress(trainer: Any, batch_idx: int) -> float:
+def training_progress(trainer: Trainer, batch_idx: int) -> float:
     """Share of training that is done after a batch, where the training's length is known; else 0.
 
     Args:
         trainer: In a fit.
         batch_idx: Of the batch, in its epoch.
     """
-    if trainer.max_epochs <= 0:
+    max_epochs = trainer.max_epochs
+    if max_epochs is None or max_epochs <= 0:
         return 0.0
-    return float((trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches) / trainer.max_epochs)
+    return float((trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches) / max_epochs)

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from typing_extensions import override
 
 from lightning_autoassist.filtering.checks.run_length import Limits, RunLength
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream
 from lightning_autoassist.trainer_support.internals import mark_as_stepped, parts_of_schedule
 from lightning_autoassist.trainer_support.rng import restore_rng_state, rng_state
-from lightning_autoassist.trainer_support.variants import overrides
+from lightning_autoassist.trainer_support.variants import Trainer, overrides
 
 # Two rates differ where this share of the highest rate lies between them,
 MIN_GAP = 0.02
@@ -77,6 +78,7 @@ class WrongEnd:
     rate: float
     full_rate: float
 
+    @override
     def __str__(self) -> str:
         comparison = "longer" if self.length < self.full_length else "shorter"
         return (
@@ -145,7 +147,7 @@ class ScheduleCheck:
         if self._waits and steps_by_itself(trainer):
             self._warn(trainer, stream, None)
 
-    def start_epoch(self, trainer: Any, stream: CandidateStream) -> None:
+    def start_epoch(self, trainer: Trainer, stream: CandidateStream) -> None:
         """An epoch begins, with its first batch."""
         if not self._waits:
             return
@@ -155,7 +157,7 @@ class ScheduleCheck:
         if before is not None:
             self._warn(trainer, stream, {key: now - before.get(key, now) for key, now in self._positions.items()})
 
-    def _warn(self, trainer: Any, stream: CandidateStream, stepped: Mapping[int, float] | None) -> None:
+    def _warn(self, trainer: Trainer, stream: CandidateStream, stepped: Mapping[int, float] | None) -> None:
         self._waits = False
         ends = []
         with contextlib.suppress(Exception):  # a warning must not cost the run
@@ -216,7 +218,7 @@ def wrong_ends(
     return found
 
 
-def steps_by_itself(trainer: Any) -> bool:
+def steps_by_itself(trainer: Trainer) -> bool:
     """Whether the Trainer steps the schedules; else the module does, at times that only it knows."""
     module = trainer.lightning_module
     return bool(module.automatic_optimization) and not overrides(module, "lr_scheduler_step")
@@ -294,7 +296,7 @@ def _differ(rate: float, other: float, highest: float) -> bool:
 
 
 def _calls_left(
-    trainer: Any, config: Any, own: RunLength, full: RunLength, stepped: Mapping[int, float] | None
+    trainer: Trainer, config: Any, own: RunLength, full: RunLength, stepped: Mapping[int, float] | None
 ) -> tuple[Calls, Calls]:
     if stepped is not None:
         in_epoch = stepped.get(id(config.scheduler), 0.0)

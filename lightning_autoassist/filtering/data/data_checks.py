@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_autoassist.filtering.data.stream_loader import is_stream
 from lightning_autoassist.filtering.sampling.indexed_data import IndexedData, UnfilterableError
 from lightning_autoassist.trainer_support.arguments import check_function, received
-from lightning_autoassist.trainer_support.variants import DATA_MODULE_TYPES, MODULE_TYPES
+from lightning_autoassist.trainer_support.variants import DATA_MODULE_TYPES, MODULE_TYPES, Trainer
 
 WANTED = "data must be a LightningDataModule, a train DataLoader or a LightningModule with a train_dataloader"
 
@@ -110,7 +110,7 @@ def check_steps(data: IndexedData, steps_per_epoch: int | None, *, by_tokens: bo
         )
 
 
-def check_validation_interval(trainer: Any, num_batches: int, budget: float) -> None:
+def check_validation_interval(trainer: Trainer, num_batches: int, budget: float) -> None:
     """Raise MisconfigurationException where an epoch ends before the Trainer would validate in it.
 
     Args:

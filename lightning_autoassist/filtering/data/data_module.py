@@ -28,6 +28,7 @@ from lightning_autoassist.filtering.sampling.rows import PadValues
 from lightning_autoassist.filtering.sampling.selection import Selector
 from lightning_autoassist.filtering.sampling.token_budget import Lengths
 from lightning_autoassist.trainer_support.process_group import Ranks
+from lightning_autoassist.trainer_support.variants import Trainer
 
 OnBatch: TypeAlias = "Callable[[SelectedBatch | None], None]"
 
@@ -196,7 +197,7 @@ class AutoAssistDataModule(ForwardingDataModule):
     # ---- the Trainer's side
 
     @override
-    def _on_trainer(self, trainer: Any) -> None:
+    def _on_trainer(self, trainer: Trainer | None) -> None:
         self._run.trainer = trainer
         if trainer is not None:
             group_runs(trainer, self.budget, self.wrapped)

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from types import MethodType
 from typing import Any
 
+from typing_extensions import override
+
 from lightning_autoassist.filtering.data.data_checks import check_data, check_loaders
 from lightning_autoassist.trainer_support.internals import LOGS_HYPERPARAMETERS
 from lightning_autoassist.trainer_support.variants import (
     DATA_MODULE_TYPES,
     MODULE_TYPES,
     DataModuleBase,
+    Trainer,
     data_module_type,
     overrides,
 )
@@ -78,6 +81,7 @@ class ForwardingDataModule(DataModuleBase):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(self.wrapped, name)
 
+    @override
     def __setattr__(self, name: str, value: Any) -> None:
         is_ours = name in self.__dict__ or hasattr(type(self), name) or not self.__dict__.get("_passes_on")
         if not is_ours and hasattr(self.wrapped, name):
@@ -85,12 +89,13 @@ class ForwardingDataModule(DataModuleBase):
         else:
             super().__setattr__(name, value)
 
-    @property
-    def trainer(self) -> Any:
-        return self.__dict__["_trainer"]
+    @property  # type: ignore[explicit-override] # an attribute in the base class, which mypy sees no override of
+    def trainer(self) -> Trainer | None:
+        trainer: Trainer | None = self.__dict__["_trainer"]
+        return trainer
 
     @trainer.setter
-    def trainer(self, trainer: Any) -> None:
+    def trainer(self, trainer: Trainer | None) -> None:
         self.__dict__["_trainer"] = trainer
         if isinstance(self.wrapped, DATA_MODULE_TYPES):
             self.wrapped.trainer = trainer
@@ -98,22 +103,26 @@ class ForwardingDataModule(DataModuleBase):
             self._complete_hooks(trainer)
         self._on_trainer(trainer)
 
-    def _on_trainer(self, trainer: Any) -> None:
+    def _on_trainer(self, trainer: Trainer | None) -> None:
         """A Trainer has taken this data module, or None has taken its place."""
 
     # Lightning logs and saves the hyperparameters that it finds under these names.
     @property
+    @override
     def hparams(self) -> Any:
         return self._hparams_owner().hparams
 
     @property
+    @override
     def hparams_initial(self) -> Any:
         return self._hparams_owner().hparams_initial
 
+    @override
     def train_dataloader(self) -> Any:
         """The user's train loader."""
         return self.wrapped.train_dataloader() if self._brings_loaders() else self.wrapped
 
+    @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """What Lightning would have called, had this class not overridden the hook."""
         if isinstance(self.wrapped, DATA_MODULE_TYPES) and overrides(self.wrapped, "on_before_batch_transfer"):
@@ -121,9 +130,11 @@ class ForwardingDataModule(DataModuleBase):
         module = None if self.trainer is None else self.trainer.lightning_module
         return batch if module is None else module.on_before_batch_transfer(batch, dataloader_idx)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"data": self.wrapped.state_dict()} if isinstance(self.wrapped, DATA_MODULE_TYPES) else {}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "data" in state_dict and isinstance(self.wrapped, DATA_MODULE_TYPES):
             self.wrapped.load_state_dict(state_dict["data"])
@@ -146,7 +157,7 @@ class ForwardingDataModule(DataModuleBase):
         setattr(self, hook, function)
         self._users_hooks.add(hook)
 
-    def _complete_hooks(self, trainer: Any) -> None:
+    def _complete_hooks(self, trainer: Trainer) -> None:
         """Let every hook that the user's data do not have be what plain Lightning would use in its place."""
         base = data_module_type(trainer)  # it takes the hooks of another flavour's base class for overridden ones
         # Beside a train loader, plain Lightning asks the module for the other loaders.

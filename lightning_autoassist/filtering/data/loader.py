@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from lightning_autoassist.filtering.data.arrivals import Arrivals
 from lightning_autoassist.filtering.data.carried import TrackedBatch
@@ -63,6 +64,7 @@ class FetchedLoader:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return self._answers[name] if name in self._answers else getattr(self._plain, name)
 
+    @override
     def __setattr__(self, name: str, value: Any) -> None:
         is_own = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
         if is_own or not hasattr(self._plain, name):
@@ -117,9 +119,11 @@ class CarryingLoader(FetchedLoader):
         self._arrivals = Arrivals()
 
     @property
+    @override
     def keeps_iterator(self) -> bool:  # type: ignore[override]
         return self._loader.persistent_workers
 
+    @override
     def _plain_has_changed(self) -> None:
         iterator = kept_iterator(self._loader)
         self._loader = _fed_by(self.plain, self._feed)
@@ -136,6 +140,7 @@ class CarryingLoader(FetchedLoader):
     def _iterator(self, iterator: Any) -> None:
         keep_iterator(self._loader, iterator)
 
+    @override
     def _carried_batches(self) -> Iterator[TrackedBatch]:
         draws = self._fetching.begin(self)
         self._feed.open(draws, self._fetching.has_begun)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+from typing_extensions import override
 
 from lightning_autoassist.filtering.data.carried import TrackedBatch
 from lightning_autoassist.filtering.data.fetching import Fetching
@@ -150,6 +151,7 @@ class StreamedLoader(FetchedLoader):
         self._make = source
         self._stream: RowStream | None = None
 
+    @override
     def __getattr__(self, name: str) -> Any:
         if name == "dataset" and not self._is_open:
             raise AttributeError("a stream's data set is known once training has begun")
@@ -159,6 +161,7 @@ class StreamedLoader(FetchedLoader):
         self._stream = self._make()
         return self._stream
 
+    @override
     def _carried_batches(self) -> Iterator[TrackedBatch]:
         self._is_open = True
         draws = self._fetching.begin(self)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.memory.feature_file import FeatureFile, FeaturePlace
 from lightning_autoassist.filtering.memory.features import bounded
@@ -78,9 +79,11 @@ class InstanceStore(GrowingRows):
         self.owned: dict[str, OwnColumns] = {}
         self._restored_owned: dict[str, Any] = {}
 
+    @override
     def __len__(self) -> int:
         return len(self.seen)
 
+    @override
     def _grow(self, num_rows: int) -> None:
         if self._file is not None:
             raise ValueError(

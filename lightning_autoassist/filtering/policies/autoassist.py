@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.policies.base import NO_FLOOR, Policy
 from lightning_autoassist.trainer_support.arguments import check_flag, check_number
@@ -51,15 +52,19 @@ class AutoAssistPolicy(Policy):
         """The floor in force, in (0, 1]."""
         return max(self.gamma, 1 - self.accuracy) if self.confidence_gate else self.gamma
 
+    @override
     def keep_probability(self, scores: Tensor) -> Tensor:
         return self.floor + (1 - self.floor) * scores.clamp(0, 1)
 
+    @override
     def observe(self, predictions: Tensor, targets: Tensor) -> None:
         correct = ((predictions > 0.5) == targets).float().mean().item()
         self.accuracy = self.accuracy_decay * self.accuracy + (1 - self.accuracy_decay) * correct
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"accuracy": self.accuracy}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.accuracy = float(state["accuracy"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.policies.base import Policy
@@ -43,13 +44,16 @@ class ClassBalancedPolicy(Policy):
         self.floor = check_number("floor", floor, "(0, 1]", "try 0.002")
         self.classes = ClassSums(0, decay=1.0)
 
+    @override
     def keep_probability(self, scores: Tensor) -> Tensor:
         return torch.ones_like(scores)  # of no class
 
+    @override
     def unseen_scores(self, instances: Instances) -> Tensor:
         assert instances.labels is not None
         return torch.where(instances.labels >= 0, 0.0, torch.nan)
 
+    @override
     def judge(self, scores: Tensor, instances: Instances) -> Tensor:
         if instances.labels is None:
             return self.keep_probability(scores)
@@ -59,8 +63,10 @@ class ClassBalancedPolicy(Policy):
         probs = torch.from_numpy((rarest / counts).astype("float32")).clamp(self.floor, 1)
         return torch.where(instances.labels >= 0, probs, 1.0)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return self.classes.state_dict()
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.classes.load_state_dict(state)

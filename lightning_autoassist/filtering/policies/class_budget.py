@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.policies.class_counts import ClassSums
@@ -57,6 +58,7 @@ class ClassBudgetPolicy(ProportionalPolicy):
         self.temperature = check_number("temperature", temperature, "(0, inf)", "try 1")
         self.classes = ClassSums(2, check_number("decay", decay, "(0, 1]", "try 0.99"))
 
+    @override
     def judge(self, scores: Tensor, instances: Instances) -> Tensor:
         labels = torch.full((len(scores),), -1) if instances.labels is None else instances.labels
         losses = np.nan_to_num(np.maximum(scores.numpy().astype(np.float64), 0), posinf=0.0)
@@ -67,9 +69,11 @@ class ClassBudgetPolicy(ProportionalPolicy):
         of_class = np.sqrt(loss_sums) / share_sums
         return self.keep_probability(torch.from_numpy((of_class * shares).astype(np.float32)))
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "classes": self.classes.state_dict()}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.classes.load_state_dict(state["classes"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.memory.classes import MAX_CLASSES, ClassMeans
 from lightning_autoassist.filtering.names import GivenPolicyName
@@ -49,6 +50,7 @@ class ClassQuotaPolicy(WrapperPolicy):
         super().__init__(policy)
         self._means = ClassMeans(self.decay)  # of the chances
 
+    @override
     def balance(self, probs: Tensor, labels: Tensor) -> Tensor:
         has_class = labels >= 0
         own, classes = probs[has_class], labels[has_class].long() % MAX_CLASSES
@@ -61,9 +63,11 @@ class ClassQuotaPolicy(WrapperPolicy):
         balanced[has_class] = own + (1 - own) * raised
         return balanced
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **self._means.state_dict()}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._means.load_state_dict(state)

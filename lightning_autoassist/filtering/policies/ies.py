@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.policies.base import NO_FLOOR, Policy
@@ -47,12 +48,15 @@ class IESPolicy(Policy):
         self.delta = check_number("delta", delta, "(0, inf)", "the source uses 0.001")
         self.floor = check_number("floor", floor, "(0, 1]", f"{NO_FLOOR}, try 0.1")
 
+    @override
     def keep_probability(self, scores: Tensor) -> Tensor:
         return torch.ones_like(scores)  # one score tells nothing of how it bends
 
+    @override
     def judge(self, scores: Tensor, instances: Instances) -> Tensor:
         return self.keep_probability(scores) if instances.memory is None else self.chances(instances.memory["losses"])
 
+    @override
     def update(self, instances: Instances, scores: Tensor) -> None:
         if instances.memory is not None:
             instances.memory["losses"] = torch.cat([instances.memory["losses"][:, 1:], scores[:, None]], dim=1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.policies.relative import RelativePolicy
 from lightning_autoassist.trainer_support.arguments import check_number
@@ -42,15 +43,19 @@ class InfoBatchPolicy(RelativePolicy):
         self.prune_ratio = check_number("prune_ratio", prune_ratio, "[0, 1)", "the source uses 0.5")
         self.mean = 0.0
 
+    @override
     def compare(self, recent: Tensor) -> None:
         self.mean = float(recent.mean())
 
+    @override
     def chances(self, scores: Tensor) -> Tensor:
         return torch.where(scores < self.mean, 1 - self.prune_ratio, 1.0)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "mean": self.mean}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.mean = float(state["mean"])

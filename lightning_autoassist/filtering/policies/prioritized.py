@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.policies.class_statistics import ClassMeanSquares
@@ -98,28 +99,34 @@ class PrioritizedPolicy(ProportionalPolicy):
         self._warm_up = 0.0  # instances to learn from before any is judged by its class
 
     @property
+    @override
     def expected_keep_rate(self) -> float | None:
         return LEAST_RATE if self.keep_rate == "auto" else value_at(self.keep_rate, self.progress)
 
     @property
+    @override
     def steadies_scores(self) -> bool:
         return self.class_mix >= STEADYING_MIX
 
+    @override
     def prepare(self, num_candidates: int) -> None:
         super().prepare(num_candidates)
         self._warm_up = WARM_UP * num_candidates * self.num_processes
 
+    @override
     def update(self, instances: Instances, scores: Tensor) -> None:
         self._num_learnt += len(scores)
         if instances.labels is not None and instances.probs is not None:
             self.classes.update(instances.labels, scores, instances.probs)
 
+    @override
     def unseen_scores(self, instances: Instances) -> Tensor:
         assert instances.labels is not None
         if self._num_learnt < self._warm_up:
             return torch.full((len(instances.labels),), torch.nan)
         return self.classes.of(instances.labels).sqrt()
 
+    @override
     def judge(self, scores: Tensor, instances: Instances) -> Tensor:
         if self.class_mix and instances.labels is not None:
             scores = self._mixed(scores, self.classes.of(instances.labels))
@@ -131,17 +138,21 @@ class PrioritizedPolicy(ProportionalPolicy):
         unknown = np.isnan(of_class)
         return torch.from_numpy(np.where(unknown, own, mixed) if unknown.any() else mixed)
 
+    @override
     def priorities(self, above: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return above if self.exponent == 1 else above**self.exponent
 
+    @override
     def rate(self, priorities: npt.NDArray[np.float32]) -> float:
         if self.keep_rate != "auto":
             return max(self.floor, value_at(self.keep_rate, self.progress))
         return max(self.floor, min(MOST_RATE, max(LEAST_RATE, participation(priorities))))
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "num_learnt": self._num_learnt, "classes": self.classes.state_dict()}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._num_learnt = int(state["num_learnt"])

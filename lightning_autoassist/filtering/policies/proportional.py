@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.policies.base import NO_FLOOR
@@ -55,9 +56,11 @@ class ProportionalPolicy(RelativePolicy):
         self.origin = 0.0  # what scores are counted from
 
     @property
+    @override
     def expected_keep_rate(self) -> float | None:
         return float(self.keep_rate)
 
+    @override
     def compare(self, recent: Tensor) -> None:
         if self.cap_quantile < 1:
             self.cap = float(torch.quantile(recent, self.cap_quantile))
@@ -65,6 +68,7 @@ class ProportionalPolicy(RelativePolicy):
         priorities = self.priorities((recent.clamp(max=self.cap) - self.origin).numpy())
         self.scale = proportional_scale(priorities, self.rate(priorities), self.floor)
 
+    @override
     def chances(self, scores: Tensor) -> Tensor:
         above = (scores.clamp(max=self.cap) - self.origin).numpy()
         return torch.from_numpy(self.priorities(above) / np.float32(self.scale)).clamp(self.floor, 1)
@@ -77,9 +81,11 @@ class ProportionalPolicy(RelativePolicy):
         """The mean of p that is wanted over recent candidates with such priorities, in [floor, 1)."""
         return float(self.keep_rate)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "scale": self.scale, "cap": self.cap, "origin": self.origin}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.scale, self.cap, self.origin = (float(state[name]) for name in ("scale", "cap", "origin"))

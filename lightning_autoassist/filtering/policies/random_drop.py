@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.trainer_support.arguments import check_number
@@ -29,5 +30,6 @@ class RandomPolicy(Policy):
         self.keep_rate = check_number("keep_rate", keep_rate, "(0, 1]", "0.5 drops every second candidate")
         self.keeps_everything = self.keep_rate == 1
 
+    @override
     def keep_probability(self, scores: Tensor) -> Tensor:
         return torch.full_like(scores, self.keep_rate)

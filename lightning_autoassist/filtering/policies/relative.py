@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.policies.recent_scores import MAX_RECENT, RecentScores
@@ -25,10 +26,12 @@ class RelativePolicy(Policy):
         """How many candidates renew the comparison."""
         return max(1, self.recent.size // 8)
 
+    @override
     def prepare(self, num_candidates: int) -> None:
         # A window of several passes would hold each instance's scores of long ago beside that of today.
         self.recent.size = max(1, min(MAX_RECENT, num_candidates))
 
+    @override
     def keep_probability(self, scores: Tensor) -> Tensor:
         is_first = not len(self.recent)
         self.recent.add(scores)
@@ -46,9 +49,11 @@ class RelativePolicy(Policy):
         """Keep probabilities, shape ``(n,)``."""
         raise NotImplementedError
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"recent": self.recent.values.clone(), "num_new": self._num_new}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.recent.values = state["recent"].clone()
         self._num_new = int(state["num_new"])

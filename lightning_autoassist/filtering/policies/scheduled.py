@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.names import GivenPolicyName
@@ -59,16 +60,20 @@ class ScheduledPolicy(WrapperPolicy):
         self.recent = RecentScores()
 
     @property
+    @override
     def expected_keep_rate(self) -> float | None:
         return value_at(self.keep_rate, self.progress)
 
+    @override
     def prepare(self, num_candidates: int) -> None:
         super().prepare(num_candidates)
         self.recent.size = max(1, min(self.recent.size, num_candidates))
 
+    @override
     def keep_probability(self, scores: Tensor) -> Tensor:
         return self._scaled(self.policy.keep_probability(scores))
 
+    @override
     def judge(self, scores: Tensor, instances: Instances) -> Tensor:
         return self._scaled(self.policy.judge(scores, instances))
 
@@ -79,9 +84,11 @@ class ScheduledPolicy(WrapperPolicy):
             return torch.ones_like(probs)
         return (probs / proportional_scale(self.recent.array, max(rate, self.floor), self.floor)).clamp(self.floor, 1)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "recent": self.recent.values.clone()}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.recent.values = state["recent"].clone()

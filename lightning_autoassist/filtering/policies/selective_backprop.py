@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.policies.base import NO_FLOOR
 from lightning_autoassist.filtering.policies.relative import RelativePolicy
@@ -49,20 +50,25 @@ class SelectiveBackpropPolicy(RelativePolicy):
         self.floor = check_number("floor", floor, "(0, 1]", f"{NO_FLOOR}, try 0.05")
         self._sorted = torch.zeros(0)
 
+    @override
     def prepare(self, num_candidates: int) -> None:
         if self.history is None:
             super().prepare(num_candidates)
 
+    @override
     def compare(self, recent: Tensor) -> None:
         self._sorted = torch.from_numpy(np.sort(recent.numpy()))  # ten times as fast as torch's
 
+    @override
     def chances(self, scores: Tensor) -> Tensor:
         ranks = torch.searchsorted(self._sorted, scores, right=True)
         return (ranks / len(self._sorted)).pow(self.beta).clamp(self.floor, 1)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "sorted": self._sorted.clone()}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._sorted = state["sorted"].clone()

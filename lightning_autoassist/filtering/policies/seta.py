@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.policies.base import NO_FLOOR
 from lightning_autoassist.filtering.policies.relative import RelativePolicy
@@ -60,19 +61,23 @@ class SeTaPolicy(RelativePolicy):
         """w, the groups in the window."""
         return max(1, round(self.width * self.num_groups))
 
+    @override
     def compare(self, recent: Tensor) -> None:
         shares = np.arange(1, self.num_groups) / self.num_groups
         self.edges = torch.from_numpy(np.quantile(recent.numpy(), shares).astype(np.float32))
 
+    @override
     def chances(self, scores: Tensor) -> Tensor:
         groups = torch.bucketize(scores, self.edges)
         first = self.pass_index % (self.num_groups - self.num_kept + 1)
         is_inside = (groups >= first) & (groups < first + self.num_kept)
         return torch.where(is_inside, max(float(self.floor), 1 - self.prune_ratio), float(self.floor))
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "edges": self.edges.clone()}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.edges = state["edges"].clone()

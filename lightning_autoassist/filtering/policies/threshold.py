@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.policies.base import NO_FLOOR, Policy
 from lightning_autoassist.trainer_support.arguments import check_number
@@ -42,5 +43,6 @@ class ThresholdPolicy(Policy):
         self.tau = check_number("tau", tau, "(0, 1)", "the source uses 0.3")
         self.floor = check_number("floor", floor, "(0, 1]", f"{NO_FLOOR}, try 0.05")
 
+    @override
     def keep_probability(self, scores: Tensor) -> Tensor:
         return torch.where(scores > -math.log(self.tau), 1.0, self.floor)

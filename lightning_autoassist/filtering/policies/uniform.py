@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.trainer_support.arguments import check_flag
@@ -29,5 +30,6 @@ class UniformPolicy(Policy):
     def __init__(self, observe: bool = False) -> None:
         self.needs_scores = check_flag("observe", observe)
 
+    @override
     def keep_probability(self, scores: Tensor) -> Tensor:
         return torch.ones_like(scores)

@@ -13,6 +13,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
+from typing_extensions import override
 
 from lightning_autoassist.filtering.assistants.base import UpdateResult
 from lightning_autoassist.filtering.checks.run_length import Limits
@@ -35,6 +36,7 @@ class ShownCount(int):
         '1200'
     """
 
+    @override
     def __format__(self, form: str) -> str:
         return str(int(self))
 

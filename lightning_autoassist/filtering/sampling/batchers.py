@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.memory.tokens import joined_rows
 from lightning_autoassist.filtering.sampling.columns import Column, concatenate, packed, select, unpacked
@@ -183,13 +184,16 @@ class FixedSizeBatcher(Batcher):
         self._latest = ""  # the kind that was added to last: no other has a batch
 
     @property
+    @override
     def next_kinds(self) -> set[str]:
         return {self._latest} & self.kinds
 
+    @override
     def add(self, kind: str, piece: Piece) -> None:
         super().add(kind, piece)
         self._latest = kind
 
+    @override
     def take(self) -> tuple[str, Piece] | None:
         waiting = self._pieces.get(self._latest)
         if waiting is None or not 0 < self.batch_size <= sum(map(_size, waiting)):
@@ -208,9 +212,11 @@ class FixedSizeBatcher(Batcher):
             del self._pieces[self._latest]
         return self._latest, join_pieces(taken, self.pad_value)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "latest": self._latest}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._latest = state["latest"]
@@ -244,17 +250,21 @@ class TokenBatcher(Batcher):
         self._ready: deque[tuple[str, Piece]] = deque()  # cut, and waiting for their turn
 
     @property
+    @override
     def next_kinds(self) -> set[str]:
         return self.kinds | {kind for kind, _ in self._ready}
 
+    @override
     def add(self, kind: str, piece: Piece) -> None:
         super().add(kind, piece)
         self._count(kind, piece)
 
+    @override
     def put_back(self, kind: str, piece: Piece) -> None:
         super().put_back(kind, piece)
         self._count(kind, piece)
 
+    @override
     def take(self) -> tuple[str, Piece] | None:
         if not self._ready and not self._cut():
             return None
@@ -284,14 +294,17 @@ class TokenBatcher(Batcher):
             self.add(kind, self.trimmed(piece.rows(order[cuts[-1] :])))
         return True
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "ready": [[kind, piece.packed()] for kind, piece in self._ready]}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._tokens = {kind: sum(map(_num_tokens, pieces)) for kind, pieces in self._pieces.items()}
         self._ready = deque((kind, Piece.unpacked(piece)) for kind, piece in state["ready"])
 
+    @override
     def _all(self) -> Iterator[Piece]:
         return chain((piece for _, piece in self._ready), super()._all())
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
+from typing_extensions import override
 
 from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.sampling.batchers import Batcher, FixedSizeBatcher, Piece
@@ -115,9 +116,11 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         )
         self._batcher: Batcher = FixedSizeBatcher(batch_size)
 
+    @override
     def __len__(self) -> int:
         return self._num_batches or self.batches_at(self.budget)
 
+    @override
     def batches_at(self, budget: float) -> int:
         return batches_per_epoch(self._num_candidates, self.batch_size, budget, self.drop_last)
 
@@ -126,6 +129,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         """N and B."""
         return self.num_instances, self.batch_size
 
+    @override
     def __iter__(self) -> Iterator[list[int]]:
         for draw in self.draws():
             self.mark_consumed(draw)
@@ -140,6 +144,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         """Take candidates from another sampler of the same length, from the next pass (or piece) on."""
         self._source.read_from(sampler)
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`.
 
@@ -153,6 +158,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
             )
         super().load_state_dict(state)
 
+    @override
     def _read_on(self) -> None:
         self._source.read_on()
 
@@ -160,6 +166,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         """What of a pass, or a piece of it, can be candidates."""
         return order
 
+    @override
     def _consider_next(self) -> bool:
         self._check_progress()
         candidates = self._source.next_chunk(self._num_next())

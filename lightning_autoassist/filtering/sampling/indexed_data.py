@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler, SubsetRandomSampler
+from typing_extensions import override
 
 from lightning_autoassist.filtering.sampling.candidate_sources import FlattenedBatches
 from lightning_autoassist.filtering.sampling.order_pieces import announce_epoch
@@ -95,6 +96,7 @@ class CandidatePasses(WholePasses):
         """A pass begins."""
         announce_epoch(self.given, epoch)
 
+    @override
     def order(self) -> IndexArray:
         return pass_order(self.given, len(self))
 

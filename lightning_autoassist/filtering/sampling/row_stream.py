@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from typing_extensions import override
 
 from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.sampling.batchers import (
@@ -110,10 +111,12 @@ class RowStream(CandidateStream):
         self._is_restored = False
         self._warned: set[str] = set()
 
+    @override
     def __len__(self) -> int:
         return self.num_batches
 
     @property
+    @override
     def reweighting(self) -> ReweightingName:
         """How kept rows are weighted; not at all where whole batches pass."""
         return "none" if self.pass_whole else super().reweighting
@@ -150,6 +153,7 @@ class RowStream(CandidateStream):
         """Take candidates from another loader, from a new pass on."""
         self._source.reader.read_from(loader)
 
+    @override
     def draws(self, limit: int | None = None) -> Iterator[SelectedBatch]:
         """One epoch, see :meth:`CandidateStream.draws`.
 
@@ -172,16 +176,19 @@ class RowStream(CandidateStream):
                 self._batcher.put_back(draw.kind, draw.kept)
 
     @property
+    @override
     def _jobs(self) -> InlineExecutor:
         """The training loop: the user's loader is iterated there."""
         return InlineExecutor()
 
     @property
+    @override
     def _seconds_waited(self) -> float:
         return self._source.reader.seconds_waited
 
     # ---- state
 
+    @override
     def _held(self) -> dict[str, Any]:
         try:
             held = super()._held()
@@ -190,12 +197,14 @@ class RowStream(CandidateStream):
             held = {"waiting": self._new_batcher(1).state_dict(), "in_flight": []}
         return {**held, "batch_size": self.batch_size, "lengths": self._lengths and self._lengths.state_dict()}
 
+    @override
     def can_continue(self, state: dict[str, Any]) -> bool:
         """Whether ``state`` is of a stream in batches of this one's size."""
         if state.keys() != self.state_dict().keys() or (state["lengths"] is None) != (self._lengths is None):
             return False
         return state["batch_size"] == self.batch_size or 0 in (state["batch_size"], self.batch_size)
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; where the loader has no state of its own, its current pass begins anew.
 
@@ -215,10 +224,12 @@ class RowStream(CandidateStream):
 
     # ---- one batch
 
+    @override
     def _draw(self) -> SelectedBatch | None:
         whole, self._whole = self._whole, None
         return super()._draw() if whole is None else whole
 
+    @override
     def _read_on(self) -> None:
         """Keep rows of the next batch of the loader, or pass it on whole."""
         self._check_progress()
@@ -257,6 +268,7 @@ class RowStream(CandidateStream):
         is_first = fetched.form.kind not in self._batcher.kinds
         return self._lengths is None and fetched.num_rows == self.batch_size and is_first
 
+    @override
     def _selected(self, kind: str, piece: Piece) -> SelectedBatch | None:
         rows = self._rows_of(kind, piece)
         if rows is None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_autoassist.filtering.memory.store import LabelSource
 from lightning_autoassist.filtering.names import ReweightingName
@@ -127,9 +128,11 @@ class GivenProbabilities(Selector):
         self._keep_probability: Any = keep_probability
         self._features = features
 
+    @override
     def keep_probability(self, candidates: IndexArray | Rows, pass_index: int) -> Probabilities:
         probs: Probabilities = self._keep_probability(candidates, pass_index)
         return probs
 
+    @override
     def row_features(self, batch: Any, num_rows: int) -> Tensor | None:
         return None if self._features is None else self._features(batch, num_rows)

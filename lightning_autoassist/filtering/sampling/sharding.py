@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DistributedSampler
+from typing_extensions import override
 
 from lightning_autoassist.filtering.sampling.candidate_sources import num_candidates
 from lightning_autoassist.filtering.sampling.indexed_data import IndexedData
@@ -76,6 +77,7 @@ class OwnedCandidates(WholePasses):
         """A pass begins."""
         announce_epoch(self.given, epoch)
 
+    @override
     def order(self) -> IndexArray:
         """One pass, shape ``(n,)``: n is ``len(self)``, or one less where W does not divide N."""
         order = pass_order(self.given, self._num_candidates)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import SubsetRandomSampler
+from typing_extensions import override
 
 from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.sampling.batchers import POOL_BATCHES, TokenBatcher
@@ -126,23 +127,29 @@ class TokenBatchSampler(ShrinkingBatchSampler):
         self._num_ahead = math.ceil(pool_tokens / max_tokens * self.batch_size)
         self._batcher = TokenBatcher(max_tokens, pool_tokens, self._rng)
 
+    @override
     def batches_at(self, budget: float) -> int:
         return batches_per_epoch(self.total_tokens, self.max_tokens, budget, self.drop_last)
 
     @property
+    @override
     def sizes(self) -> tuple[float, ...]:
         """N, ``max_tokens`` and T."""
         return self.num_instances, self.max_tokens, self.total_tokens
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "tokens": [self.max_tokens, self.total_tokens]}
 
+    @override
     def can_continue(self, state: dict[str, Any]) -> bool:
         return super().can_continue(state) and state["tokens"] == [self.max_tokens, self.total_tokens]
 
+    @override
     def _lengths_of(self, indices: IndexArray) -> npt.NDArray[np.int64]:
         return self.lengths[indices]
 
+    @override
     def _usable(self, order: IndexArray) -> IndexArray:
         has_length = (order < len(self.lengths)) & (order >= -len(self.lengths))
         if has_length.all():
