@@ -1,4 +1,4 @@
-"""What the readers of runs return, and the bounds that they keep: a stranger's file must not fill the memory.
+"""Runs as the readers return them, and bounds on their size: a stranger's file must not fill the memory.
 
 Shapes: n rows of a run that hold one metric.
 """
@@ -18,16 +18,16 @@ MAX_NAME = 1_000  # characters of a metric's or a run's name
 
 
 class RunError(Exception):
-    """A run cannot be read; the message says why and what can be."""
+    """A run cannot be read; the message says why."""
 
 
 class Row(NamedTuple):
-    """What was logged at once.
+    """The metrics that were logged in one call.
 
     Attributes:
-        step: The Trainer's step, counted from 0, where the logger got one.
-        wall_seconds: Since the run's start, validation included, where the logger notes the time.
-        values: Metrics.
+        step: The Trainer's step, counted from 0; None where the logger did not get it.
+        wall_seconds: Seconds since the run's start, with validation; None where the logger does not note the time.
+        values: Values by the names of the metrics.
     """
 
     step: float | None
@@ -39,8 +39,8 @@ class Column(NamedTuple):
     """One metric of a run.
 
     Attributes:
-        rows: In which rows it was logged, shape ``(n,)``.
-        values: Shape ``(n,)``.
+        rows: Numbers of the rows in which it was logged, shape ``(n,)``.
+        values: Its values in these rows, shape ``(n,)``.
     """
 
     rows: npt.NDArray[np.int64]
@@ -52,13 +52,13 @@ class LoggedRun:
     """One run, as its logger left it.
 
     Args:
-        name: Its own, or the folder it was found in.
-        source: Where it was read from.
-        rows: In the order of logging.
-        config: Its settings, nested.
-        group: W&B's, where it has one.
-        job_type: W&B's, where it has one.
-        origin: What tells it from other runs, however the way to it is spelt; empty where that is not known.
+        name: The run's own name, or the folder that it was found in.
+        source: Where the run was read from.
+        rows: What was logged, in the order of logging.
+        config: The run's settings, nested.
+        group: The run's group in W&B; empty where it has none.
+        job_type: The run's job type in W&B; empty where it has none.
+        origin: Identifies the run, however the path to it is written; empty where that is not possible.
         notes: What was not read, and why.
     """
 
@@ -73,7 +73,7 @@ class LoggedRun:
 
     @functools.cached_property
     def columns(self) -> dict[str, Column]:
-        """Everything that was logged, by its name."""
+        """The columns of all metrics that were logged, by name."""
         import numpy as np
 
         found: dict[str, tuple[list[int], list[float]]] = {}
@@ -89,24 +89,24 @@ class LoggedRun:
 
     @functools.cached_property
     def steps(self) -> npt.NDArray[np.float64]:
-        """The step of each row, NaN where there is none."""
+        """The step of each row, NaN where it is not known."""
         import numpy as np
 
         return np.array([np.nan if row.step is None else row.step for row in self.rows], np.float64)
 
     @functools.cached_property
     def wall_seconds(self) -> npt.NDArray[np.float64]:
-        """The time of each row, NaN where it was not noted."""
+        """The seconds from the run's start to each row, NaN where they are not known."""
         import numpy as np
 
         return np.array([np.nan if row.wall_seconds is None else row.wall_seconds for row in self.rows], np.float64)
 
 
 class Rows:
-    """Collects the rows of one run, and ends with an error before they fill the memory.
+    """Collects the rows of one run, and raises an error before they fill the memory.
 
     Args:
-        source: The run, for the error.
+        source: The run, as the error names it.
     """
 
     def __init__(self, source: object) -> None:
@@ -115,7 +115,7 @@ class Rows:
         self._num_values = 0
 
     def add(self, row: Row) -> None:
-        """Append a row, without metrics whose names are longer than a name is.
+        """Append a row, without the metrics whose names are longer than 1,000 characters.
 
         Raises:
             RunError: If there are too many rows and values.
@@ -127,18 +127,18 @@ class Rows:
         self.rows.append(row)
 
     def count(self, num_values: int) -> None:
-        """Count values that are added to a row.
+        """Count values that were added to a row.
 
         Raises:
             RunError: If there are too many.
         """
         self._num_values += num_values
         if self._num_values > MAX_VALUES:
-            raise RunError(f"{self.source} logs more than {MAX_VALUES:,} values, which is more than can be compared")
+            raise RunError(f"{self.source} has more than {MAX_VALUES:,} logged values, and no more can be compared")
 
 
 def number_of(value: Any) -> float | None:
-    """A number (NaN and infinity too), or one written as text; None for everything else."""
+    """The number that ``value`` is or spells, which may be NaN or infinite; None where it is no number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Reads the runs that a command line names: a run that is named twice is counted once."""
+"""Reads the runs that a command line names; a run that is named twice is counted once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lightning_autoassist.compare.run_files import name_of
 
 
 def read_all(words: Sequence[str]) -> list[LoggedRun]:
-    """The runs of several words.
+    """Read the runs that several words name.
 
     Args:
-        words: Each ``RUN`` or ``NAME=RUN``, see :func:`~lightning_autoassist.compare.readers.read_runs`.
+        words: Each is ``RUN`` or ``NAME=RUN``, see :func:`~lightning_autoassist.compare.readers.read_runs`.
 
     Returns:
-        The runs, each once; one that was named again has a note of it.
+        Each run once; a run that was named again has a note that says so.
 
     Raises:
-        RunError: If there is no run at a place, or one cannot be read.
+        RunError: If there is no run at a place, or a run cannot be read.
     """
     named = [_name_and_place(word) for word in words]
     labels = labels_of([place for _, place in named])
@@ -34,13 +34,13 @@ def read_all(words: Sequence[str]) -> list[LoggedRun]:
 
 
 def labels_of(places: Sequence[str]) -> list[str | None]:
-    """What folders are called: as they were spelt, or of an absolute path no more than tells it from the others.
+    """Labels for folders: relative paths as they are written, absolute paths cut to what tells them from the others.
 
     Args:
-        places: Folders, files in folders, or W&B projects, whose label is None.
+        places: Folders, files in folders, or W&B projects. The label of a W&B project is None.
 
     Example:
-        >>> labels_of(["/somewhere/logs/a", "logs/b"])  # neither is there
+        >>> labels_of(["/somewhere/logs/a", "logs/b"])  # neither exists
         [None, None]
     """
     folders = [_folder_of(Path(place)) if Path(place).exists() else None for place in places]

@@ -1,7 +1,7 @@
 """Settings from Lightning's ``hparams.yaml``, which may be a stranger's.
 
-The file is read in bounded time and memory: its size, nesting and numbers are limited, objects of Python's are left out
-and not built, and ``<<`` is a name as any other, since merging can multiply what a file holds.
+The file is read in bounded time and memory. Its size, its nesting and the length of its numbers are limited. Python
+objects are not built; None stands for them. ``<<`` is a name like any other, because merging can multiply the content.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ MAX_BYTES, MAX_DEPTH, MAX_DIGITS = 2**20, 100, 400
 
 
 def read_settings(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The settings of the run in a folder.
+    """Read the settings of the run in a folder.
 
     Args:
-        folder: Where ``hparams.yaml`` may be.
+        folder: The folder, which may have a ``hparams.yaml``.
 
     Returns:
-        The settings, empty where there are none, and notes on what was not read.
+        The settings, which are empty where there is no file, and notes on what was not read.
 
     Raises:
-        RunError: If there is a file with that name that is no such file.
+        RunError: If the file is not a YAML file, or not an ordinary file.
     """
     path = folder / FILE_NAME
     if path.is_symlink():
-        return {}, (f"Its {FILE_NAME} is a link, and links are not followed: its settings are not known.",)
+        return {}, (f"Its {FILE_NAME} is a link, and links are not followed, so its settings are not known.",)
     try:
         with open_file(path, MAX_BYTES) as file:
             text = file.read(MAX_BYTES).decode("utf-8")
@@ -40,7 +40,7 @@ def read_settings(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         raise RunError(f"{path} is not a YAML file: {error}") from error
     try:
         settings = _parsed(text)
-    except Exception as error:  # the loader answers a stranger's dates and tags with errors of almost every type
+    except Exception as error:  # strangers' dates and tags make the loader raise errors of almost every type
         raise RunError(f"{path} is not a YAML file: {error or type(error).__name__}") from error
     return (settings if isinstance(settings, dict) else {}), ()
 
@@ -50,7 +50,7 @@ def _parsed(text: str) -> Any:
 
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
-    for event in yaml.parse(text, base):  # one by one: the loader itself goes down as deep as the file is nested
+    for event in yaml.parse(text, base):  # before loading, which recurses as deep as the file is nested
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")

@@ -1,4 +1,4 @@
-"""What of a run may stand in a page that is made to be shared: no more than a page can show, and no machine's paths."""
+"""Makes a run's texts and settings fit for a page that is shared: bounded in size, and without a machine's paths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _HOMES = {"home", "Users"}
 
 
 def without_paths(text: str) -> str:
-    r"""Cut a machine's paths in a text to their last part; addresses on the web stay.
+    r"""Cut the paths in a text to their last part; addresses on the web stay as they are.
+
+    Args:
+        text: Of a run.
 
     Example:
         >>> without_paths("/home/alice/data/cifar10")
@@ -42,13 +45,13 @@ def without_paths(text: str) -> str:
 
 
 def bounded(value: Any, left: list[int], depth: int = 0, shown: Callable[[str], str] = without_paths) -> Any:
-    """Cut settings down to what a page can show: they may refer to themselves, or to one part a thousand times.
+    """Cut settings to what a page can show; they may refer to themselves, or to one part a thousand times.
 
     Args:
-        value: Settings.
-        left: How many parts may still be shown; counted down, below 0 once something was left out.
-        depth: Of ``value`` in the settings.
-        shown: What is made of texts and names.
+        value: The settings.
+        left: How many parts may still be shown. It is counted down, and is below 0 once a part was left out.
+        depth: How deep ``value`` lies in the settings.
+        shown: A function that is applied to all texts and names.
     """
     left[0] -= 1
     if left[0] < 0 or depth > MAX_DEPTH:
@@ -78,8 +81,8 @@ def _last_part(path: str) -> str:
 
 
 def _user() -> str:
-    """A pattern of the user's name; one that matches nothing where it is not known."""
+    """A pattern that matches the user's name, or nothing where the name is not known."""
     try:
         return re.escape(getpass.getuser())
-    except (OSError, KeyError, ImportError):  # no such user, in a container for one
+    except (OSError, KeyError, ImportError):  # the user may have no name, as in a container
         return "(?!)"

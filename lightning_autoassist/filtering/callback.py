@@ -30,6 +30,7 @@ from lightning_autoassist.filtering.options import (
     UPDATES,
     ResolvedOptions,
     check_functions,
+    chosen_interval,
     chosen_reweighting,
     chosen_score,
     chosen_unfiltered_tail,
@@ -40,12 +41,13 @@ from lightning_autoassist.filtering.options import (
 )
 from lightning_autoassist.filtering.parts import FilteringParts
 from lightning_autoassist.filtering.policies.base import Policy
-from lightning_autoassist.filtering.reporting.loggers import Decode, summed
+from lightning_autoassist.filtering.reporting.gallery import Decode
+from lightning_autoassist.filtering.reporting.loggers import summed
 from lightning_autoassist.filtering.reporting.metrics import over_ranks
 from lightning_autoassist.filtering.run_answers import RunAnswers
 from lightning_autoassist.filtering.run_state import load_plain_checkpoint
 from lightning_autoassist.filtering.validation import is_within_fit
-from lightning_autoassist.trainer_support.arguments import check_choice, check_whole
+from lightning_autoassist.trainer_support.arguments import check_choice, check_flag, check_whole
 from lightning_autoassist.trainer_support.variants import STEP_OUTPUT, CallbackBase, LightningModule, Trainer
 
 
@@ -75,6 +77,10 @@ class AutoAssistCallback(RunAnswers, CallbackBase):
         max_features: Most numbers that are remembered of an instance, or most tokens of each of its sequences.
         decode: Gets an instance as the data set gives it, returns text or a picture for the galleries that W&B and
             TensorBoard get; None takes the largest picture in it.
+        gallery: Whether W&B and TensorBoard get galleries: the instances that were kept least and most.
+        gallery_every_n_epochs: Epochs between two galleries, and between two tables of classes and of the Assistant's
+            reliability; None: the first epoch in which anything was dropped, the middle one and the last one, so that
+            the files of a run do not grow with its epochs.
         lag: A setting of the system, as are the three below: they decide when and where the method's work is done.
             Steps between a batch and the Assistant's learning from it; 0 learns at once. None: 0 on CPU, 4 on other
             devices, so that the device never waits. From 1 on each batch is also drawn one step before it is needed.
@@ -107,6 +113,8 @@ class AutoAssistCallback(RunAnswers, CallbackBase):
         unfiltered_tail: float | None = None,
         max_features: int = MAX_FEATURES,
         decode: Decode | None = None,
+        gallery: bool = True,
+        gallery_every_n_epochs: int | None = None,
         lag: int | None = None,
         update: UpdateName | Literal["auto"] = "auto",
         exchange_every: int = 16,
@@ -116,6 +124,8 @@ class AutoAssistCallback(RunAnswers, CallbackBase):
         self.score = chosen_score(score, self.policy)
         check_functions(features, decode)
         self.features, self.decode = features, decode
+        self.gallery = check_flag("gallery", gallery)
+        self.gallery_every_n_epochs = chosen_interval(gallery_every_n_epochs)
         self.lag = None if lag is None else check_whole("lag", lag, "[0, inf)", "None suits every device")
         self.unfiltered_tail = chosen_unfiltered_tail(unfiltered_tail, self.policy)
         self.max_features = check_whole("max_features", max_features, "[1, inf)", f"{MAX_FEATURES} is the default")

@@ -17,7 +17,13 @@ from lightning_autoassist.filtering.names import (
 )
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.policies.registry import POLICIES
-from lightning_autoassist.trainer_support.arguments import check_choice, check_function, check_named, check_number
+from lightning_autoassist.trainer_support.arguments import (
+    check_choice,
+    check_function,
+    check_named,
+    check_number,
+    check_whole,
+)
 from lightning_autoassist.trainer_support.executors import InlineExecutor, UpdateThread
 
 SCORE_NAMES: tuple[ScoreName | Literal["auto"], ...] = ("auto", *get_args(ScoreName))
@@ -35,6 +41,8 @@ LOGGED_SETTINGS = (
     "update",
     "exchange_every",
     "decode",
+    "gallery",
+    "gallery_every_n_epochs",
 )
 
 
@@ -49,6 +57,11 @@ class ResolvedOptions:
 
     lag: int = 0
     is_beside: bool = False
+
+    @property
+    def update(self) -> UpdateName:
+        """``"async"`` where the Assistant learns in a thread of its own, else ``"sync"``."""
+        return "async" if self.is_beside else "sync"
 
     def executor(self) -> InlineExecutor:
         """Where the Assistant learns and batches are drawn; a thread has begun."""
@@ -112,6 +125,13 @@ def chosen_unfiltered_tail(unfiltered_tail: float | None, policy: Policy) -> flo
     if unfiltered_tail is None:
         return policy.default_unfiltered_tail
     return check_number("unfiltered_tail", unfiltered_tail, "[0, 1)", "0.125 leaves the last eighth unfiltered")
+
+
+def chosen_interval(every_n_epochs: int | None) -> int | None:
+    """Epochs between two galleries, or None for three galleries a run."""
+    if every_n_epochs is None:
+        return None
+    return check_whole("gallery_every_n_epochs", every_n_epochs, "[1, inf)", "None gives three galleries a run")
 
 
 def check_functions(features: Callable[..., Any] | None, decode: Callable[..., Any] | None) -> None:

@@ -77,4 +77,6 @@ class RunAnswers:
     @property
     def filter_settings(self) -> dict[str, Any]:
         """The settings in force beside policy and Assistant, as loggers get them."""
-        return {name: getattr(self, name) for name in LOGGED_SETTINGS} | {"lag": self._fit.in_force.lag}
+        in_force = self._fit.in_force
+        given = {name: getattr(self, name) for name in LOGGED_SETTINGS}
+        return given | {"lag": in_force.lag, "update": in_force.update}

@@ -122,7 +122,7 @@ def test_a_line_and_a_run_may_be_so_long(logs, monkeypatch, capsys):
     assert "a line of more than 1,000 characters" in one_line_error(capsys, "compare", "logs")
     monkeypatch.setattr("lightning_autoassist.compare.logged_runs.MAX_VALUES", 10)
     (logs / "metrics.csv").write_text("step,a\n" + "1,1\n" * 10)
-    assert "logs more than 10 values" in one_line_error(capsys, "compare", "logs")
+    assert "has more than 10 logged values" in one_line_error(capsys, "compare", "logs")
 
 
 def test_many_columns_cost_what_the_lines_hold(logs):

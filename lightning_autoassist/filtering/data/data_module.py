@@ -137,8 +137,8 @@ class AutoAssistDataModule(ForwardingDataModule):
 
     @property
     def filter_settings(self) -> dict[str, Any]:
-        """What this data module was given beside the data."""
-        return self._run.settings.for_loggers()
+        """What this data module was given beside the data, and the seed in force."""
+        return {**self._run.settings.for_loggers(), "seed": self._run.seed}
 
     @property
     def candidate_stream(self) -> ShrinkingBatchSampler | RowStream | None:

@@ -50,6 +50,11 @@ class InstanceCounts:
         """Positions in the data set of the instances that are counted, shape ``(M,)``."""
         return np.arange(len(self.kept), dtype=np.int64) * self.stride
 
+    @property
+    def begins_to_drop(self) -> bool:
+        """Whether an instance was dropped in this epoch, and none in those before."""
+        return bool(self.dropped.any()) and not self._before[1].any()
+
     def add(self, candidates: IndexArray, probs: npt.NDArray[Any], kept: npt.NDArray[np.bool_]) -> None:
         """Candidates were considered, each of shape ``(n,)``: their keep probabilities, and whether they were kept."""
         if candidates.min(initial=0) < 0 or candidates.max(initial=0) >= self.num_instances:

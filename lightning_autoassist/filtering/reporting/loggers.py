@@ -7,6 +7,7 @@ the run: what fails is left out, with one warning.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, Protocol, TypeVar, cast
@@ -16,16 +17,14 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_autoassist.filtering.assistants.base import Assistant
-from lightning_autoassist.filtering.memory.store import InstanceStore
-from lightning_autoassist.filtering.names import ScoreName
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.counts import InstanceCounts
-from lightning_autoassist.filtering.reporting.epoch_figures import ClassCounts, EpochFigures, Gallery
+from lightning_autoassist.filtering.reporting.epoch_figures import ClassCounts, EpochFigures
+from lightning_autoassist.filtering.reporting.gallery import GalleryOptions, gallery_of, is_due, labels_of
 from lightning_autoassist.filtering.reporting.logger_guard import guard, unguard
 from lightning_autoassist.filtering.reporting.logger_types import is_a
 from lightning_autoassist.filtering.reporting.metric_names import AXES, PREFIX
 from lightning_autoassist.filtering.reporting.metrics import FilterReport, ShownCount
-from lightning_autoassist.filtering.reporting.pictures import Picture, load_instances, picture_of
 from lightning_autoassist.filtering.reporting.reliability import Reliability, reliability
 from lightning_autoassist.filtering.reporting.settings_card import card, in_words
 from lightning_autoassist.filtering.reporting.tensorboard_log import log_to_tensorboard
@@ -33,20 +32,16 @@ from lightning_autoassist.filtering.reporting.wandb_log import log_to_wandb, wan
 from lightning_autoassist.trainer_support.arrays import FloatArray, IndexArray
 from lightning_autoassist.trainer_support.internals import is_logging_step, show_in_progress_bar
 
-GALLERY_SIZE = 12  # instances at either end
 MAX_CLASS_METRICS = 20  # of more classes there is a table only
 
-Decode = Callable[[Any], Any]
 _Method = TypeVar("_Method", bound=Callable[..., None])
 
 
-class Filtering(Protocol):
+class Filtering(GalleryOptions, Protocol):
     """What is logged of the callback."""
 
     policy: Policy
     report: FilterReport
-    score: ScoreName
-    decode: Decode | None
 
     @property
     def assistant(self) -> Assistant:
@@ -55,10 +50,6 @@ class Filtering(Protocol):
     @property
     def filter_settings(self) -> dict[str, Any]:
         """The callback's arguments except policy and Assistant."""
-
-    @property
-    def instances(self) -> InstanceStore | None:
-        """What is remembered of each instance."""
 
 
 def _costs_no_run(method: _Method) -> _Method:
@@ -98,6 +89,7 @@ class RunLog:
         self._data: Any = None
         self._loggers: list[Any] = []
         self._logs_metrics = True
+        self._has_shown = False  # whether the last epoch's galleries were logged
 
     # ---- the callback tells
 
@@ -212,7 +204,7 @@ class RunLog:
 
     @_costs_no_run
     def _count_classes(self, found: ClassCounts) -> None:
-        labels = None if self.counts is None else self._labels(self.counts)
+        labels = None if self.counts is None else labels_of(self.filtering.instances, self.counts)
         if self.counts is not None and labels is not None:
             found.update(self.counts.by_class(labels))
             for label in [label for label in found if label < 0]:  # no class, or none that is known
@@ -244,24 +236,51 @@ class RunLog:
     def _log_figures(
         self, trainer: Any, counts: InstanceCounts, shown: Reliability | None, classes: ClassCounts
     ) -> None:
-        loggers = trainer.loggers if self._is_first else []
-        boards = [logger.experiment for logger in loggers if is_a(logger, "TensorBoardLogger")]
-        runs = list(wandb_runs(trainer))
+        boards, runs = self._figure_loggers(trainer)
         if not boards and not runs:
             return
-        figures = EpochFigures(self._histograms(counts), self._gallery(trainer, counts), shown, classes)
+        self._has_shown = is_due(self.filtering.gallery_every_n_epochs, counts, trainer.current_epoch, self._num_epochs)
+        figures = EpochFigures(self._histograms(counts), {}, None, {})
+        if self._has_shown:
+            gallery = gallery_of(self.filtering, trainer, counts)
+            figures = EpochFigures(figures.histograms, gallery, shown, classes)
         for run in runs:
             log_to_wandb(run, figures)
         for board in boards:
             log_to_tensorboard(board, figures, trainer.global_step)
 
+    @property
+    def _num_epochs(self) -> float:
+        """Epochs of the run; infinite where nothing fixes them beforehand."""
+        limits, stream = self.filtering.report.limits, self._data.candidate_stream
+        return math.inf if limits is None or stream is None else limits.lengths(stream)[0].num_epochs
+
     @_costs_no_run
     def finish(self, trainer: Any) -> None:
-        """Training ends: leave the totals."""
+        """Training ends: leave the totals, and the last gallery where no epoch was known to be the last one."""
+        if self.counts is not None and not self._has_shown and self.filtering.gallery_every_n_epochs is None:
+            self._log_last_gallery(trainer, self.counts)
         report = self.filtering.report
         summary = report.summary(self._data.candidate_stream)
         for run in wandb_runs(trainer):
             run.summary.update({PREFIX + name: summary[name] for name in (*AXES, "saved_ratio", "keep_rate")})
+
+    def _log_last_gallery(self, trainer: Any, counts: InstanceCounts) -> None:
+        boards, runs = self._figure_loggers(trainer)
+        if not boards and not runs:
+            return
+        figures = EpochFigures({}, gallery_of(self.filtering, trainer, counts), None, {})
+        for run in runs if figures.gallery else ():
+            log_to_wandb(run, figures)
+            run.log({"trainer/global_step": trainer.global_step})  # no row of metrics follows
+        for board in boards:
+            log_to_tensorboard(board, figures, trainer.global_step)
+
+    def _figure_loggers(self, trainer: Any) -> tuple[list[Any], list[Any]]:
+        """TensorBoard's writers and W&B's runs, in the first process."""
+        loggers = trainer.loggers if self._is_first else []
+        boards = [logger.experiment for logger in loggers if is_a(logger, "TensorBoardLogger")]
+        return boards, list(wandb_runs(trainer))
 
     # ---- state
 
@@ -291,14 +310,6 @@ class RunLog:
             "num_processes": self._num_ranks,
         }
 
-    def _labels(self, counts: InstanceCounts) -> Any:
-        """Labels of the counted instances where they were seen, -1 elsewhere; None without labels."""
-        store = self.filtering.instances
-        if store is None or store.labels is None:
-            return None
-        rows = torch.from_numpy(counts.indices)
-        return store.labels[rows].where(store.seen[rows], -1).numpy()
-
     def _histograms(self, counts: InstanceCounts) -> dict[str, Any]:
         values = {"keep_probs": counts.probs[np.isfinite(counts.probs)]}
         store = self.filtering.instances
@@ -306,35 +317,6 @@ class RunLog:
             rows = torch.from_numpy(counts.indices)
             values["scores"] = store.scores[rows][store.seen[rows]].numpy()
         return {PREFIX + name: some for name, some in values.items() if len(some)}
-
-    def _gallery(self, trainer: Any, counts: InstanceCounts) -> Gallery:
-        """Rows of the instances kept least and most; nothing before anything was dropped."""
-        if not counts.dropped.any():
-            return {}
-        ends = zip(("least_kept", "most_kept"), counts.extremes(GALLERY_SIZE), strict=True)
-        return {PREFIX + name: self._rows(trainer, counts, places) for name, places in ends}
-
-    def _rows(self, trainer: Any, counts: InstanceCounts, places: IndexArray) -> list[dict[str, Any]]:
-        store, labels = self.filtering.instances, self._labels(counts)
-        indices = counts.indices[places].tolist()
-        instances = load_instances(trainer.train_dataloader.plain, indices)
-        rows = []
-        for place, index, instance in zip(places, indices, instances, strict=True):
-            row = {"index": index, "shown": self._shown(instance)}
-            if labels is not None:
-                row["label"] = int(labels[place])
-            if store is not None:
-                row[self.filtering.score] = float(store.scores[index])
-            row["kept"], row["dropped"] = int(counts.kept[place]), int(counts.dropped[place])
-            row["keep_prob"] = float(counts.probs[place])
-            rows.append(row)
-        return rows
-
-    def _shown(self, instance: Any) -> str | Picture | None:
-        if self.filtering.decode is not None:
-            decoded = self.filtering.decode(instance)
-            return decoded if isinstance(decoded, str) else picture_of(decoded)
-        return picture_of(instance)
 
 
 def summed(counts: Iterable[ClassCounts]) -> ClassCounts:
