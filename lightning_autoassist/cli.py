@@ -229,19 +229,19 @@ def _show_blocks(module_path: str, data_path: str | None, num_blocks: int) -> No
 def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     compare = commands.add_parser(
         "compare",
-        help="show finished runs side by side: what each reached, what it cost, what that saves",
-        description="Reads finished runs and prints, for each name, the metric at the end and at its best, "
-        "optimizer steps, instances and seconds, and what that saves against a baseline. Writes the curves as pictures "
-        "and as a page that needs no network.",
+        help="show finished runs side by side: what each reached and cost, and how that differs from a baseline",
+        description="Reads finished runs and prints what each reached and cost, what that saves against a baseline, "
+        "how the metric differs from the baseline's, paired by seed, and the settings that differ. Writes the curves "
+        "as pictures and as a page that needs no network.",
         epilog=COMPARE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     compare.add_argument("runs", nargs="+", metavar="RUN", help="where runs are, or NAME=RUN")
-    compare.add_argument("--metric", help="one that all runs logged; default: validation accuracy, or what is likest")
+    compare.add_argument("--metric", help="one that all runs logged; default: validation accuracy, or the likeliest")
     compare.add_argument("--mode", choices=("max", "min"), help="which is better; default: min for losses and errors")
-    compare.add_argument("--baseline", metavar="NAME", help="what savings are counted against")
+    compare.add_argument("--baseline", metavar="NAME", help="what the others are compared with")
     compare.add_argument(
-        "--target", type=_number, metavar="VALUE", help="when is it reached? default: the baseline's end"
+        "--target", type=_number, metavar="VALUE", help="when was it reached? default: the baseline's end"
     )
     compare.add_argument(
         "--group-by",

@@ -1,7 +1,7 @@
-"""Finished runs, from where their loggers left them: W&B folders and projects, CSVLogger and TensorBoard folders.
+"""Reads finished runs: W&B folders and projects, and folders of ``CSVLogger`` and ``TensorBoardLogger``.
 
-Runs may be strangers': nothing is unpickled, no code of theirs runs, nothing outside the named place is read, memory is
-bounded, and names are returned as they are, to be escaped where they are shown.
+Runs may be strangers'. Nothing is unpickled, none of their code runs, nothing outside the named place is read, and
+memory is bounded. Names are returned as they are; whoever shows them has to escape them.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ _PROJECT = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 
 
 def read_runs(place: str, label: str | None = None) -> list[LoggedRun]:
-    """All runs at a place.
+    """Read all runs at a place.
 
     Args:
         place: A W&B offline folder or ``.wandb`` file, a folder of ``CSVLogger`` or ``TensorBoardLogger``, a folder
-            with such folders at any depth, a W&B project ``entity/project``, or one run of it ``entity/project/id``.
-        label: Stands for the folder in the runs' names and sources; None: the folder as it is spelt.
+            with such folders at any depth, a W&B project ``entity/project``, or one run ``entity/project/id`` of it.
+        label: Stands for the folder in the runs' names and sources; None: the folder as it is written in ``place``.
 
     Raises:
-        RunError: If there is no run, or one cannot be read.
+        RunError: If there is no run, or a run cannot be read.
     """
     path = Path(place)
     if path.exists():
         return _read_path(path, label)
     if not _PROJECT.fullmatch(place) or place.startswith("."):
-        raise RunError(f"{place} does not exist, and is no W&B project (entity/project)")
+        raise RunError(f"{place} does not exist, and it is no W&B project (entity/project)")
     return _read_wandb_project(place)
 
 
 def _read_path(path: Path, label: str | None) -> list[LoggedRun]:
-    # A link that the user names is followed; those inside a folder are not.
+    # A link that the user names is followed; links inside a folder are not.
     root = path.resolve() if path.is_symlink() and path.is_file() else path
     base = root if root.is_dir() else root.parent
     shown = Path(label or (path if path.is_dir() else path.parent))
@@ -71,7 +71,7 @@ def _read_path(path: Path, label: str | None) -> list[LoggedRun]:
             runs.append(replace(run, name=name[:MAX_NAME], source=place))
     if not runs:
         raise RunError(
-            f"{path} holds no run: neither run-*.wandb, metrics.csv nor events.out.tfevents.* at any depth"
+            f"{path} holds no run: it has no run-*.wandb, metrics.csv or events.out.tfevents.* at any depth"
             + (f"; {links[0]} is a link, and links inside a folder are not followed" if links else "")
         )
     return runs
@@ -82,7 +82,7 @@ def _is_run_file(path: Path) -> bool:
 
 
 def _runs_in(path: Path, root: Path, links: list[Path]) -> Iterator[LoggedRun]:
-    """The runs whose files are ``path`` or lie in the folder ``path`` itself; the links beside them are noted."""
+    """The runs whose file is ``path``, or that lie in the folder ``path``; adds linked folders to ``links``."""
     files = [path]
     if path.is_dir():
         found = sorted(child for child in path.iterdir() if child.is_symlink() or not child.is_dir())
@@ -99,7 +99,7 @@ def _runs_in(path: Path, root: Path, links: list[Path]) -> Iterator[LoggedRun]:
 
 
 def _is_link_within(path: Path, root: Path) -> bool:
-    """Whether a link's target lies below ``root``, where it is found by itself."""
+    """Whether a path is a link to something below ``root``, which is read there."""
     return path.is_symlink() and path.resolve().is_relative_to(root.resolve())
 
 
@@ -107,15 +107,15 @@ def _is_link_within(path: Path, root: Path) -> bool:
 
 
 def read_wandb_file(path: Path) -> LoggedRun:
-    """One run from the file that W&B writes offline (and online, beside uploading it).
+    """Read one run from the file that W&B writes, offline and online.
 
-    What a crash left unfinished at the end is left out; damage before it is an error, since the figures would be wrong.
+    A record that a crash left unfinished at the end is left out. Damage before the end is an error.
 
     Args:
-        path: ``run-*.wandb``.
+        path: The file ``run-*.wandb``.
 
     Raises:
-        RunError: If it is no such file, or damaged, or wandb is not installed.
+        RunError: If it is not such a file, if it is damaged, or if wandb is not installed.
     """
     try:
         from wandb.proto import wandb_internal_pb2
@@ -143,13 +143,13 @@ def read_wandb_file(path: Path) -> LoggedRun:
         elif kind == "history":
             rows.add(_wandb_row(dict(_flat_items(record.history.item))))
         if num_settings > MAX_CONFIG_VALUES:
-            raise RunError(f"{path} has more than {MAX_CONFIG_VALUES:,} settings, which is more than can be compared")
+            raise RunError(f"{path} has more than {MAX_CONFIG_VALUES:,} settings, and no more can be compared")
     config.pop("_wandb", None)
     return LoggedRun(name[:MAX_NAME], str(path), _with_steps(rows.rows), config, group, job_type)
 
 
 def _wandb_records(path: Path) -> Iterator[bytes]:
-    """The file's records, block by block: it may be larger than memory."""
+    """Yield the records of a file, which may be larger than memory."""
     with open_file(path, MAX_LOG_BYTES) as file:
         header = file.read(_HEADER_SIZE)
         if not header.startswith(_WANDB_HEADER):
@@ -160,15 +160,17 @@ def _wandb_records(path: Path) -> Iterator[bytes]:
         while block:
             following = file.read(_BLOCK_SIZE)
             position = 0
-            while position + _RECORD_HEADER_SIZE <= len(block):  # what is left is too little for a record: zeros
+            while position + _RECORD_HEADER_SIZE <= len(
+                block
+            ):  # too little for a record is left, which is filled with zeros
                 checksum, length, kind = _RECORD_HEADER.unpack_from(block, position)
                 start = position + _RECORD_HEADER_SIZE
                 part = block[start : start + length]
                 if len(part) < length and not following:
-                    return  # what a crash left
+                    return  # a crash left the record unfinished
                 if zlib.crc32(part, zlib.crc32(bytes([kind]))) != checksum:
                     if not following and not any(block[position:]):
-                        return  # likewise, of a file system that had made room
+                        return  # a crash left it unwritten, and the file system had made room for it
                     raise RunError(f"{path} is damaged, within its first {file.tell():,} bytes")
                 if kind in {_FULL, _FIRST}:
                     parts.clear()
@@ -184,7 +186,7 @@ def _wandb_records(path: Path) -> Iterator[bytes]:
 
 
 def _update_config(config: dict[str, Any], items: Iterable[Any]) -> int:
-    """Put settings where they belong; returns how many there were."""
+    """Put settings into the nested ``config``; returns how many there were."""
     number = 0
     for number, item in enumerate(items, start=1):  # noqa: B007
         *above, last = list(item.nested_key) or [item.key]
@@ -198,7 +200,7 @@ def _update_config(config: dict[str, Any], items: Iterable[Any]) -> int:
 
 
 def _flat_items(items: Iterable[Any]) -> Iterator[tuple[str, float]]:
-    """Numbers by their names; a name is in memory once, not once a row."""
+    """Names and values of the numbers in a row; each name is in memory once for all rows."""
     for item in items:
         name = ".".join(item.nested_key) or item.key
         number = number_of(_from_json(item.value_json)) if len(item.value_json) <= MAX_NAME else None
@@ -209,7 +211,7 @@ def _flat_items(items: Iterable[Any]) -> Iterator[tuple[str, float]]:
 def _from_json(text: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):  # of a crash, or a stranger's thousand brackets
+    except (ValueError, RecursionError):  # after a crash, or of a stranger who wrote a thousand brackets
         return text
 
 
@@ -220,7 +222,7 @@ def _wandb_row(values: dict[str, Any]) -> Row:
 
 
 def _with_steps(rows: list[Row]) -> tuple[Row, ...]:
-    """Rows that the user logged without a step have that of the row before them."""
+    """Give rows that the user logged without a step the step of the row before."""
     last: float | None = None
     filled = []
     for row in rows:
@@ -230,7 +232,7 @@ def _with_steps(rows: list[Row]) -> tuple[Row, ...]:
 
 
 def _read_wandb_project(place: str) -> list[LoggedRun]:
-    """Runs of a project, or one run, through W&B's public interface."""
+    """Read the runs of a project, or one run, through W&B's public interface."""
     try:
         import wandb
         from requests import RequestException
@@ -240,9 +242,9 @@ def _read_wandb_project(place: str) -> list[LoggedRun]:
         api = wandb.Api(timeout=60)
         runs = [api.run(place)] if place.count("/") == 2 else list(api.runs(place))
         read = [_read_wandb_run(run, f"{place}/{run.id}" if place.count("/") == 1 else place) for run in runs]
-    # wandb's errors, of an account that is missing as of a project; its requests'; and its own checks'.
+    # wandb raises its own errors where an account or a project is missing, and those of its requests and checks.
     except (wandb.Error, RequestException, OSError, ValueError, TypeError, RecursionError) as error:
-        raise RunError(f"{place} is no folder here, and W&B could not be asked for it: {error}") from error
+        raise RunError(f"{place} is no folder here, and W&B did not give it: {error}") from error
     if not read:
         raise RunError(f"the W&B project {place} has no runs")
     return read
@@ -277,13 +279,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_csv(path: Path) -> LoggedRun:
-    """One run of Lightning's ``CSVLogger``.
+    """Read one run of Lightning's ``CSVLogger``.
 
     Args:
-        path: Its ``metrics.csv``; settings are read from ``hparams.yaml`` beside it.
+        path: The run's ``metrics.csv``; settings are read from ``hparams.yaml`` beside it.
 
     Raises:
-        RunError: If it is no table with a ``step`` column.
+        RunError: If the file is no table with a column ``step``.
     """
     rows = Rows(path)
     try:
@@ -291,7 +293,7 @@ def read_csv(path: Path) -> LoggedRun:
             table = csv.reader(lines_of(file, path, MAX_CSV_LINE))
             names = [sys.intern(name) for name in next(table, [])]
             if "step" not in names:
-                raise RunError(f"{path} has no column step: it is not CSVLogger's")
+                raise RunError(f"{path} has no column step, so CSVLogger did not write it")
             for line in table:
                 numbers = {
                     name: number
@@ -309,13 +311,14 @@ def read_csv(path: Path) -> LoggedRun:
 
 
 def read_tensorboard(paths: list[Path]) -> LoggedRun:
-    """One run from TensorBoard's event files.
+    """Read one run from TensorBoard's event files.
 
     Args:
-        paths: The files of one folder, in the order of writing; settings are read from ``hparams.yaml`` beside them.
+        paths: The event files of one folder, in the order of writing; settings are read from ``hparams.yaml`` beside
+            them.
 
     Raises:
-        RunError: If tensorboard is not installed.
+        RunError: If a file is damaged, or if tensorboard is not installed.
     """
     try:
         from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -334,7 +337,7 @@ def read_tensorboard(paths: list[Path]) -> LoggedRun:
                 _add_event(rows, event, start)
         except RunError:
             raise
-        except Exception as error:  # tensorboard answers a stranger's bytes with errors of many types
+        except Exception as error:  # a stranger's bytes make tensorboard raise errors of many types
             raise RunError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     folder = paths[0].parent
     config, notes = read_settings(folder)
@@ -342,7 +345,7 @@ def read_tensorboard(paths: list[Path]) -> LoggedRun:
 
 
 def _add_event(rows: Rows, event: Any, start: float) -> None:
-    """One event holds one metric; those of one step belong together."""
+    """Add an event, which holds one metric, to the row of its step."""
     values = {
         sys.intern(value.tag): number
         for value in event.summary.value
@@ -360,7 +363,7 @@ def _add_event(rows: Rows, event: Any, start: float) -> None:
 
 
 def _check_event_file(path: Path) -> None:
-    """Refuse a file whose records are too many or too large, before tensorboard takes each into memory whole."""
+    """Refuse a file with too many or too large records, since tensorboard reads each record into memory whole."""
     check_file(path, MAX_LOG_BYTES)
     with open_file(path, MAX_LOG_BYTES) as file:
         size, num_records = path.stat().st_size, 0
@@ -368,19 +371,19 @@ def _check_event_file(path: Path) -> None:
             (length,) = _EVENT_HEADER.unpack(header)
             num_records += 1
             if min(length, size) > MAX_RECORD_BYTES or num_records > MAX_VALUES:
-                raise RunError(f"{path} holds records that are too large or too many for a run's log")
+                raise RunError(f"{path} holds records that are too large or too many for the log of a run")
             if file.tell() + length > size:
-                return  # what a crash left
+                return  # a crash left the record unfinished
             file.seek(length + _EVENT_CHECKSUMS, io.SEEK_CUR)
 
 
 def _scalar(value: Any) -> float | None:
-    """A scalar summary, which TensorBoard's loader gives as a tensor of one number."""
+    """The number of a scalar summary, which TensorBoard's loader returns as a tensor; None for other summaries."""
     if value.HasField("simple_value"):
         return float(value.simple_value)
     if value.metadata.plugin_data.plugin_name != "scalars":
         return None
-    # A shape can ask for any number of copies of one value.
+    # A stranger's shape can ask for any number of copies of one value.
     if value.tensor.tensor_shape.dim:
         return None
     from tensorboard.util import tensor_util
