@@ -16,6 +16,7 @@ from benchmarks.common.accuracy_report import stale_curves, summary_table, write
 from benchmarks.common.rows import RESULTS
 from benchmarks.cost.report import overhead_table, scale_table, wall_clock_table
 from benchmarks.gauss_newton.report import (
+    assistant_table,
     losses_table,
     stale_newton_picture,
     steps_table,
@@ -71,6 +72,7 @@ TABLES = {
     "gauss_newton_training": training_table,
     "gauss_newton_losses": losses_table,
     "gauss_newton_steps": steps_table,
+    "gauss_newton_assistant": assistant_table,
 }
 
 

@@ -4,9 +4,10 @@ Steps are those of the paper's network at its start, on Fashion-MNIST's principa
 Trainings go through an ordinary LightningModule of one hidden layer: AdamW's learning rate and Gauss-Newton's damping
 and batch are chosen with a seed of their own (rows of phase "tune"), AdamW by the training error at the end, and
 Gauss-Newton by the CPU seconds to that error. Rows are appended one at a time to benchmarks/results/gauss_newton.jsonl;
-a run that has its row is not run again.
+a run that has its row is not run again. The MLP Assistant's two trainers are compared, too: see ``assistant.py``.
 
     python -m benchmarks.gauss_newton                # all rows; about half an hour on one core
+    python -m benchmarks.gauss_newton --only assistant    # a few minutes
     python -m benchmarks.gauss_newton --quick        # seconds, data made here, checks itself, leaves no rows
 """
 
@@ -24,6 +25,7 @@ from benchmarks.common.command_line import be_quiet, parser_of
 from benchmarks.common.jobs import TUNE_SEED, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check, finished
+from benchmarks.gauss_newton.assistant import NEWTON, AssistantPlan, run_assistant
 from benchmarks.gauss_newton.data import TRAINED
 from benchmarks.gauss_newton.runs import ADAM_BATCH, NUM_HIDDEN, NewtonJob, run_job, seconds_to
 from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
@@ -146,6 +148,23 @@ def quick() -> None:
         check(not row["warnings"], f"{row['method']} warned: {row['warnings']}")
     newton = next(row for row in rows if row["phase"] == "final" and row["method"] != "adamw")
     check(newton["train_error"] < 0.9 * newton["curve"][0][2], "Gauss-Newton did not lower the training error")
+    quick_assistant()
+
+
+def quick_assistant() -> None:
+    """The Assistant's trainers, as above.
+
+    Raises:
+        RuntimeError: If the rows are not what they should be.
+    """
+    plan = AssistantPlan(("clouds",), (0,))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        num_run = Runner(plan, TABLE, folder, lambda job: run_assistant(job, folder)).run()
+        rows = list(finished(TABLE, folder, NewtonJob).values())
+    check(num_run == len(rows) == 19, f"{num_run} runs gave {len(rows)} rows")
+    newton = next(row for row in rows if row["phase"] == "assistant_final" and row["method"].startswith(NEWTON))
+    check(newton["auroc"] > 0.6, f"the Assistant ranks by {newton['auroc']:.2f}")
 
 
 def parse() -> argparse.Namespace:
@@ -154,7 +173,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--dataset", action="append", choices=TRAINED, help="again for more; default: digits fashion covtype")
     add("--seeds", type=int, default=3, help="final runs of each method")
-    add("--only", choices=("trainings", "steps"), help="a part of the rows; as a second process beside the first")
+    add("--only", choices=("trainings", "steps", "assistant"), help="a part of the rows, as in a second process")
     add("--data-dir", type=Path, default=DEFAULT_DATA_DIR, help="where data are, or are downloaded to")
     add("--threads", type=int, default=1, help="of torch")
     return parser.parse_args()
@@ -167,11 +186,18 @@ def main() -> None:
     if args.quick:
         quick()
         return
-    datasets = () if args.only == "steps" else tuple(args.dataset or ("digits", "fashion", "covtype"))
-    plan = NewtonPlan(datasets, tuple(range(args.seeds)), args.only != "trainings")
-    runner = Runner(plan, TABLE, RESULTS, lambda job: run_job(job, args.data_dir.expanduser()))
-    runner.run()
-    sys.exit(1 if runner.failed else 0)
+    folder, datasets, seeds = args.data_dir.expanduser(), tuple(args.dataset or ()), tuple(range(args.seeds))
+    runners = []
+    if args.only != "assistant":
+        trained = () if args.only == "steps" else datasets or ("digits", "fashion", "covtype")
+        plan = NewtonPlan(trained, seeds, args.only != "trainings")
+        runners.append(Runner(plan, TABLE, RESULTS, lambda job: run_job(job, folder)))
+    if args.only in (None, "assistant"):
+        ranked = tuple(each for each in datasets or ("digits", "fashion") if each != "covtype")
+        runners.append(Runner(AssistantPlan(ranked, seeds), TABLE, RESULTS, lambda job: run_assistant(job, folder)))
+    for runner in runners:
+        runner.run()
+    sys.exit(1 if any(runner.failed for runner in runners) else 0)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,26 @@ TRAINED: dict[str, Callable[[Path], Split]] = {
 }
 
 
+def with_classes(dataset: str, data_dir: Path) -> Split:
+    """A data set of ``TRAINED`` with all of its classes as targets, shape ``(N,)``.
+
+    Args:
+        dataset: ``"digits"``, ``"fashion"`` or ``"clouds"``.
+        data_dir: Of downloads.
+    """
+    split = TRAINED[dataset](data_dir)
+    if dataset == "clouds":
+        labels = torch.cat([split.targets, split.test_targets]).flatten() > 0
+    elif dataset == "digits":
+        from sklearn.datasets import load_digits
+
+        labels = torch.tensor(load_digits(return_X_y=True)[1])
+    else:
+        labels = _images(data_dir)[1]
+    num_train = len(split.features)
+    return split._replace(targets=labels[:num_train].long(), test_targets=labels[num_train:].long())
+
+
 def _split(features: Tensor, is_positive: Tensor, num_train: int) -> Split:
     """Features of mean 0 and variance 1 in the training part."""
     train = features[:num_train]

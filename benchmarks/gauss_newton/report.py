@@ -82,6 +82,42 @@ def training_table() -> str:
     )
 
 
+def assistant_table() -> str:
+    """The MLP Assistant's trainers by AUROC, after a third of the steps and after all of them."""
+    rows = _rows("assistant_final")
+    if not rows:
+        return "Not measured yet: `python -m benchmarks.gauss_newton --only assistant`."
+    lines = [
+        "| data | trainer | AUROC after a third of the updates | after all | an update, CPU ms | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    times = {row["dataset"]: row for row in _rows("assistant_time")}
+    for group in grouped(rows, ("dataset", "method", "setting")):
+        first = group[0]
+        is_adam = first["method"] == "adam"
+        ratio = first["method"].partition(":")[2]
+        name = (
+            f"Adam, lr {first['setting']:g}"
+            if is_adam
+            else f"Gauss-Newton, damping {first['setting']:g}, {ratio} of a step"
+        )
+        of_update = times.get(first["dataset"], {}).get("adam_ms" if is_adam else "newton_ms")
+        cells = [
+            f"{first['dataset']}, {first['updates']} updates of {first['n']}",
+            name,
+            *(_mean_and_spread([row[value] for row in group]) for value in ("auroc_third", "auroc")),
+            "-" if of_update is None else f"{of_update:.2f}",
+            str(len(group)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"{measured_on(rows)} Means and standard deviations over the seeds."])
+
+
+def _mean_and_spread(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
+
+
 def write_newton_picture() -> None:
     """Draw iterations and seconds of a step, one PNG."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures for the whole process

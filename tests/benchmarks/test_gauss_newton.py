@@ -6,6 +6,7 @@ from benchmarks.common import rows as result_rows
 from benchmarks.common.runs import finished
 from benchmarks.gauss_newton import __main__ as command
 from benchmarks.gauss_newton import report
+from benchmarks.gauss_newton.assistant import AssistantPlan, run_assistant
 from benchmarks.gauss_newton.runs import NewtonJob, run_job, seconds_to
 from tests.helpers.plans import finish_all
 
@@ -66,6 +67,37 @@ def test_tables_are_those_of_the_rows(tmp_path, monkeypatch):
     table = report.training_table()
     assert "Gauss-Newton, damping adapted from 0, batch 350 | 10 | 0.0500 | 1.00 | 0.25 | 90.0 | 1 |" in table
     assert "AdamW, lr 0, batch 350 | 10 | 0.1000 | 4.00 | 1 | 90.0 | 1 |" in table
+
+
+def test_the_assistants_trainers_are_chosen_where_each_is_judged():
+    """Adam at the end of its run, Gauss-Newton after a third of it."""
+
+    def outcome(job):
+        if job.method == "adam":
+            return {"auroc": 1 - abs(job.setting - 3e-3), "auroc_third": job.setting}
+        is_best = (job.method, job.setting) == ("gauss_newton:0.3", 0.1)
+        return {"auroc": 0.6 - 0.1 * is_best, "auroc_third": 0.5 + 0.1 * is_best}
+
+    order = finish_all(AssistantPlan(("digits",), (0, 1)), outcome)
+    finals = [(job.method, job.setting, job.seed) for job in order if job.phase == "assistant_final"]
+    assert finals == [(*one, seed) for seed in (0, 1) for one in (("adam", 3e-3), ("gauss_newton:0.3", 0.1))]
+    assert [(job.method, job.setting) for job in order if job.phase == "assistant_time"] == [("gauss_newton:0.3", 0.1)]
+
+
+def test_an_assistant_that_learns_to_rank_and_its_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "rows_of", lambda name: result_rows.rows_of(name, tmp_path))
+    assert "Not measured yet" in report.assistant_table()
+    jobs = [
+        NewtonJob(f"assistant_{phase}", "clouds", "gauss_newton:0.3", 1e-2, 30, 32, 0, 0) for phase in ("final", "time")
+    ]
+    rows = [run_assistant(job, tmp_path) for job in jobs]
+    for row in rows:
+        result_rows.append_row("gauss_newton", row, tmp_path)
+    assert list(finished("gauss_newton", tmp_path, NewtonJob)) == jobs
+    assert rows[0]["auroc"] > 0.6
+    assert len(rows[0]["curve"]) == 30
+    line = f"damping 0.01, 0.3 of a step | {rows[0]['auroc_third']:.3f} | {rows[0]['auroc']:.3f} | "
+    assert f"{line}{rows[1]['newton_ms']:.2f} | 1 |" in report.assistant_table()
 
 
 def test_exponents_are_slopes():

@@ -66,7 +66,7 @@ NUMBERS = {
     LogisticAssistant: ("lr", "weight_decay", "mean_decay"),
     MemoryAssistant: ("mean_decay",),
     HybridAssistant: ("decay", "ridge", "mean_decay"),
-    MLPAssistant: ("lr", "mean_decay"),
+    MLPAssistant: ("lr", "mean_decay", "damping", "step_ratio"),
     TextAssistant: ("lr", "weight_decay", "mean_decay"),
     sampler: ("budget",),
     tokens: ("budget", "total_tokens"),
