@@ -79,7 +79,7 @@ class StepTimer(pl.Callback):
 
 
 def mlp() -> nn.Module:
-    """A tiny Boss: its step costs little, so that what is added shows."""
+    """A tiny model: its step costs little, so that what is added shows."""
     return nn.Sequential(nn.Flatten(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, NUM_CLASSES))
 
 

@@ -70,7 +70,7 @@ class Synthetic(Dataset[Any]):
         return self.table[rows % len(self.table)], rows % NUM_CLASSES
 
 
-class Boss(pl.LightningModule):
+class LinearClassifier(pl.LightningModule):
     """A linear classifier: its step costs next to nothing."""
 
     def __init__(self) -> None:
@@ -135,7 +135,7 @@ def train(case: str, num_instances: int, steps: int, folder: str) -> tuple[pl.Tr
         callbacks=[callback, meter],
     )
     meter.started = time.perf_counter()
-    trainer.fit(Boss(), datamodule=data)
+    trainer.fit(LinearClassifier(), datamodule=data)
     return trainer, meter
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks.common.rows import append_row
 from benchmarks.common.training import Stopwatch
 from benchmarks.images.data import CountedImages, ImageData, Images
-from benchmarks.images.runs import ImageBoss, residual_net
+from benchmarks.images.runs import ImageModule, residual_net
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 
 BUDGET = 0.6
@@ -45,7 +45,7 @@ class Case:
         epochs: Of each run.
         decode_seconds: What loading an image takes beside reading it from memory.
         num_workers: Processes that load.
-        is_light: A linear Boss, whose own cost is next to none.
+        is_light: A linear model, whose own cost is next to none.
         image_size: Height and width.
     """
 
@@ -116,7 +116,7 @@ def fit(case: Case, policy: str | None) -> dict[str, Any]:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(ImageBoss(net, 0.1, channels_last=False), datamodule=data)
+    trainer.fit(ImageModule(net, 0.1, channels_last=False), datamodule=data)
     return {
         "seconds": stopwatch.train_seconds,
         "updates": trainer.global_step,

@@ -28,7 +28,7 @@ from benchmarks.gpu.cost import Clock
 from benchmarks.gpu.data import DeviceData, OnDevice
 from benchmarks.gpu.part import Part, default_policy, part_of, policies
 from benchmarks.images.data import Images, load_images
-from benchmarks.images.runs import MODELS, ImageBoss, ImageJob
+from benchmarks.images.runs import MODELS, ImageJob, ImageModule
 
 SIZES = (60_000, 50_000, 40_000, 30_000, 24_000, 18_000, 12_000)
 GRID = (0.1, 0.3)
@@ -129,11 +129,11 @@ class Runs:
     def _on_device(self, images: Images, augments: bool = False) -> OnDevice:
         return OnDevice(*(column.to(self.part.device) for column in images), augments=augments)
 
-    def module(self, job: ImageJob) -> ImageBoss:
+    def module(self, job: ImageJob) -> ImageModule:
         """The network of a job."""
         torch.manual_seed(job.seed)
         shape = self.data(job)[0].columns[0].shape[1:]
-        return ImageBoss(MODELS[job.model](shape), job.learning_rate, channels_last=True)
+        return ImageModule(MODELS[job.model](shape), job.learning_rate, channels_last=True)
 
     def probe(self, job: ImageJob) -> None:
         """Measure a step, alone on the device."""

@@ -14,7 +14,7 @@ from benchmarks.common.jobs import FULL
 from benchmarks.gpu.cost import Clock
 from benchmarks.gpu.part import Part, default_policy, part_of
 from benchmarks.translation.data import Corpus, PairData, Vocabulary, learn_vocabulary, load_corpus
-from benchmarks.translation.model import SIZES, TranslationBoss, Translator
+from benchmarks.translation.model import SIZES, TranslationModule, Translator
 from benchmarks.translation.runs import TranslationJob, run_job
 
 BUDGET = 0.7
@@ -50,7 +50,7 @@ def epoch_seconds(part: Part, job: TranslationJob, corpus: Corpus, vocabulary: V
     trainer = part.trainer(max_steps=steps, max_epochs=1, precision=job.precision, callbacks=[clock])
     references = [pair.target for pair in corpus.held_out]
     net = Translator(SIZES[job.size], len(vocabulary))
-    trainer.fit(TranslationBoss(net, vocabulary, references, job.learning_rate), datamodule=data)
+    trainer.fit(TranslationModule(net, vocabulary, references, job.learning_rate), datamodule=data)
     part.keep(case="probe", max_tokens=job.max_tokens, step_ms=round(clock.step_ms, 4), num_batches=num_batches)
     return num_batches * clock.step_ms / 1e3
 

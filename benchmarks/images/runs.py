@@ -78,7 +78,7 @@ MODELS: dict[str, Callable[[torch.Size], nn.Module]] = {
 }
 
 
-class ImageBoss(pl.LightningModule):
+class ImageModule(pl.LightningModule):
     """Cross-entropy, SGD with momentum, and a OneCycle schedule that ends with the run's own last update.
 
     Args:
@@ -123,7 +123,7 @@ def run_job(
         job: What to run.
         train: To train on.
         held_out: To measure accuracy on.
-        channels_last: See :class:`ImageBoss`.
+        channels_last: See :class:`ImageModule`.
         num_workers: Processes that load images.
 
     Returns:
@@ -131,7 +131,7 @@ def run_job(
     """
     torch.manual_seed(job.seed)
     images = ImageData(train, held_out, job.batch_size, job.augment, num_workers)
-    module = ImageBoss(MODELS[job.model](train.images.shape[1:]), job.learning_rate, channels_last)
+    module = ImageModule(MODELS[job.model](train.images.shape[1:]), job.learning_rate, channels_last)
     return {
         **fit(job, module, images),
         "train_instances": len(train.labels),

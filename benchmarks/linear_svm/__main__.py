@@ -1,6 +1,6 @@
 """A linear SVM's distance to its minimum against gradient evaluations: AutoAssist, SGD and importance sampling.
 
-The Boss is an ordinary LightningModule of hinge loss and L2, trained by SGD in batches of 32 with steps of
+The model is an ordinary LightningModule of hinge loss and L2, trained by SGD in batches of 32 with steps of
 1 / (lambda t). Each method's floor, the least chance of a candidate (the paper's gamma), is chosen from one grid on the
 shirts, with a seed of its own (rows of phase "tune"); AutoAssist runs with the paper's gamma of 0.3 too. Rows are
 appended one at a time to benchmarks/results/linear_svm.jsonl; a run that has its row is not run again, so the same

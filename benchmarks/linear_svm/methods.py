@@ -1,4 +1,4 @@
-"""What chooses the instances: Assistants that know the Boss's weights or what was seen last, and their policies.
+"""What chooses the instances: Assistants that know the model's weights or what was seen last, and their policies.
 
 Shapes: N data set, n candidates, F features.
 """
@@ -27,10 +27,10 @@ ABOVE_FLOOR = 0.2
 
 
 class CurrentMargins(Assistant):
-    """Base of rules on a candidate's margin under the Boss's current weights: exact, nothing is learnt.
+    """Base of rules on a candidate's margin under the model's current weights: exact, nothing is learnt.
 
     Args:
-        boss: The module that is trained.
+        module: The module that is trained.
         data: The very instances of its data set.
 
     Attributes:
@@ -40,8 +40,8 @@ class CurrentMargins(Assistant):
     required_columns = ("indices",)
     scores_unseen = True
 
-    def __init__(self, boss: LinearSVM, data: TwoClasses) -> None:
-        self.boss = boss
+    def __init__(self, module: LinearSVM, data: TwoClasses) -> None:
+        self.module = module
         self.data = data
         self.num_margins = 0
 
@@ -61,7 +61,7 @@ class CurrentMargins(Assistant):
 
     def update(self, instances: Instances, scores: Tensor) -> UpdateResult:
         assert instances.indices is not None
-        predictions = self._scores(instances.indices)  # after the Boss's step: for the reports, no candidates
+        predictions = self._scores(instances.indices)  # after the model's step: for the reports, no candidates
         return UpdateResult(float((predictions - scores).abs().mean()), predictions, scores > 0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class CurrentMargins(Assistant):
     @torch.no_grad()
     def _scores(self, rows: Tensor) -> Tensor:
         features, labels = self.data.features[rows], self.data.labels[rows]
-        return self.scores(rows, labels * self.boss(features.to(self.boss.device)).to(labels.device))
+        return self.scores(rows, labels * self.module(features.to(self.module.device)).to(labels.device))
 
 
 class MarginRule(CurrentMargins):
@@ -84,8 +84,8 @@ class MarginRule(CurrentMargins):
     Source: Zhang, Yu & Dhillon, AutoAssist, NeurIPS 2019, arXiv:1905.03381.
     """
 
-    def __init__(self, boss: LinearSVM, data: TwoClasses) -> None:
-        super().__init__(boss, data)
+    def __init__(self, module: LinearSVM, data: TwoClasses) -> None:
+        super().__init__(module, data)
         self.norms = data.norms
 
     def scores(self, rows: Tensor, margins: Tensor) -> Tensor:
@@ -103,13 +103,13 @@ class RememberedGradient(MemoryAssistant):
     """The norm of the gradient that an instance had when it was last seen: its own norm, where its loss was not 0.
 
     Args:
-        boss: Not used.
+        module: Not used.
         data: The instances of the data set.
     """
 
     required_columns = ("indices", "scores")
 
-    def __init__(self, boss: LinearSVM, data: TwoClasses) -> None:
+    def __init__(self, module: LinearSVM, data: TwoClasses) -> None:
         super().__init__()
         self.norms = data.norms
 
@@ -128,11 +128,11 @@ class RememberedLoss(MemoryAssistant):
     """The loss that an instance had when it was last seen.
 
     Args:
-        boss: Not used.
+        module: Not used.
         data: Not used.
     """
 
-    def __init__(self, boss: LinearSVM, data: TwoClasses) -> None:
+    def __init__(self, module: LinearSVM, data: TwoClasses) -> None:
         super().__init__()
 
 
@@ -142,7 +142,7 @@ class Method:
 
     Args:
         name: For the tables.
-        assistant: Gets the Boss and its data.
+        assistant: Gets the model and its data.
         policy: Gets the floor.
     """
 
@@ -150,11 +150,11 @@ class Method:
     assistant: Callable[[LinearSVM, TwoClasses], Assistant]
     policy: Callable[[float], Policy]
 
-    def callback(self, boss: LinearSVM, data: TwoClasses, floor: float) -> AutoAssistCallback:
-        """The callback, whose weights leave the objective as it is, in step with the Boss."""
+    def callback(self, module: LinearSVM, data: TwoClasses, floor: float) -> AutoAssistCallback:
+        """The callback, whose weights leave the objective as it is, in step with the model."""
         return AutoAssistCallback(
             self.policy(floor),
-            self.assistant(boss, data),
+            self.assistant(module, data),
             score="loss",
             reweighting="normalized",
             unfiltered_tail=0,

@@ -1,4 +1,4 @@
-"""The Boss of the linear SVM's benchmark.
+"""The model of the linear SVM's benchmark.
 
 Shapes: B batch, F features.
 """

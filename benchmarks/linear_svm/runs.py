@@ -151,14 +151,14 @@ def run_job(job: SvmJob, data: TwoClasses, objective: Objective, best: Optimum) 
         The row: the job's own fields, and what came out.
     """
     torch.manual_seed(job.seed)
-    boss = LinearSVM(data.features.shape[1], job.l2)
+    module = LinearSVM(data.features.shape[1], job.l2)
     method = METHODS[job.method]
-    callback = None if method is None else method.callback(boss, data, job.floor)
+    callback = None if method is None else method.callback(module, data, job.floor)
     curve = Curve(objective, best.objective, None if callback is None else callback.assistant)
     rows, trainer = SVMData(data), _trainer(job.epochs, [curve] if callback is None else [callback, curve])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer.fit(boss, datamodule=rows if callback is None else AutoAssistDataModule(rows, budget=1))
+        trainer.fit(module, datamodule=rows if callback is None else AutoAssistDataModule(rows, budget=1))
     return {
         **asdict(job),
         **filtering_of(callback),

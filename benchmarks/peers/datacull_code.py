@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from benchmarks.images.data import ImageData
-from benchmarks.peers.schedule import ProgressBoss
+from benchmarks.peers.schedule import ProgressModule
 
 BETA = 1.0  # one of those that its documentation names
 
@@ -55,12 +55,12 @@ class RCAPData(pl.LightningDataModule):
         self._folder.cleanup()
 
 
-class RCAPBoss(ProgressBoss):
+class RCAPModule(ProgressModule):
     """The module, with the losses of the instances written down.
 
     Args:
         data: What is trained on.
-        options: Of :class:`~benchmarks.peers.schedule.ProgressBoss`.
+        options: Of :class:`~benchmarks.peers.schedule.ProgressModule`.
     """
 
     def __init__(self, data: RCAPData, **options: Any) -> None:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from benchmarks.images.data import ImageData
-from benchmarks.peers.schedule import ProgressBoss
+from benchmarks.peers.schedule import ProgressModule
 
 REPOSITORY = "https://github.com/NUS-HPC-AI-Lab/InfoBatch"
 FILE = Path("infobatch/infobatch.py")
@@ -80,12 +80,12 @@ class InfoBatchData(pl.LightningDataModule):
         return self.data.val_dataloader()
 
 
-class InfoBatchBoss(ProgressBoss):
+class InfoBatchModule(ProgressModule):
     """The module, with the losses of the instances handed to the data set.
 
     Args:
         data: What is trained on.
-        options: Of :class:`~benchmarks.peers.schedule.ProgressBoss`.
+        options: Of :class:`~benchmarks.peers.schedule.ProgressModule`.
     """
 
     def __init__(self, data: InfoBatchData, **options: Any) -> None:

@@ -13,8 +13,8 @@ from benchmarks.common.training import train
 from benchmarks.images import runs as image_runs
 from benchmarks.images.data import ImageData, Images
 from benchmarks.images.runs import MODELS, ImageJob
-from benchmarks.peers.datacull_code import RCAPBoss, RCAPData
-from benchmarks.peers.infobatch_code import InfoBatchBoss, InfoBatchData, infobatch_code
+from benchmarks.peers.datacull_code import RCAPData, RCAPModule
+from benchmarks.peers.infobatch_code import InfoBatchData, InfoBatchModule, infobatch_code
 
 INFOBATCH, RCAP = "infobatch-of-its-authors", "rcap-of-datacull"
 PEERS = (INFOBATCH, RCAP)
@@ -72,14 +72,14 @@ def run_job(job: PeerJob, train_images: Images, held_out: Images, infobatch: Pat
 def _with_infobatch(job: PeerJob, data: ImageData, options: dict[str, Any], checkout: Path) -> Row:
     with infobatch_code(checkout) as code:
         pruned = InfoBatchData(code, data, job.epochs)
-        module = InfoBatchBoss(pruned, **options)
+        module = InfoBatchModule(pruned, **options)
         return train(job, module, pruned, "accuracy", reload_dataloaders_every_n_epochs=1)
 
 
 def _with_rcap(job: PeerJob, data: ImageData, options: dict[str, Any]) -> Row:
     chosen = RCAPData(data, job.budget)
     try:
-        module = RCAPBoss(chosen, **options)
+        module = RCAPModule(chosen, **options)
         return train(job, module, chosen, "accuracy", reload_dataloaders_every_n_epochs=1)
     finally:
         chosen.close()

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.images.runs import ImageBoss
+from benchmarks.images.runs import ImageModule
 
 RESOLUTION = 10_000
 
 
-class ProgressBoss(ImageBoss):
+class ProgressModule(ImageModule):
     """The images' module, its OneCycle laid over the share of training that is done.
 
     The peers' epochs are as long as their losses make them, so that no number of steps can be given beforehand.

@@ -53,7 +53,7 @@ def make_net(num_features: int, width: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(width, 2))
 
 
-class RareEventBoss(pl.LightningModule):
+class RareEventModule(pl.LightningModule):
     """Cross-entropy, SGD with momentum, and a OneCycle schedule that ends with the run's own last update.
 
     Args:
@@ -117,7 +117,7 @@ def run_job(job: RareJob, split: EventSplit) -> Row:
     torch.manual_seed(job.seed)
     data = EventData(split, job.batch_size)
     correction = logit_correction(Method(job.method), split.train.labels)
-    module = RareEventBoss(make_net(split.train.features.shape[1], job.width), job.learning_rate, correction)
+    module = RareEventModule(make_net(split.train.features.shape[1], job.width), job.learning_rate, correction)
     row = fit(job, module, data, METRIC)
     return {
         **row,

@@ -66,7 +66,7 @@ class TransformerClassifier(nn.Module):
         return self.head(states.sum(1) / is_word.sum(1, keepdim=True))
 
 
-class TextBoss(pl.LightningModule):
+class TextModule(pl.LightningModule):
     """Cross-entropy, AdamW, and a OneCycle schedule that ends with the run's own last update.
 
     Args:

@@ -10,7 +10,7 @@ from torch import nn
 from benchmarks.common.jobs import Job, Row
 from benchmarks.common.training import fit
 from benchmarks.text.data import TextData, TextSplit
-from benchmarks.text.model import BagClassifier, TextBoss, TransformerClassifier
+from benchmarks.text.model import BagClassifier, TextModule, TransformerClassifier
 
 DATASET = "debian-descriptions"
 
@@ -54,7 +54,7 @@ def run_job(job: TextJob, split: TextSplit, num_workers: int = 0) -> Row:
     """
     torch.manual_seed(job.seed)
     data = TextData(split, job.batch_size, num_workers)
-    module = TextBoss(make_net(job, split), job.learning_rate)
+    module = TextModule(make_net(job, split), job.learning_rate)
     return {
         **fit(job, module, data),
         "train_instances": len(split.train.labels),

@@ -192,7 +192,7 @@ def quality(found: Sequence[str], references: Sequence[str]) -> Quality:
     return Quality(scores[0], scores[1], (str(bleu.get_signature()), str(chrf.get_signature())))
 
 
-class TranslationBoss(pl.LightningModule):
+class TranslationModule(pl.LightningModule):
     """Cross-entropy with label smoothing, Adam, and an inverse-square-root schedule over the run's own updates.
 
     Args:

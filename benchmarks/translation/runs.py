@@ -11,7 +11,7 @@ import torch
 from benchmarks.common.jobs import Job, Method
 from benchmarks.common.training import fit
 from benchmarks.translation.data import Corpus, PairData, Vocabulary
-from benchmarks.translation.model import SIZES, TranslationBoss, Translator, quality, translations
+from benchmarks.translation.model import SIZES, TranslationModule, Translator, quality, translations
 
 BEAM = 5
 
@@ -60,7 +60,7 @@ def run_job(job: TranslationJob, corpus: Corpus, vocabulary: Vocabulary, *, num_
     )
     net = Translator(SIZES[job.size], len(vocabulary))
     references = [pair.target for pair in corpus.held_out]
-    module = TranslationBoss(net, vocabulary, references, job.learning_rate)
+    module = TranslationModule(net, vocabulary, references, job.learning_rate)
     row = fit(job, module, data, "curve_bleu", data_options={"max_tokens": job.max_tokens}, gradient_clip_val=1.0)
     lengths = data.train.lengths
     row |= {

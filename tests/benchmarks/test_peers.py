@@ -9,7 +9,7 @@ from benchmarks.images.runs import MODELS
 from benchmarks.peers.__main__ import TEMPLATE, PeersPlan
 from benchmarks.peers.infobatch_code import infobatch_code
 from benchmarks.peers.runs import INFOBATCH
-from benchmarks.peers.schedule import ProgressBoss
+from benchmarks.peers.schedule import ProgressModule
 
 
 def test_all_get_as_many_steps_as_infobatch_made_or_fewer():
@@ -41,7 +41,7 @@ def test_the_schedule_ends_with_epochs_that_became_shorter(tmp_path):
         def on_train_batch_end(self, trainer, *args):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    module = ProgressBoss(MODELS["tiny"](torch.Size([1, 8, 8])), 0.1, channels_last=False)
+    module = ProgressModule(MODELS["tiny"](torch.Size([1, 8, 8])), 0.1, channels_last=False)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     trainer = pl.Trainer(max_epochs=3, reload_dataloaders_every_n_epochs=1, callbacks=[Rates()], **quiet)
     trainer.fit(module, datamodule=ShrinkingData())

@@ -63,11 +63,11 @@ def a_little_trained(numbers):
     """So that sentences end, some early and some late."""
     net = tiny(numbers[1]).train()
     data = translation_data.PairData(*numbers, 1000, is_packed=True)
-    boss = model.TranslationBoss(net, numbers[1], [], 1e-2)
+    module = model.TranslationModule(net, numbers[1], [], 1e-2)
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     for batch in islice(cycle([*data.train_dataloader()]), 120):
         optimizer.zero_grad()
-        boss.training_step(batch, 0).backward()
+        module.training_step(batch, 0).backward()
         optimizer.step()
     return net.eval()
 
@@ -125,7 +125,7 @@ def test_batches_of_pairs_never_exceed_their_tokens(numbers, is_packed):
     sizes = []
     data = translation_data.PairData(*numbers, 300, is_packed=is_packed)
 
-    class Watched(model.TranslationBoss):
+    class Watched(model.TranslationModule):
         def training_step(self, batch, batch_idx):
             sources, targets = batch
             sizes.append(sources.numel() + targets[:, 1:].numel())

@@ -56,7 +56,7 @@ def assert_same(left, right):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "uneven"])
-def test_processes_train_on_as_many_batches_and_keep_one_boss(runs, name):
+def test_processes_train_on_as_many_batches_and_keep_one_model(runs, name):
     first, second = runs[1][name]
     assert len(first["batches"]) == len(second["batches"]) > 0
     assert first["num_validations"] == second["num_validations"] == EPOCHS

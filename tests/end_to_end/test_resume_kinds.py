@@ -144,11 +144,11 @@ def test_the_unfiltered_baseline_resumes_with_workers(tmp_path, workers):
 
 @pytest.mark.parametrize("data", ["global", "loader", "by epoch", "numpy Generator"])
 def test_the_unfiltered_baseline_is_plain_lightning(tmp_path, data):
-    from tests.helpers.resuming import EPOCHS, Boss, trainer
+    from tests.helpers.resuming import EPOCHS, DrawingClassifier, trainer
 
     baseline = Fit(tmp_path, data=data, budget=1.0, settings={"policy": "uniform"})
     pl.seed_everything(1, verbose=False)
-    module, held_out = Boss(), CountingDataset(30)
+    module, held_out = DrawingClassifier(), CountingDataset(30)
     val = DataLoader(TensorDataset(held_out.features, held_out.labels), 10)
     trainer(max_epochs=EPOCHS, callbacks=[]).fit(module, loader(data), val)
     assert_same(module.state_dict(), baseline.module.state_dict())

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from tests.helpers.ordinary import Classifier, ClustersData, CountingDataset, trainer
-from tests.helpers.resuming import B, Boss, Fit, assert_same
+from tests.helpers.resuming import B, DrawingClassifier, Fit, assert_same
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
@@ -116,7 +116,7 @@ def test_the_same_settings_warn_of_nothing(tmp_path):
 
 
 def test_weights_that_fell_to_mean_stay_so(tmp_path):
-    class Penalised(Boss):
+    class Penalised(DrawingClassifier):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) + 1e-3 * sum((p**2).sum() for p in self.parameters())
 

@@ -96,7 +96,7 @@ def loader(kind: str, **options: Any) -> DataLoader:
     return DataLoader(data, B, sampler=samplers.get(kind, lambda: Drawing(kind))(), **options)
 
 
-class Boss(Classifier):
+class DrawingClassifier(Classifier):
     """Draws from every global generator while it validates; notes which epochs began."""
 
     def __init__(self, every: int | None = None) -> None:
@@ -165,7 +165,7 @@ class Fit:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         pl.seed_everything(1 if resume is None else 99, verbose=False)
-        self.module = Boss(every)
+        self.module = DrawingClassifier(every)
         train = loader(data, **(workers or {})) if isinstance(data, str) else data
         held_out = CountingDataset(30)
         if val is True:
