@@ -36,9 +36,9 @@ def is_readable(state: Mapping[str, Any], *, warns: bool = True) -> bool:
         return True
     if warns:
         rank_zero_warn(
-            f"the checkpoint was written by another version of AutoAssist (layout {state.get('layout')}, this one "
-            f"reads {LAYOUT}): your module, optimizer and loops are restored, filtering begins anew with a first pass "
-            "that keeps everything; resume with the version that wrote it to go on exactly"
+            f"the checkpoint was written by another version of AutoAssist (layout {state.get('layout')}, and this one "
+            f"reads {LAYOUT}). Your module, optimizer and loops are restored, and filtering begins anew with a first "
+            "pass that keeps everything. To go on exactly, resume with the version that wrote it"
         )
     return False
 
@@ -90,8 +90,8 @@ def warn_of_losses(differing: Mapping[str, str], lost: list[str]) -> None:
         return
     reasons = f" ({'; '.join(differing.values())})" if differing else ""
     rank_zero_warn(
-        f"the checkpoint is of another kind of run{reasons}: {', '.join(lost)} begin anew; all else of it is "
-        "restored. Resume with the settings of the interrupted run to go on exactly"
+        f"the checkpoint is of another kind of run{reasons}: {', '.join(lost)} begin anew, and everything else is "
+        "restored. To go on exactly, resume with the settings of the interrupted run"
     )
 
 

@@ -69,7 +69,7 @@ class Diagnosis:
         lines.insert(1, "  ".join("-" * width for width in widths))
         cost = f"a step takes {self.plain_ms:.2f} ms, {self.captured_ms:.2f} ms with capture and Assistant"
         if math.isnan(self.plain_ms + self.captured_ms):
-            cost = f"an epoch has too few batches to time its steps: it takes {WARM_UP + 2} at least"
+            cost = f"an epoch has too few batches to time its steps; at least {WARM_UP + 2} are needed"
         share = f"the captured losses give {self.captured_share:.0%} of the loss's gradient"
         missed = [f"missed: {part}" for part in self.missed]
         return "\n".join([f"{self.module}: filtering is ON.", *lines, share, *missed, cost])

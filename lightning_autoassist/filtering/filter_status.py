@@ -61,12 +61,12 @@ class FilterStatus:
 
     def _note_untold_later(self, reason: str) -> None:
         if self._num_untold == MAX_UNTOLD:
-            self.stop(f"The losses of {MAX_UNTOLD} steps in a row could not be told apart. {reason}")
+            self.stop(f"The losses of {MAX_UNTOLD} steps in a row could not be assigned to instances. {reason}")
         elif not self._is_warned:
             self._is_warned = True
             warnings.warn(
-                "the losses of a step could not be told apart by instances. Such steps are trained on and nothing "
-                f"is learnt from them; filtering goes on, and stops after {MAX_UNTOLD} of them in a row. {reason}",
+                "the losses of a step could not be assigned to instances. Such steps are trained on, and nothing is "
+                f"learnt from them. Filtering goes on, and stops after {MAX_UNTOLD} of them in a row. {reason}",
                 stacklevel=2,
             )
 
@@ -79,8 +79,8 @@ class FilterStatus:
         elif self._num_untold == FIRST_UNTOLD:
             self.reason, self._is_warned = reason, True
             _warn_of_stop(
-                f"The losses of the first {FIRST_UNTOLD} steps could not be told apart by instances; filtering begins "
-                f"if this changes within {MAX_UNTOLD} steps. {reason}"
+                f"The losses of the first {FIRST_UNTOLD} steps could not be assigned to instances. Filtering begins if "
+                f"this changes within {MAX_UNTOLD} steps. {reason}"
             )
 
     def _set_told(self, is_told: bool) -> None:
@@ -118,4 +118,4 @@ class FilterStatus:
 
 def _warn_of_stop(reason: str) -> None:
     # Not on rank zero alone: it may be another process that fails.
-    warnings.warn(f"AutoAssist stopped filtering, training goes on with every instance. {reason}", stacklevel=2)
+    warnings.warn(f"AutoAssist stopped filtering, and training goes on with every instance. {reason}", stacklevel=2)

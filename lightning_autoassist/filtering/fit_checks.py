@@ -45,7 +45,7 @@ def data_module_of(trainer: Trainer) -> AutoAssistDataModule:
     if isinstance(source, AutoAssistDataModule):
         return source
     raise MisconfigurationException(
-        f"AutoAssistCallback needs an AutoAssistDataModule, this fit trains on a {type(source).__name__}. "
+        f"AutoAssistCallback needs an AutoAssistDataModule, and this fit trains on a {type(source).__name__}. "
         f"Write:{HOW_TO_USE}"
     )
 
@@ -72,9 +72,7 @@ def warn_of_unread_settings(policy: Policy, given: dict[str, bool]) -> None:
     """
     unread = [f"{name}=" for name, is_given in given.items() if is_given]
     if unread and not policy.needs_scores:
-        rank_zero_warn(
-            f"{type(policy).__name__} needs no scores, so that {', '.join(unread)} are not used: leave them out"
-        )
+        rank_zero_warn(f"{type(policy).__name__} needs no scores, so {', '.join(unread)} are not used; leave them out")
 
 
 def warn_of_stale_weights(policy: Policy, assistant: Assistant, reweighting: str) -> None:
@@ -93,9 +91,10 @@ def warn_of_stale_weights(policy: Policy, assistant: Assistant, reweighting: str
     is_stale = "scores" in assistant.required_columns
     if is_stale and reweighting != "none" and policy.current_correction() > FULL_CORRECTION:
         rank_zero_warn(
-            f"{type(policy).__name__} keeps {rate:.0%} of the candidates, judged by scores that are passes old, and "
-            "weighs them by 1/p: such runs ended below a shorter schedule. Write PrioritizedPolicy(keep_rate="
-            f"{rate:g}), which corrects by half and mixes in the score of the class, or keep more"
+            f"{type(policy).__name__} keeps {rate:.0%} of the candidates, judges them by scores that are passes old, "
+            "and weighs them by 1/p. In our trials such runs ended below a shorter schedule. Write "
+            f"PrioritizedPolicy(keep_rate={rate:g}), which corrects by half and mixes in the score of the class, or "
+            "keep more"
         )
 
 
@@ -110,8 +109,8 @@ def check_equal_epochs(num_batches: Sequence[int | float]) -> None:
     """
     if len(set(num_batches)) > 1:
         raise MisconfigurationException(
-            f"the processes would train on {', '.join(map(str, num_batches))} batches an epoch and wait for each other "
-            "for ever; give every process the same number of instances, or leave sharding to the Trainer "
+            f"the processes would train on {', '.join(map(str, num_batches))} batches an epoch, and wait for each "
+            "other for ever; give every process the same number of instances, or leave sharding to the Trainer "
             "(use_distributed_sampler)"
         )
 

@@ -115,7 +115,7 @@ class LabelComparison:
         if not self._is_done or self._num_differing <= self._num_compared / 4:
             return None
         return (
-            f"of {self._num_compared} instances that the checkpoint remembers {self._num_differing} have another label "
-            "now: it is of another data set, or of another order of it. What was remembered is dropped, every instance "
-            "is kept until it was seen again"
+            f"{self._num_differing} of {self._num_compared} instances that the checkpoint remembers have another label "
+            "now, so it is of another data set, or of another order of it. What was remembered is dropped, and every "
+            "instance is kept until it was seen again"
         )

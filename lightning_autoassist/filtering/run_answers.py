@@ -62,8 +62,9 @@ class RunAnswers:
         """
         if self.report.is_of_other_process:
             rank_zero_warn(
-                "the Trainer trained in processes of its own, and what they remember of instances is not in this one, "
-                "so the chances are those of instances that were never seen: load a checkpoint of the run to have them"
+                "the Trainer trained in processes of its own, and this process does not have what they remember of "
+                "instances. The chances are those of instances that were never seen; load a checkpoint of the run to "
+                "have the others"
             )
         self._learner.wait_all()
         return self._learner.keep_probability(np.fromiter(indices, np.int64), pass_index=1)

@@ -103,8 +103,8 @@ class StoredInstances(InstanceMemory):
             return
         if restored is not None and restored["num_instances"] != num_instances:
             rank_zero_warn(
-                f"the checkpoint remembers {restored['num_instances']} instances, the data set has {num_instances}: "
-                "what was remembered of them is dropped, every instance is kept until it was seen again"
+                f"the checkpoint remembers {restored['num_instances']} instances, and the data set has "
+                f"{num_instances}: what was remembered is dropped, and every instance is kept until it was seen again"
             )
             self._waiting.clear()
             restored = None
@@ -240,7 +240,7 @@ class StoredInstances(InstanceMemory):
         assert self._fresh is not None
         warnings.warn(
             f"an instance has {num_features} features, and had {num_before} in the checkpoint: the features, the "
-            "Assistant and the policy's statistics begin anew, all else of the checkpoint is restored",
+            "Assistant and the policy's statistics begin anew, and everything else is restored",
             stacklevel=2,
         )
         store.forget_features()
@@ -255,8 +255,8 @@ class StoredInstances(InstanceMemory):
             return
         if store.labels_from == "data" and store.labels is not None and not labels.equal(store.labels[indices].long()):
             warnings.warn(
-                "the labels that the data set tells are not the targets of the loss, so that instances are kept until "
-                "the model has seen them: write AutoAssistDataModule(data, labels=...) to say which class each has",
+                "the labels in the data set are not the targets of the loss, so instances are kept until the model "
+                "has seen them; write AutoAssistDataModule(data, labels=...) to give the class of each",
                 stacklevel=2,
             )
             store.forget_unseen_labels()

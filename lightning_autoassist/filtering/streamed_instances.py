@@ -83,16 +83,16 @@ class StreamedInstances(InstanceMemory):
         if not self.policy.needs_scores or not read:
             return None
         return (
-            f"{type(self.assistant).__name__} reads an instance's {read[0]}, and a stream does not tell which "
-            'instance came before; write AutoAssistCallback(policy=..., assistant="logistic")'
+            f"{type(self.assistant).__name__} reads an instance's {read[0]}, and the instances of a stream cannot be "
+            'recognised; write AutoAssistCallback(policy=..., assistant="logistic")'
         )
 
     def _check_policy(self) -> None:
         read = _of_data_sets(self.policy.required_columns, self.policy.own_columns)
         if read:
             raise MisconfigurationException(
-                f"{type(self.policy).__name__} reads an instance's {read[0]}, and a stream does not tell which "
-                'instance came before; write AutoAssistCallback(policy="proportional")'
+                f"{type(self.policy).__name__} reads an instance's {read[0]}, and the instances of a stream cannot be "
+                'recognised; write AutoAssistCallback(policy="proportional")'
             )
 
     def check_can_judge(self) -> None:

@@ -41,7 +41,7 @@ def test_an_empty_data_set():
 
 @pytest.mark.parametrize("loaders", [lambda: [loader_of(), loader_of()], lambda: {"a": loader_of()}])
 def test_several_train_loaders_cannot_be_given(loaders):
-    with pytest.raises(TypeError, match="several train loaders cannot be filtered, pass one"):
+    with pytest.raises(TypeError, match="several train loaders cannot be filtered, so pass one of them"):
         AutoAssistDataModule(loaders())
 
 
@@ -60,7 +60,9 @@ def test_budget_outside_its_range(budget):
 
 
 def test_loaders_beside_a_data_module():
-    with pytest.raises(TypeError, match="val_dataloaders= go beside a train DataLoader; ClustersData brings its own"):
+    with pytest.raises(
+        TypeError, match="val_dataloaders= can be given beside a train DataLoader only; ClustersData brings its own"
+    ):
         AutoAssistDataModule(ClustersData(), val_dataloaders=loader_of())
 
 
@@ -220,7 +222,7 @@ class ForgetfulAssistant(LogisticAssistant):
 def test_a_failing_assistant_costs_no_run(callback, message):
     run = trainer(max_epochs=6, callbacks=[callback()])
     data = AutoAssistDataModule(ClustersData(100, 10), budget=0.6)
-    with pytest.warns(UserWarning, match=f"stopped filtering, training goes on.*{message}") as caught:
+    with pytest.warns(UserWarning, match=f"stopped filtering, and training goes on.*{message}") as caught:
         run.fit(Classifier(), datamodule=data)
     assert sum("stopped filtering" in str(warning.message) for warning in caught) == 1
     assert run.global_step == 36
@@ -233,7 +235,7 @@ def test_a_module_without_a_readable_loss_trains_unfiltered_with_one_warning():
 
     run = trainer(max_epochs=4, callbacks=[AutoAssistCallback()])
     data = AutoAssistDataModule(ClustersData(100, 10), budget=0.6)
-    with pytest.warns(UserWarning, match="stopped filtering, training goes on") as caught:
+    with pytest.warns(UserWarning, match="stopped filtering, and training goes on") as caught:
         run.fit(Opaque(), datamodule=data)
     assert sum("stopped filtering" in str(warning.message) for warning in caught) == 1
     assert data.candidate_stream.num_kept == data.candidate_stream.num_considered

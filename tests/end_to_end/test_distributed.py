@@ -163,7 +163,7 @@ def test_one_process_goes_on_from_what_two_remember(runs):
             datamodule=AutoAssistDataModule(Loaders(), budget=0.6),
             ckpt_path=folder / "filtered" / "step=28.ckpt",
         )
-    assert any("the checkpoint is of 2 processes, this run has 1" in str(one.message) for one in caught)
+    assert any("the checkpoint is of 2 processes, and this run has 1" in str(one.message) for one in caught)
     assert run.global_step == 28 + math.ceil(0.6 * N / 10)  # of the last epoch, in batches of one process
     assert callback.instances.seen.sum() >= seen["filtered"][0]["store"]["seen"].sum() - 20
 

@@ -49,7 +49,7 @@ def test_a_checkpoint_of_another_version_begins_the_filtering_anew(tmp_path):
         part["layout"] = 0
         part["selector" if "selector" in part else "ranks"] = ["what this version knows nothing of"]
     torch.save(checkpoint, tmp_path / "older.ckpt")
-    with pytest.warns(UserWarning, match="written by another version of AutoAssist .layout 0, this one reads"):
+    with pytest.warns(UserWarning, match="written by another version of AutoAssist .layout 0, and this one reads"):
         callback, _, data = fit(tmp_path / "resumed", ckpt_path=tmp_path / "older.ckpt")
     assert callback.report.num_batches == 30  # of the sixty, those after the resume
     assert data.candidate_stream.pass_index == 1  # a first pass of twenty batches, and another
@@ -67,7 +67,7 @@ class Relabelled(ClustersData):
 @pytest.mark.parametrize("options", [{}, {"feature_memory": 0}, {"policy": "proportional"}], ids=str)
 def test_a_checkpoint_of_another_data_set_is_told_by_its_labels(options, tmp_path):
     fit(tmp_path, **options)
-    with pytest.warns(UserWarning, match="have another label now: it is of another data set") as caught:
+    with pytest.warns(UserWarning, match="have another label now, so it is of another data set") as caught:
         callback, _, _ = fit(
             tmp_path / "other", Relabelled(200, 10), ckpt_path=tmp_path / "step=30.ckpt", max_epochs=9, **options
         )
@@ -81,7 +81,7 @@ def test_a_checkpoint_of_another_data_set_is_told_by_its_labels(options, tmp_pat
 def test_a_checkpoint_of_a_shorter_data_set_begins_with_a_first_pass(tmp_path):
     fit(tmp_path)
     with (
-        pytest.warns(UserWarning, match="the checkpoint remembers 200 instances, the data set has 210"),
+        pytest.warns(UserWarning, match="the checkpoint remembers 200 instances, and the data set has 210"),
         pytest.warns(UserWarning, match="filtering begins anew with a first pass"),
     ):
         callback, _, data = fit(

@@ -491,7 +491,7 @@ REFUSED = {
     "indexed data": (
         lambda: DataLoader(CountingDataset(50), batch_size=5),
         {"steps_per_epoch": 3},
-        "steps_per_epoch=3 is for streams; this data set has a length",
+        "steps_per_epoch=3 is for streams, and this data set has a length",
     ),
 }
 
@@ -506,12 +506,12 @@ PASSED_ON = {
     "no length": (
         lambda: DataLoader(Stream(80), batch_size=8),
         {},
-        r"unfiltered.*DataLoader without a length does not tell .*AutoAssistDataModule\(data, steps_per_epoch=...\)",
+        r"unfiltered.*DataLoader has no length, so .*AutoAssistDataModule\(data, steps_per_epoch=...\)",
     ),
     "a generator": (
         lambda: (batch for batch in list(DataLoader(Stream(80), batch_size=8))),
         {"steps_per_epoch": 3},
-        "unfiltered.*A generator can be read once only; give an object whose __iter__ begins a new pass",
+        "unfiltered.*A generator can be read only once; give an object whose __iter__ begins a new pass",
     ),
 }
 
@@ -564,7 +564,7 @@ def test_what_is_no_loader(data):
 
 
 def test_on_several_devices_streams_are_not_filtered_so_far():
-    with pytest.raises(UnfilterableError, match="on one device only so far, this Trainer has 2; use devices=1"):
+    with pytest.raises(UnfilterableError, match="on one device only, and this Trainer has 2; use devices=1"):
         prepare_stream(None, world_size=2)
 
 
@@ -583,7 +583,7 @@ def test_a_batch_without_features_costs_no_run():
             assert len(batch) == 8
             return super().training_step((torch.ones(8, 8), torch.tensor([int(name) for name in batch])), batch_idx)
 
-    with pytest.warns(match="stopped filtering, training goes on with every instance.*pass features="):
+    with pytest.warns(match="stopped filtering, and training goes on with every instance.*pass features="):
         _, _, data, _ = fit(DataLoader(Names(), batch_size=8), Reading(), steps_per_epoch=10)
     assert data.candidate_stream.num_kept == data.candidate_stream.num_considered
 

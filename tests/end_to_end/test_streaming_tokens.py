@@ -105,7 +105,7 @@ def test_lengths_that_are_given_one_by_one_are_refused():
 
 def test_rows_without_a_length_say_what_to_give():
     data = AutoAssistDataModule(DataLoader(Numbers(), batch_size=10), max_tokens=100, steps_per_epoch=3)
-    with pytest.raises(ValueError, match="hold nothing that tells how long a row is; pass lengths="):
+    with pytest.raises(ValueError, match="nothing in the stream's batches says how long a row is; pass lengths="):
         trainer(max_epochs=1, callbacks=[AutoAssistCallback()]).fit(LanguageModel(), datamodule=data)
 
 

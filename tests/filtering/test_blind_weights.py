@@ -110,7 +110,7 @@ def test_where_losses_cannot_be_captured_training_is_unfiltered_with_one_warning
         def training_step(self, batch, batch_idx):
             return sum(parameter.square().sum() for parameter in self.parameters())
 
-    with pytest.warns(UserWarning, match="stopped filtering, training goes on") as caught:
+    with pytest.warns(UserWarning, match="stopped filtering, and training goes on") as caught:
         _, data = fit(Opaque(), "random")
     assert sum("stopped filtering" in str(one.message) for one in caught) == 1
     assert data.candidate_stream.num_kept == data.candidate_stream.num_considered
@@ -162,6 +162,6 @@ def test_settings_that_nobody_reads_are_named():
         callbacks=[AutoAssistCallback(assistant="mlp", policy="random", score="loss")],
     )
     data = AutoAssistDataModule(ClustersData(100, 10), budget=0.6)
-    with pytest.warns(UserWarning, match="RandomPolicy needs no scores, so that assistant=, score= are not") as caught:
+    with pytest.warns(UserWarning, match="RandomPolicy needs no scores, so assistant=, score= are not") as caught:
         run.fit(Classifier(), datamodule=data)
     assert sum("needs no scores" in str(one.message) for one in caught) == 1

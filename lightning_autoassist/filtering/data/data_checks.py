@@ -35,7 +35,9 @@ def check_data(data: Any) -> None:
             "AutoAssistDataModule(DataLoader(TensorDataset(inputs, targets), batch_size=32, shuffle=True))"
         )
     if isinstance(data, (list, tuple, Mapping)):
-        raise TypeError(f"{WANTED}, got {received(data)}; several train loaders cannot be filtered, pass one")
+        raise TypeError(
+            f"{WANTED}, got {received(data)}; several train loaders cannot be filtered, so pass one of them"
+        )
     if not is_stream(data):
         raise TypeError(f"{WANTED}, got {received(data)}; write AutoAssistDataModule(MyDataModule(), budget=0.6)")
 
@@ -64,8 +66,8 @@ def check_lengths(lengths: Any) -> None:
     """Raise TypeError unless ``lengths`` are numbers, or a function that gives them."""
     if isinstance(lengths, (str, bool, int, float, Mapping)):
         raise TypeError(
-            f"lengths must be those of all instances, or a function that gets one, got {received(lengths)}; write "
-            "lengths=lambda instance: len(instance[0])"
+            "lengths must be a number for each instance, or a function that gets an instance and returns its length, "
+            f"got {received(lengths)}; write lengths=lambda instance: len(instance[0])"
         )
     if isinstance(lengths, type):
         check_function("lengths", lengths, "lambda instance: len(instance[0])")
@@ -96,8 +98,8 @@ def check_steps(data: IndexedData, steps_per_epoch: int | None, *, by_tokens: bo
     if data.num_candidates is not None:
         if steps_per_epoch is not None:
             raise MisconfigurationException(
-                f"steps_per_epoch={steps_per_epoch} is for streams; this data set has a length, of which "
-                "budget= is the share"
+                f"steps_per_epoch={steps_per_epoch} is for streams, and this data set has a length; leave it out, and "
+                "say with budget= which share of its batches to train on"
             )
         return
     name = type(data.candidates).__name__
@@ -105,8 +107,8 @@ def check_steps(data: IndexedData, steps_per_epoch: int | None, *, by_tokens: bo
         raise UnfilterableError(f"max_tokens= needs a sampler with a length; define {name}.__len__")
     if steps_per_epoch is None:
         raise UnfilterableError(
-            f"the train loader's sampler ({name}) has no length, so that nothing tells how many batches an epoch "
-            f"has; define {name}.__len__, or write AutoAssistDataModule(data, steps_per_epoch=...)"
+            f"the train loader's sampler ({name}) has no length, so the number of batches in an epoch is not known; "
+            f"define {name}.__len__, or write AutoAssistDataModule(data, steps_per_epoch=...)"
         )
 
 
@@ -131,7 +133,8 @@ def check_label_count(labels: Any, num_instances: int) -> None:
     """Raise MisconfigurationException unless ``labels`` are None or one for each of N instances."""
     if labels is not None and len(labels) != num_instances:
         raise MisconfigurationException(
-            f"labels are of {len(labels)} instances, the train data set has {num_instances}; give one for each instance"
+            f"labels= holds {len(labels)} labels, and the train data set has {num_instances} instances; give one label "
+            "for each instance"
         )
 
 
@@ -139,6 +142,6 @@ def check_labels_have_indices(labels: Any) -> None:
     """Raise MisconfigurationException where ``labels`` are given for a stream."""
     if labels is not None:
         raise MisconfigurationException(
-            f"labels= are for data sets whose instances have indices, got {len(labels)} of them for a stream; leave "
-            "them out, as a stream's classes are taken from its batches"
+            f"labels= holds {len(labels)} labels, and the instances of a stream have no indices to find them by; leave "
+            "labels= out, as a stream's classes are taken from its batches"
         )

@@ -67,8 +67,8 @@ class ForwardingDataModule(DataModuleBase):
             check_data(wrapped)
         if given and self._brings_loaders():
             raise TypeError(
-                f"{'_dataloaders=, '.join(given)}_dataloaders= go beside a train DataLoader; "
-                f"{type(wrapped).__name__} brings its own"
+                f"{'_dataloaders=, '.join(given)}_dataloaders= can be given beside a train DataLoader only; "
+                f"{type(wrapped).__name__} brings its own loaders"
             )
         for stage, loader in given.items():
             check_loaders(stage, loader)

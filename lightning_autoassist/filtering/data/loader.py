@@ -218,8 +218,8 @@ class _Feed:
         if not self._has_warned:
             self._has_warned = True
             rank_zero_warn(
-                "the train loader's own __iter__ gives batches that it was not asked for: no index tells which "
-                "instances they hold, so they are trained on unfiltered"
+                "the train loader's own __iter__ gives batches that it was not asked for. Their instances are not "
+                "known, so they are trained on unfiltered"
             )
         return None
 
@@ -232,6 +232,6 @@ def _fed_by(loader: DataLoader[Any], feed: _Feed) -> DataLoader[Any]:
     """A copy of ``loader`` that takes its indices from ``feed``, all else being the user's."""
     fed = own_copy(loader, batch_sampler=feed, sampler=None, batch_size=None, drop_last=False)
     if not getattr(fed, "in_order", True):
-        rank_zero_warn("in_order=False was set back to True: batches must arrive in the order they were drawn")
+        rank_zero_warn("in_order=False was set back to True: batches must arrive in the order in which they were drawn")
         fed.in_order = True
     return fed

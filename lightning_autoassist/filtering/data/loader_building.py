@@ -150,7 +150,7 @@ class LoaderBuilder:
             candidates, batches = loader.sampler, loader.batch_sampler
         in_order = SequentialSampler(cast(Sized, loader.dataset))
         if run.is_overfitting and not isinstance(candidates, (SequentialSampler, DistributedSampler)):
-            rank_zero_warn("overfit_batches: the train loader is not shuffled, and nothing is filtered")
+            rank_zero_warn("with overfit_batches the train loader is not shuffled, and nothing is filtered")
             batches = BatchSampler(in_order, data.batch_size, data.drop_last)
         # Lightning's own number of the epoch, which it restores itself.
         plain = PlainBatches(batches, RunRng(loader), lambda: run.trainer.current_epoch)

@@ -139,7 +139,7 @@ class DataPosition:
         own: dict[str, Any] = parts[ranks.rank] if len(parts) == ranks.world_size else {}
         if parts and not own:
             rank_zero_warn(
-                f"the checkpoint is of {len(parts)} processes, this run has {ranks.world_size}: the data are "
-                "shared out anew, beginning with a pass that keeps everything"
+                f"the checkpoint is of {len(parts)} processes, and this run has {ranks.world_size}: the data are "
+                "shared out anew, and filtering begins with a pass that keeps everything"
             )
         return own

@@ -57,7 +57,7 @@ def stream_sizes(loader: Any, steps_per_epoch: int | None, budget: float) -> Str
     """
     if isinstance(loader, Iterator):
         raise UnfilterableError(
-            f"a {type(loader).__name__} can be read once only; give an object whose __iter__ begins a new pass"
+            f"a {type(loader).__name__} can be read only once; give an object whose __iter__ begins a new pass"
         )
     batch_size = getattr(loader, "batch_size", None)
     batch_size = batch_size if isinstance(batch_size, int) else None
@@ -70,7 +70,7 @@ def stream_sizes(loader: Any, steps_per_epoch: int | None, budget: float) -> Str
     num_batches = length_of(loader)
     if not num_batches:
         raise UnfilterableError(
-            f"a {type(loader).__name__} without a length does not tell how many batches an epoch has; write "
+            f"a {type(loader).__name__} has no length, so the number of batches in an epoch is not known; write "
             "AutoAssistDataModule(data, steps_per_epoch=...)"
         )
     num_instances = None if batch_size is None else num_batches * batch_size
@@ -86,7 +86,7 @@ def prepare_stream(selector: Selector | None, world_size: int) -> None:
     """
     if world_size > 1:
         raise UnfilterableError(
-            f"streams are filtered on one device only so far, this Trainer has {world_size}; use devices=1"
+            f"streams can be filtered on one device only, and this Trainer has {world_size}; use devices=1"
         )
     if selector is not None:
         selector.begin(None)

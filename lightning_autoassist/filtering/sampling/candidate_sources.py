@@ -46,8 +46,8 @@ def num_candidates(sampler: Iterable[int]) -> int:
     """
     if not isinstance(sampler, Sized):
         raise ValueError(
-            f"the candidates' sampler must have a length, {type(sampler).__name__} has none; "
-            "define __len__ as the number of indices it yields"
+            f"the candidates' sampler must have a length, and {type(sampler).__name__} has none; define __len__ as the "
+            "number of indices that it yields"
         )
     return len(sampler)
 

@@ -314,8 +314,8 @@ class CandidateStream:
         """Raise RuntimeError where one batch has taken hundreds of passes."""
         if self.num_considered - self._considered_before > 100 * (self.num_instances + self.batch_size):
             raise RuntimeError(
-                "keep_probability kept next to nothing of the last 100 passes; it must return p in (0, 1] with a "
-                "floor, 0.1 or more is usual"
+                "keep_probability kept almost no candidate of the last 100 passes; it must return p in (0, 1] with a "
+                "floor, of which 0.1 or more is usual"
             )
 
 

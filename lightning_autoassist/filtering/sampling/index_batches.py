@@ -153,8 +153,8 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         """
         if state["num_instances"] != self.num_instances:
             raise ValueError(
-                f"the state is of {state['num_instances']} candidates a pass, this stream has {self.num_instances}; "
-                "resume with the data set of the interrupted run"
+                f"the state is of {state['num_instances']} candidates a pass, and this stream has "
+                f"{self.num_instances}; resume with the data set of the interrupted run"
             )
         super().load_state_dict(state)
 

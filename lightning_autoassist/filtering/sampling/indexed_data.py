@@ -120,8 +120,8 @@ def indexed_data(loader: Any, *, by_tokens: bool, flatten: bool) -> IndexedData:
     batches = loader.batch_sampler
     if batches is None:
         raise UnfilterableError(
-            "the train loader has batch_size=None, so that its data set puts batches together and no index names an "
-            "instance; filtering puts batches together itself, give the loader a batch_size"
+            "the train loader has batch_size=None, so its data set puts batches together, and no index names an "
+            "instance. Filtering puts batches together itself; give the loader a batch_size"
         )
     _check_iteration(loader, batches)
     candidates, batch_size, drop_last = _candidates_of(loader, batches, by_tokens=by_tokens, flatten=flatten)
@@ -165,8 +165,8 @@ def _check_iteration(loader: DataLoader[Any], batches: Any) -> None:
     length, expected = length_of(loader), length_of(batches)
     if type(loader).__len__ is not DataLoader.__len__ and None not in (length, expected) and length != expected:
         raise UnfilterableError(
-            f"{type(loader).__name__} has {length} batches by its own __len__ where its batch sampler has {expected}, "
-            "so that it does more than load them; use a torch DataLoader"
+            f"{type(loader).__name__} has {length} batches by its own __len__, and its batch sampler has {expected}, "
+            "so it does more than load them; use a torch DataLoader"
         )
 
 
@@ -180,7 +180,7 @@ def _candidates_of(loader: DataLoader[Any], batches: Any, *, by_tokens: bool, fl
         raise UnfilterableError(
             f"{type(batches).__name__} decides which instances share a batch, and filtering would undo that; pass "
             "max_tokens= to put instances of similar length together, or flatten=True to take its instances one by "
-            "one (it then needs an integer batch_size attribute)"
+            "one, for which it needs an integer attribute batch_size"
         )
     num_candidates = length_of(getattr(batches, "sampler", None)) or length_of(loader.dataset)
     if num_candidates is None:
@@ -195,9 +195,9 @@ def _check_keys(candidates: Any) -> None:
     key = _first_key(candidates)
     if not _is_index(key):
         raise UnfilterableError(
-            f"the train loader's sampler names instances by keys of type {type(key).__name__} ({key!r:.50}); what is "
-            "remembered of an instance is found by an integer, so let the sampler give integers, such as positions in "
-            "the data set"
+            f"the train loader's sampler names instances by keys of type {type(key).__name__} ({key!r:.50}), and what "
+            "is remembered of an instance is found by an integer; let the sampler give integers, such as positions "
+            "in the data set"
         )
 
 

@@ -49,8 +49,8 @@ class RowLengths:
         lengths = length_array(self._longest(paths, columns) if self._given is None else self._given(fetched.batch))
         if len(lengths) != fetched.num_rows:
             raise ValueError(
-                f"lengths are of {len(lengths)} rows, the batch has {fetched.num_rows}; for a stream lengths= gets a "
-                "batch of the loader, and returns a number for each of its rows"
+                f"lengths= returned {len(lengths)} numbers for a batch of {fetched.num_rows} rows; for a stream it "
+                "gets a batch of the loader, and returns a number for each of its rows"
             )
         return lengths
 
@@ -90,8 +90,8 @@ class RowLengths:
         found = [each for each in lengths if each is not None]
         if not found:
             raise ValueError(
-                "the stream's batches hold nothing that tells how long a row is; pass lengths=, a function that gets a "
-                "batch and returns a number for each of its rows"
+                "nothing in the stream's batches says how long a row is; pass lengths=, a function that gets a batch "
+                "and returns a number for each of its rows"
             )
         return np.max(found, axis=0)  # type: ignore[no-any-return]
 

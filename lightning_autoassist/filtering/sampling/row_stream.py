@@ -193,7 +193,9 @@ class RowStream(CandidateStream):
         try:
             held = super()._held()
         except TypeError as error:
-            self._warn_once(f"rows that wait for their batch are not in the checkpoint, and lost on a resume: {error}")
+            self._warn_once(
+                f"a checkpoint cannot hold the rows that wait for their batch, and a resumed run loses them: {error}"
+            )
             held = {"waiting": self._new_batcher(1).state_dict(), "in_flight": []}
         return {**held, "batch_size": self.batch_size, "lengths": self._lengths and self._lengths.state_dict()}
 
@@ -213,7 +215,7 @@ class RowStream(CandidateStream):
         """
         if not self.can_continue(state):
             raise ValueError(
-                f"the state is of batches of {state.get('batch_size', 'indices')}, this stream has batches of "
+                f"the state is of batches of {state.get('batch_size', 'indices')}, and this stream has batches of "
                 f"{self.batch_size}; resume with the data of the interrupted run"
             )
         self._set_sizes(state["batch_size"] or self.batch_size, state["num_instances"] or self.num_instances)
@@ -293,9 +295,9 @@ class RowStream(CandidateStream):
         if len(self._batcher.kinds) < MAX_KINDS:
             return False
         self._warn_once(
-            f"{MAX_KINDS} kinds of rows wait for more of their kind, so that whole batches of further ones are passed "
-            "on unfiltered: widths of rows differ, or parts that are not one row an instance do; pass pad_values= for "
-            "the former, and leave the latter out of the batch"
+            f"{MAX_KINDS} kinds of rows wait for more rows of their kind, so whole batches of any further kind are "
+            "passed on unfiltered. Rows are of another kind where their widths differ, or where a part of the batch "
+            "is not one row an instance. Pass pad_values= for the former, and leave such a part out of the batch"
         )
         return True
 

@@ -135,9 +135,9 @@ class StreamReader:
         self._is_continued = True
         if self._num_batches and not (self._loader_state is not None and _is_stateful(self.loader)):
             rank_zero_warn(
-                f"a {type(self.loader).__name__} has no state_dict and load_state_dict (or gave no state), so that "
-                f"the stream's current pass begins anew: {self._num_rows} instances of it come again, all else is as "
-                "it was. A StatefulDataLoader or a StreamingDataLoader resumes exactly"
+                f"a {type(self.loader).__name__} has no state_dict and load_state_dict, or gave no state, so the "
+                f"stream's current pass begins anew: {self._num_rows} instances of it come again, and everything else "
+                "is restored. A StatefulDataLoader or a StreamingDataLoader resumes exactly"
             )
             self._num_batches = self._num_rows = 0
 

@@ -156,7 +156,7 @@ class TokenBatchSampler(ShrinkingBatchSampler):
             return order
         without = int(order[~has_length][0])
         if not has_length.any():
-            raise ValueError(f"no instance that the sampler gave has a length, such as the index {without}")
+            raise ValueError(f"none of the indices that the sampler gave has a length, index {without} for one")
         self._warn_of_unknown_lengths(without)
         return order[has_length]
 
@@ -164,8 +164,8 @@ class TokenBatchSampler(ShrinkingBatchSampler):
         if not self._has_warned:
             self._has_warned = True
             rank_zero_warn(
-                f"the sampler gave the index {index}, and lengths are known of {len(self.lengths)} instances only: "
-                "instances without a length are left out, as nothing tells how many share a batch of "
+                f"the sampler gave the index {index}, and lengths are known of {len(self.lengths)} instances only. "
+                "Instances without a length are left out, as it is not known how many of them fit into "
                 f"max_tokens={self.max_tokens}"
             )
 

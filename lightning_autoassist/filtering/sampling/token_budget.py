@@ -87,7 +87,7 @@ class TokenBudget:
         """
         if self.lengths is not None and not callable(self.lengths):
             raise MisconfigurationException(
-                "a stream's rows have no indices, so that lengths= must be a function: it gets a batch of the loader "
+                "the rows of a stream have no indices, so lengths= must be a function: it gets a batch of the loader "
                 f"and returns a number for each of its rows; got {received(self.lengths)}"
             )
         return {"max_tokens": self.max_tokens, "lengths": self.lengths}
@@ -99,8 +99,8 @@ class TokenBudget:
         if num_instances is None:
             if given is None or callable(given):
                 raise ValueError(
-                    f"the data set ({type(dataset).__name__}) has no length, so that it cannot be read for the lengths "
-                    "of its instances; define its __len__, or give lengths=, a number for each instance"
+                    f"the data set ({type(dataset).__name__}) has no length, so it cannot be read for the lengths of "
+                    "its instances; define its __len__, or give lengths=, a number for each instance"
                 )
             return length_array(given)
         if not num_instances:
@@ -111,7 +111,8 @@ class TokenBudget:
             lengths = length_array(given)
             if len(lengths) != num_instances:
                 raise ValueError(
-                    f"lengths are of {len(lengths)} instances, the data set has {num_instances}; give one an instance"
+                    f"lengths= holds {len(lengths)} lengths, and the data set has {num_instances} instances; give one "
+                    "for each instance"
                 )
             self._measured = dataset, lengths
         return self._measured[1]
@@ -126,5 +127,5 @@ def token_budget(max_tokens: int | None, lengths: Lengths | None) -> TokenBudget
     if max_tokens is not None:
         return TokenBudget(max_tokens, lengths)
     if lengths is not None:
-        raise ValueError("lengths= are for batches by tokens; give max_tokens= as well")
+        raise ValueError("lengths= is used for batches of tokens only; give max_tokens= as well")
     return None

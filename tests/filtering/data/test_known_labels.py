@@ -104,10 +104,10 @@ class Stream(IterableDataset):
 
 
 def test_labels_of_another_number_and_of_streams_are_refused():
-    with pytest.raises(MisconfigurationException, match="labels are of 8 instances, the train data set has 300"):
+    with pytest.raises(MisconfigurationException, match="holds 8 labels, and the train data set has 300"):
         fit(ClustersData(300, 10).train_dataloader().dataset, labels=LABELS)
     data = AutoAssistDataModule(DataLoader(Stream(), 4), steps_per_epoch=2, labels=LABELS)
-    with pytest.raises(MisconfigurationException, match="labels= are for data sets whose instances have indices"):
+    with pytest.raises(MisconfigurationException, match="the instances of a stream have no indices to find them by"):
         trainer(max_epochs=1, callbacks=[AutoAssistCallback("uniform")]).fit(Classifier(), datamodule=data)
 
 

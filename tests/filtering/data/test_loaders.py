@@ -257,7 +257,7 @@ def test_what_is_set_on_the_train_loader_is_set_on_the_users():
 
 
 def test_overfitting_with_a_shuffled_loader():
-    with pytest.warns(UserWarning, match="overfit_batches: the train loader is not shuffled"):
+    with pytest.warns(UserWarning, match="with overfit_batches the train loader is not shuffled"):
         _, module, *_ = fit(rows(), overfit_batches=3)
     assert module.steps == [list(range(start, start + 10)) for start in (0, 10, 20)] * 5
 

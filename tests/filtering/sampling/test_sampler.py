@@ -265,7 +265,7 @@ def test_the_memory_of_the_mean_does_not_grow_with_the_number_of_chunks():
 
 def test_state_of_another_data_set_is_refused():
     state = ShrinkingBatchSampler(range(40), 10).state_dict()
-    with pytest.raises(ValueError, match="40 candidates a pass, this stream has 50"):
+    with pytest.raises(ValueError, match="40 candidates a pass, and this stream has 50"):
         ShrinkingBatchSampler(range(50), 10).load_state_dict(state)
 
 
@@ -313,7 +313,7 @@ def test_global_rngs_stay_untouched():
             "gives 100 instances a pass, fewer than one batch of 101; use batch_size=100 or less",
         ),
         ({"sampler": []}, "the data set is empty"),
-        ({"sampler": iter([])}, "must have a length, list_iterator has none"),
+        ({"sampler": iter([])}, "must have a length, and list_iterator has none"),
         ({"reweighting": "both"}, "reweighting must be one of none, inverse_probability, normalized, got 'both'"),
         ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
     ],

@@ -225,7 +225,7 @@ def test_rows_of_too_many_kinds_are_passed_on_whole(monkeypatch):
         return np.full(4, 0.5)
 
     stream = RowStream(Stored(batches), 20, batch_size=4, num_instances=4, keep_probability=half)
-    with pytest.warns(match="4 kinds of rows wait.*pass pad_values=.*leave the latter out") as caught:
+    with pytest.warns(match="4 kinds of rows wait.*Pass pad_values=.*leave such a part out") as caught:
         steps = [draw.rows.batch["step"] for draw in fed(stream)]
     assert len(caught) == 1
     assert len(steps) == 20
@@ -252,7 +252,7 @@ def test_a_policy_that_keeps_nothing():
     def nothing(rows, pass_index):
         return np.zeros(8)
 
-    with pytest.raises(RuntimeError, match="kept next to nothing of the last 100 passes"):
+    with pytest.raises(RuntimeError, match="kept almost no candidate of the last 100 passes"):
         list(RowStream(Stored(numbered(16, 8)), 3, batch_size=8, keep_probability=nothing).draws())
 
 
@@ -341,7 +341,7 @@ def test_a_loader_without_state_begins_its_pass_anew_with_a_warning():
 
 
 def test_a_state_of_another_batch_size():
-    with pytest.raises(ValueError, match="the state is of batches of 8, this stream has batches of 4"):
+    with pytest.raises(ValueError, match="the state is of batches of 8, and this stream has batches of 4"):
         stream_of([], batch_size=4).load_state_dict(stream_of([]).state_dict())
 
 
@@ -353,7 +353,7 @@ def test_objects_that_no_checkpoint_holds_are_lost_with_a_warning():
     stream = stream_of(Stateful(batches))
     for _, draw in zip(range(12), stream.draws(100)):  # noqa: B905
         stream.mark_consumed(draw)
-    with pytest.warns(match="not in the checkpoint, and lost on a resume: .* this is a Own"):
+    with pytest.warns(match="a resumed run loses them: .* this is a Own"):
         state = stream.state_dict()
     stream.state_dict()  # it is said once
     resumed = stream_of(Stateful(batches))

@@ -233,7 +233,7 @@ def test_what_cannot_be_packed_is_refused_before_training():
     text = Text()
     with pytest.raises(MisconfigurationException, match="are longer than max_tokens=20, the first of them at index"):
         fit(text, max_tokens=20, lengths=text.dataset.sizes)
-    with pytest.raises(MisconfigurationException, match="lengths are of 7 instances, the data set has 300"):
+    with pytest.raises(MisconfigurationException, match="holds 7 lengths, and the data set has 300"):
         fit(text, lengths=[3] * 7)
     with pytest.raises(ValueError, match="give max_tokens= as well"):
         AutoAssistDataModule(text, lengths=[3] * 300)
