@@ -85,6 +85,7 @@ def names(monkeypatch):
 
 def test_every_page_with_code_is_tested():
     tested = {"README", "get-started", "losses", "comparing-runs", "schedules", "text", "streams", "extending"}
+    tested |= {"devices"}  # by tests/end_to_end/test_scaled_out.py, where Ray is there
     assert {page for page in PAGES if blocks("python", page)} <= tested | {"without-a-trainer"} | SIBLINGS
 
 
