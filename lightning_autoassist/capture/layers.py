@@ -76,6 +76,8 @@ class LayerCapture:
         on_call: Gets each call during backward, without gradients being recorded. Its errors are the caller's own.
         loss_factor: What backward multiplies the returned loss with, asked during backward: 1 / accumulated batches,
             and the loss scale. Not asked where the step itself runs backward and its losses are known.
+        early_factor: The same for gradients that are taken while the step runs, and given to backward later: the loss
+            scale alone.
         row_order: As in :class:`~lightning_autoassist.InstanceLossCapture`, for layers with several rows an instance.
         sampler: Gets a loss function and the arguments of its call, returns an input of it and the gradient there that
             is to be used instead of the true one, or None where it has none. Costs a backward pass that accumulates
@@ -105,6 +107,7 @@ class LayerCapture:
         on_call: Callable[[LayerCall], None],
         *,
         loss_factor: Callable[[], float | Tensor] = lambda: 1.0,
+        early_factor: Callable[[], float | Tensor] = lambda: 1.0,
         row_order: str = "auto",
         sampler: LossSampler | None = None,
     ) -> None:
@@ -113,7 +116,7 @@ class LayerCapture:
         self.unsampled: str | None = None
         self._sampler = sampler
         self._on_call = on_call
-        self._loss_factor = loss_factor
+        self._loss_factor, self._early_factor = loss_factor, early_factor
         self._row_order = row_order
         self._losses = InstanceLossCapture(score="loss", row_order=row_order)
         self._step: ScaledStep | None = None
@@ -172,7 +175,7 @@ class LayerCapture:
         key, call = object(), _HeldCall(self._step, layer, inputs, output, self._row_order)
 
         def hold(gradient: Tensor) -> None:
-            call.gradient = gradient.detach()  # of the latest pass: that of torch.autograd.grad is replaced
+            call.take(gradient)  # of the latest pass: that of torch.autograd.grad is replaced
             self._held.setdefault(name, {})[key] = call
 
         output.register_hook(hold)
@@ -189,7 +192,8 @@ class LayerCapture:
     def _complete(self, parameter: Tensor) -> None:
         for name in self._names_by_parameter.get(parameter, ()):
             for call in self._held.pop(name, {}).values():
-                self._on_call(call.completed(name, self._loss_factor)._replace(num_seen=self._num_seen[name]))
+                factor = self._early_factor if call.is_early else self._loss_factor
+                self._on_call(call.completed(name, factor)._replace(num_seen=self._num_seen[name]))
 
 
 def layers_of(module: nn.Module, types: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
@@ -211,6 +215,7 @@ class _HeldCall:
     """A call whose gradient is known or still to come."""
 
     gradient: Tensor
+    is_early = False  # whether that was taken while the step ran
     sampled: Tensor | None = None
 
     def __init__(self, step: ScaledStep, layer: nn.Module, inputs: Tensor, output: Tensor, row_order: str) -> None:
@@ -222,6 +227,9 @@ class _HeldCall:
             step.calls.append(self)
         self._is_single = output.ndim == _num_axes(layer, output) - 1  # without an axis of instances
         self._order, self._rows_per_instance = _order(layer, inputs, output, step.batch_size, row_order)
+
+    def take(self, gradient: Tensor) -> None:
+        self.gradient, self.is_early = gradient.detach(), self._step.is_running
 
     def completed(self, name: str, loss_factor: Callable[[], float | Tensor]) -> LayerCall:
         step = self._step

@@ -50,6 +50,7 @@ class ScaledStep(CapturedStep):
         calls: Of layers, whose ``sampled`` is to be set to the gradient at their ``edge``; none without a sampler.
         is_sampled: Whether that was done.
         unsampled: The losses that the sampler had no gradient for.
+        is_running: Whether the step has not returned yet.
         is_factored: Whether the loss that was looked at already holds what ``LayerCapture`` asks the
             ``loss_factor`` for.
     """
@@ -61,6 +62,7 @@ class ScaledStep(CapturedStep):
         self.scale = LossScale(1 / batch_size, batch_size)
         self.weights: Tensor | None = None
         self.why_unknown: str | None = "the step returned no loss"
+        self.is_running = True
         self.is_factored = False
         self.numbers: dict[str, Iterator[int]] = defaultdict(itertools.count)  # of each layer's calls
         self.is_sampled = False
@@ -78,6 +80,7 @@ class ScaledStep(CapturedStep):
 
     def find(self, output: Any) -> None:
         """Learn the scale from what the step returned, unless the step has run backward itself."""
+        self.is_running = False
         if not self._backwards:
             self._find(output.get("loss") if isinstance(output, Mapping) else output)
         self._release()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_autoassist.capture.interceptor import TrainingStep
 from lightning_autoassist.capture.layer_norms import has_norms, squared_norms
 from lightning_autoassist.capture.layers import LayerCall, LayerCapture
-from lightning_autoassist.trainer_support.internals import loss_factor
+from lightning_autoassist.trainer_support.internals import early_factor, loss_factor
 
 _MOST_NAMES = 3
 
@@ -45,7 +45,12 @@ class LayerScores:
         self._module = module
         self._guard, self._timed = guard, timed
         self._layers = {name: layer for name, layer in module.named_modules() if has_norms(layer)}
-        self._capture = LayerCapture(self._layers, self._add, loss_factor=lambda: loss_factor(module.trainer, module))
+        self._capture = LayerCapture(
+            self._layers,
+            self._add,
+            loss_factor=lambda: loss_factor(module.trainer, module),
+            early_factor=lambda: early_factor(module.trainer),
+        )
         self._held: dict[Tensor, list[LayerCall]] = defaultdict(list)  # by the weight, of those called several times
         self._squares: dict[Tensor, Tensor] = {}  # by the weight
         self._several = _shared_weights(self._layers)  # weights that are known to be used several times in a step

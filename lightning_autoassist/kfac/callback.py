@@ -34,7 +34,7 @@ from lightning_autoassist.kfac.options import (
 from lightning_autoassist.kfac.preconditioner import Preconditioner
 from lightning_autoassist.losses.functional import Arguments
 from lightning_autoassist.losses.sampled_targets import sampled_gradient
-from lightning_autoassist.trainer_support.internals import is_logging_step, loss_factor
+from lightning_autoassist.trainer_support.internals import early_factor, is_logging_step, loss_factor
 from lightning_autoassist.trainer_support.variants import CallbackBase, LightningModule, Trainer
 
 
@@ -180,6 +180,7 @@ class KFACCallback(CallbackBase):
             {name: chosen[name].layer for name in self._part_of},
             self._add,
             loss_factor=functools.partial(loss_factor, trainer, pl_module),
+            early_factor=functools.partial(early_factor, trainer),
             sampler=None if self._generator is None else self._sample,
         )
         self._remove = observe_training_steps(trainer.strategy, functools.partial(self._observe, trainer))

@@ -232,6 +232,12 @@ def loss_factor(trainer: Any, module: Any) -> float | Tensor:
     return 1 / divisor if scale is None else scale / divisor
 
 
+def early_factor(trainer: Any) -> float | Tensor:
+    """The same where the training step itself takes gradients, for backward to bring them later: the loss scale."""
+    scale = loss_scale(trainer)
+    return 1.0 if scale is None else scale
+
+
 def steps_with_scaled_gradients(trainer: Any, optimizer: Any) -> bool:
     """Whether an optimizer gets gradients that are still multiplied by the loss scale, as fused ones do."""
     has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None

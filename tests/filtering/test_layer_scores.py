@@ -10,7 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, GaussNewtonCallback, KFACCallback
+from lightning_autoassist import (
+    AutoAssistCallback,
+    AutoAssistDataModule,
+    GaussNewtonCallback,
+    KFACCallback,
+    LocalLearningCallback,
+)
 from lightning_autoassist.capture.layer_norms import has_norms
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 from tests.helpers.resuming import assert_resumes
@@ -287,3 +293,30 @@ def test_gauss_newton_beside_it_steps_as_it_does_beside_the_loss_alone():
         fit(module, callback, GaussNewtonCallback())
         weights.append(torch.cat([each.detach().flatten() for each in module.parameters()]))
     torch.testing.assert_close(*weights)
+
+
+class Blocks(Net):
+    """Does not move, so that scores are the same in each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, CLASSES)
+        )
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def test_blocks_that_have_their_gradients_during_the_step_are_scored_alike_under_accumulation_and_weights():
+    found = []
+    for accumulated, scale in ((1, None), (2, None), (1, 1024.0)):
+        pl.seed_everything(0, verbose=False)
+        callback = Noting(assistant="memory", reweighting="inverse_probability")
+        scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+        plugins = None if scaler is None else MixedPrecision("16-mixed", "cpu", scaler)
+        local = LocalLearningCallback(blocks=["net.2"])
+        fit(Blocks(), callback, local, accumulate_grad_batches=accumulated, plugins=plugins)
+        found.append(callback.instances.rows(torch.arange(N), ("scores",)).scores)
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2], rtol=0.1, atol=0.02)

@@ -168,10 +168,10 @@ def test_the_loss_scale_and_optimizers_that_undo_it_themselves(flavour, scale):
         found = internals.loss_scale(trainer)
         is_scaled = [internals.steps_with_scaled_gradients(trainer, optimizer) for optimizer in optimizers]
         factor = float(internals.loss_factor(trainer, trainer.lightning_module))
-        return None if found is None else float(found), is_scaled, factor
+        return None if found is None else float(found), is_scaled, factor, float(internals.early_factor(trainer))
 
     answers, _ = fitted(flavour, ask, **options, accumulate_grad_batches=2)
-    assert answers == [(scale, [scale is not None, False], (scale or 1.0) / 2)] * NUM_BATCHES
+    assert answers == [(scale, [scale is not None, False], (scale or 1.0) / 2, scale or 1.0)] * NUM_BATCHES
 
 
 def test_values_in_the_progress_bar(flavour):
