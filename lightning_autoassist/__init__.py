@@ -61,44 +61,14 @@ _PLACES = {
     "kfac.callback": ("KFACCallback",),
     "local_learning.callback": ("LocalLearningCallback",),
     "local_learning.strategy": ("LayerParallelStrategy",),
-    # These belong to the modules below, and can be imported from here, too.
-    "assistants": (
-        "ASSISTANTS",
-        "HybridAssistant",
-        "Instances",
-        "LogisticAssistant",
-        "MLPAssistant",
-        "MemoryAssistant",
-        "TextAssistant",
-        "UpdateResult",
-    ),
     "capture.loss_capture": ("InstanceLossCapture",),
     "capture.observation": ("InstanceLosses",),
-    "filtering.names": ("AssistantName", "PolicyName", "ReweightingName", "ScoreName", "UpdateName"),
     "filtering.sampling.index_batches": ("ShrinkingBatchSampler",),
     "filtering.sampling.token_batches": ("TokenBatchSampler",),
-    "policies": (
-        "POLICIES",
-        "AutoAssistPolicy",
-        "ClassBalancedPolicy",
-        "ClassBudgetPolicy",
-        "ClassQuotaPolicy",
-        "GeometricSchedule",
-        "IESPolicy",
-        "InfoBatchPolicy",
-        "LinearSchedule",
-        "OscillatingSchedule",
-        "PrioritizedPolicy",
-        "ProportionalPolicy",
-        "RandomPolicy",
-        "ScheduledPolicy",
-        "SeTaPolicy",
-        "SelectiveBackpropPolicy",
-        "ThresholdPolicy",
-        "UniformPolicy",
-    ),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
+# What belongs to these modules can be imported from here, too.
+_FACES = ("policies", "assistants", "filtering.names")
 
 _register_strategies()
 
@@ -110,9 +80,14 @@ if not TYPE_CHECKING:
             found = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
             globals()[name] = found
             return found
-        # Submodules were there after `import lightning_autoassist` alone, and still are.
-        if name.isidentifier() and not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
-            return importlib.import_module(f"{__name__}.{name}")
+        if name.isidentifier() and not name.startswith("_"):
+            # Submodules were there after `import lightning_autoassist` alone, and still are.
+            if find_spec(f"{__name__}.{name}") is not None:
+                return importlib.import_module(f"{__name__}.{name}")
+            for face in _FACES:
+                module = importlib.import_module(f"{__name__}.{face}")
+                if name in module.__all__:
+                    return getattr(module, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

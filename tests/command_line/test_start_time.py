@@ -110,8 +110,10 @@ def test_a_type_checker_is_told_the_same_names():
         module, names = node.module.removeprefix("lightning_autoassist."), [alias.name for alias in node.names]
         for name in importlib.import_module(node.module).__all__ if names == ["*"] else names:
             told.setdefault(name, set()).add(module)
-    assert told.keys() == lightning_autoassist._MODULE_OF.keys()
-    assert {name for name, module in lightning_autoassist._MODULE_OF.items() if module not in told[name]} == set()
+    faces = {face: importlib.import_module(f"lightning_autoassist.{face}") for face in lightning_autoassist._FACES}
+    known = {name: face for face, module in faces.items() for name in module.__all__} | lightning_autoassist._MODULE_OF
+    assert told.keys() == known.keys()
+    assert {name for name, module in known.items() if module not in told[name]} == set()
     assert not [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "__getattr__"]
 
 

@@ -30,6 +30,7 @@ from lightning_autoassist.filtering.data.stream_loader import (
     continued_stream,
     is_stream,
     prepare_stream,
+    restored_or_new,
     stream_sizes,
 )
 from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
@@ -197,11 +198,6 @@ def continued_sampler(
     if isinstance(earlier, ShrinkingBatchSampler) and earlier.sizes == made.sizes:
         earlier.read_from(made.sampler)
         return earlier
-    if restored is not None and made.can_continue(restored):
-        made.load_state_dict(restored)
-    elif earlier is not None or restored is not None:
-        rank_zero_warn(
-            f"the train loader has changed, to {made.num_instances} instances a pass and batches of "
-            f"{made.batch_size}: filtering begins anew with a first pass that keeps everything"
-        )
-    return made
+    return restored_or_new(
+        made, earlier, restored, f"{made.num_instances} instances a pass and batches of {made.batch_size}"
+    )

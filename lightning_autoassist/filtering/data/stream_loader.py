@@ -6,7 +6,7 @@ Shapes: N data set, B batch, K batches an epoch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -16,10 +16,12 @@ from typing_extensions import override
 from lightning_autoassist.filtering.data.carried import TrackedBatch
 from lightning_autoassist.filtering.data.fetching import Fetching
 from lightning_autoassist.filtering.data.loader import FetchedLoader
-from lightning_autoassist.filtering.sampling.candidates import batches_per_epoch
+from lightning_autoassist.filtering.sampling.candidates import CandidateStream, batches_per_epoch
 from lightning_autoassist.filtering.sampling.indexed_data import UnfilterableError, length_of
 from lightning_autoassist.filtering.sampling.row_stream import RowStream
 from lightning_autoassist.filtering.sampling.selection import Selector
+
+StreamT = TypeVar("StreamT", bound=CandidateStream)
 
 
 class StreamSizes(NamedTuple):
@@ -119,12 +121,25 @@ def continued_stream(
         num_instances=sizes.num_instances,
         **options,
     )
+    return restored_or_new(
+        stream, earlier, restored, f"a stream in batches of {sizes.batch_size or 'a size of its own'}"
+    )
+
+
+def restored_or_new(stream: StreamT, earlier: object, restored: dict[str, Any] | None, sizes: str) -> StreamT:
+    """A new candidate stream with the state of a checkpoint, where that fits; warns where an earlier one is given up.
+
+    Args:
+        stream: A new one.
+        earlier: The candidate stream so far, if there was one; it does not fit the data.
+        restored: The state of one, from a checkpoint.
+        sizes: Of the data now, in words.
+    """
     if restored is not None and stream.can_continue(restored):
         stream.load_state_dict(restored)
     elif earlier is not None or restored is not None:
         rank_zero_warn(
-            f"the train loader has changed, to a stream in batches of {sizes.batch_size or 'a size of its own'}: "
-            "filtering begins anew with a first pass that keeps everything"
+            f"the train loader has changed, to {sizes}: filtering begins anew with a first pass that keeps everything"
         )
     return stream
 

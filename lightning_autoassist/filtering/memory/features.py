@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_autoassist.trainer_support.arguments import check_whole
 from lightning_autoassist.trainer_support.batch_parts import tensors_in
 
 MAX_FEATURES = 256
@@ -43,10 +44,8 @@ class BatchFeatures:
     """
 
     def __init__(self, function: FeatureFunction | None = None, max_features: int = MAX_FEATURES) -> None:
-        if max_features < 1:
-            raise ValueError(f"max_features must be at least 1, got {max_features}; 256 is the default")
         self.function = function
-        self.max_features = max_features
+        self.max_features = check_whole("max_features", max_features, "[1, inf)", f"{MAX_FEATURES} is the default")
         self._projection: Tensor | None = None
 
     def __call__(self, batch: Any, batch_size: int) -> Tensor | None:

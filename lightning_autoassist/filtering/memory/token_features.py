@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_autoassist.filtering.memory.features import MAX_FEATURES, FeatureFunction
 from lightning_autoassist.filtering.memory.tokens import MAX_TOKENS, NO_TOKEN, NUM_SEQUENCES
+from lightning_autoassist.trainer_support.arguments import check_whole
 from lightning_autoassist.trainer_support.batch_parts import tensors_in
 
 PadId = int | tuple[int | None, int | None] | None
@@ -48,11 +49,9 @@ class BatchTokens:
     def __init__(
         self, function: FeatureFunction | None = None, pad_id: PadId = None, max_tokens: int = MAX_FEATURES
     ) -> None:
-        if max_tokens < 1:
-            raise ValueError(f"max_features must be at least 1, got {max_tokens}; 256 is the default")
         self.function = function
         self.pad_ids = pad_ids(pad_id)
-        self.max_tokens = max_tokens
+        self.max_tokens = check_whole("max_features", max_tokens, "[1, inf)", f"{MAX_FEATURES} is the default")
 
     def __call__(self, batch: Any, batch_size: int) -> Tensor:
         """Rows of columns, see ``tokens``; shape ``(B, W)``, int32, -1 where no token is.

@@ -124,7 +124,7 @@ def index_array(indices: Iterable[int]) -> IndexArray:
         TypeError: If they are not integers.
     """
     try:
-        return np.fromiter(indices, np.int64)
+        return np.fromiter(indices.numpy(force=True) if isinstance(indices, torch.Tensor) else indices, np.int64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"filtering needs a sampler that yields integer indices: {error}") from error
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -53,8 +52,7 @@ def pass_order(sampler: Iterable[int], num_instances: int) -> IndexArray:
             generator = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
         return _permutation(len(sampler.data_source), num_instances, generator)
     assert type(sampler) is SubsetRandomSampler
-    indices: Any = sampler.indices
-    subset = index_array(indices.numpy(force=True) if isinstance(indices, torch.Tensor) else indices)
+    subset = index_array(sampler.indices)
     return subset[_permutation(len(subset), num_instances, sampler.generator)]
 
 

@@ -6,7 +6,7 @@ Shapes: N data set, n candidates, F features.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,6 @@ from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.trainer_support.arguments import check_choice
 from lightning_autoassist.trainer_support.arrays import IndexArray
 from lightning_autoassist.trainer_support.executors import InlineExecutor
-
-REWEIGHTINGS = ("none", "inverse_probability", "normalized")
 
 
 class Rows(NamedTuple):
@@ -64,7 +62,7 @@ class Selector:
     correction: float = 1.0
 
     def __init__(self, reweighting: ReweightingName = "none") -> None:
-        check_choice("reweighting", reweighting, REWEIGHTINGS)
+        check_choice("reweighting", reweighting, get_args(ReweightingName))
         self.reweighting: ReweightingName = reweighting
 
     @property

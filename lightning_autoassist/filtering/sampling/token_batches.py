@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor
 from torch.utils.data import SubsetRandomSampler
 from typing_extensions import override
 
@@ -198,10 +197,7 @@ def tokens_per_pass(sampler: Iterable[int], lengths: npt.NDArray[np.int64]) -> f
 
 def indices_in(sampler: Iterable[int]) -> IndexArray | None:
     """The instances that a sampler names, shape ``(n,)``; None where it may give all of the data set."""
-    if type(sampler) is not SubsetRandomSampler:
-        return None
-    indices: Any = sampler.indices
-    return index_array(indices.numpy(force=True) if isinstance(indices, Tensor) else indices)
+    return index_array(sampler.indices) if type(sampler) is SubsetRandomSampler else None
 
 
 def check_longest(lengths: npt.NDArray[np.int64], named: IndexArray | None, max_tokens: int) -> None:
