@@ -85,6 +85,9 @@ def _weighted_curvature(tape: StepTape, loss: Tensor, weights: Tensor) -> tuple[
     """The same where the gradients of the instances' losses are weighted in backward.
 
     What weighs them there need not be the derivative of anything, so that a second one would weigh some of them twice.
+
+    Raises:
+        CannotSolveError: If weights cannot be assigned to rows, or the losses cannot be had without weights.
     """
     last = tape.linear_calls[-1]
     if len(last.output) != len(weights):

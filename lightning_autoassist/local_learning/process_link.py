@@ -96,6 +96,7 @@ class ProcessLink:
 
         Raises:
             CutError: If something else than the block's output passes the cut.
+            RuntimeError: What the step itself raises.
         """
         self._has_news = True
         if self._inbox is None or self._plan is None or self._module is None:

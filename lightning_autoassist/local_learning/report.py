@@ -27,7 +27,7 @@ def local_report(module: Any, data: Any = None, blocks: int | Sequence[str] = 4)
         that it saves with its head, and its parameters.
 
     Raises:
-        ValueError: If the module cannot be cut so; the message says what leaks, or where it can be cut.
+        CutError: A ValueError; if the module cannot be cut so. The message says what leaks, or where it can be cut.
     """
     flavour = next(each for each in FLAVOURS if isinstance(module, each.LightningModule))
     callback = LocalLearningCallback(blocks)

@@ -113,12 +113,15 @@ def check_steps(data: IndexedData, steps_per_epoch: int | None, *, by_tokens: bo
 
 
 def check_validation_interval(trainer: Trainer, num_batches: int, budget: float) -> None:
-    """Raise MisconfigurationException where an epoch ends before the Trainer would validate in it.
+    """Refuse an interval of validation that is longer than an epoch.
 
     Args:
         trainer: The Trainer, or None.
         num_batches: K.
         budget: Of the data module, for the message.
+
+    Raises:
+        MisconfigurationException: If an epoch ends before the Trainer would validate in it.
     """
     if trainer is None or trainer.check_val_every_n_epoch is None or not trainer.limit_val_batches:
         return

@@ -151,10 +151,13 @@ def length_of(value: Any) -> int | None:
 
 
 def _check_iteration(loader: DataLoader[Any], batches: Any) -> None:
-    """Raise UnfilterableError where batches come from elsewhere than the loader's batch sampler.
+    """Refuse loaders whose batches come from elsewhere than their batch sampler.
 
     Loaders that keep their workers over epochs, as timm's and ultralytics' do, begin one iteration when they are made
     and take all batches from it.
+
+    Raises:
+        UnfilterableError: If the loader is one of them, or has another length than its batch sampler.
     """
     own = attributes_of(loader)
     if any(isinstance(own[name], Iterator) for name in own.keys() - {"sampler", "batch_sampler", "dataset"}):

@@ -201,12 +201,15 @@ def indices_in(sampler: Iterable[int]) -> IndexArray | None:
 
 
 def check_longest(lengths: npt.NDArray[np.int64], named: IndexArray | None, max_tokens: int) -> None:
-    """Raise ValueError where an instance is longer than a batch may be.
+    """Refuse instances that are longer than a batch may be.
 
     Args:
         lengths: Of all instances, shape ``(N, C)``.
         named: The instances that are candidates, shape ``(n,)``; None: all.
         max_tokens: Most tokens in a batch.
+
+    Raises:
+        ValueError: If there is one.
     """
     places = np.arange(len(lengths)) if named is None else named
     sizes = lengths[places].sum(1)
