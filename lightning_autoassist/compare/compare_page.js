@@ -44,6 +44,8 @@ function table(parent, {title, lines}) {
 
 function tables() {
   data.tables.forEach(one => table(byId("tables"), one));
+  if (data.verdicts.length) add(byId("verdicts"), "h2", {}, "Does it pay?");
+  data.verdicts.forEach(verdict => add(byId("verdicts"), "p", {}, verdict));
   data.notes.forEach(note => add(byId("notes"), "li", {}, note));
   if (data.settings) table(byId("settings"), data.settings);
   else add(byId("settings"), "p", {}, "No setting differs between the runs.");

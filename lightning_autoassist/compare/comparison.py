@@ -21,6 +21,7 @@ from lightning_autoassist.compare.differing import (
 from lightning_autoassist.compare.figures import Difference, Group, RunFigures, difference
 from lightning_autoassist.compare.groups import CompareError, grouped, listed, settings_apart
 from lightning_autoassist.compare.logged_runs import LoggedRun
+from lightning_autoassist.compare.pays import verdicts
 from lightning_autoassist.filtering.reporting.metric_names import PREFIX
 
 # The metric where none is named: the first of these that all runs logged.
@@ -47,6 +48,7 @@ class Comparison:
         batch_size: Instances an update, for runs that did not log how many they saw.
         seconds_are_wall: Whether seconds are by the clock, with validation, because a run logged no seconds of
             training.
+        verdicts: Whether filtering pays on the data of these runs.
         notes: What a reader of the figures has to know.
     """
 
@@ -60,6 +62,7 @@ class Comparison:
     settings: DifferingSettings
     batch_size: int | None
     seconds_are_wall: bool
+    verdicts: tuple[str, ...]
     notes: tuple[str, ...]
 
     def saving(self, group: Group, figure: str) -> float | None:
@@ -171,6 +174,7 @@ class _Curves:
             settings=differing_settings(groups),
             batch_size=self.batch_size,
             seconds_are_wall=self.is_wall,
+            verdicts=tuple(verdicts(shown, groups, self.metric, self.mode)),
             notes=(
                 *_notes_of_axes(self.runs, self.is_wall, self.batch_size),
                 *_notes_of_differences(shown, differences, baseline),

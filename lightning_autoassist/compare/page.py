@@ -56,6 +56,7 @@ def _page_data(comparison: Comparison, runs: Sequence[LoggedRun]) -> dict[str, A
         "tables": [_shared(table) for table in tables(comparison)],
         "settings": None if settings is None else _shared(settings),
         "differences": _differences(comparison),
+        "verdicts": [_name(verdict) for verdict in comparison.verdicts],
         "notes": [_name(note) for note in comparison.notes],
         "groups": [
             {

@@ -70,6 +70,8 @@ def as_text(comparison: Comparison) -> str:
     elif settings is not None:
         notes.append(f"{len(settings.lines) - 1} settings differ between the runs; compare.html shows them.")
     parts = [f"{printable(title)}\n{_aligned(lines)}" for title, lines in shown]
+    if comparison.verdicts:
+        parts.append("\n".join(["Does it pay?", *map(printable, comparison.verdicts)]))
     return "\n\n".join([*parts, "\n".join(map(printable, notes))] if notes else parts)
 
 

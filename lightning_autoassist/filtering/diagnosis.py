@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_autoassist.capture.captured_loss import Explanation
 from lightning_autoassist.filtering.callback import AutoAssistCallback
 from lightning_autoassist.filtering.data.data_module import AutoAssistDataModule
+from lightning_autoassist.filtering.reporting.advice import early_advice
 from lightning_autoassist.trainer_support.arguments import check_flag, check_whole, received
 from lightning_autoassist.trainer_support.batch_parts import tensors_in
 from lightning_autoassist.trainer_support.variants import (
@@ -42,6 +43,7 @@ class Diagnosis:
         captured_ms: Median milliseconds of a step with capture and Assistant.
         captured_share: How much of the loss's gradient comes from the captured losses, in [0, 1].
         missed: The parts of the loss whose instances are not known.
+        advice: Whether filtering can pay, as far as so few steps tell; None where no gradient's norm was captured.
     """
 
     module: str
@@ -51,6 +53,7 @@ class Diagnosis:
     captured_ms: float = float("nan")
     captured_share: float = 1.0
     missed: tuple[str, ...] = ()
+    advice: str | None = None
 
     @property
     def is_filtered(self) -> bool:
@@ -72,7 +75,8 @@ class Diagnosis:
             cost = f"an epoch has too few batches to time its steps; at least {WARM_UP + 2} are needed"
         share = f"the captured losses give {self.captured_share:.0%} of the loss's gradient"
         missed = [f"missed: {part}" for part in self.missed]
-        return "\n".join([f"{self.module}: filtering is ON.", *lines, share, *missed, cost])
+        said = [] if self.advice is None else [self.advice]
+        return "\n".join([f"{self.module}: filtering is ON.", *lines, share, *missed, cost, *said])
 
 
 def diagnose(
@@ -80,8 +84,7 @@ def diagnose(
 ) -> Diagnosis:
     """Train a copy of ``module`` for a few steps, print what is captured, and leave ``module`` as it is.
 
-    Training stops before its first epoch ends, and so before anything that needs validation to have run. Validation
-    runs only where training fails without it.
+    Training stops before its first epoch ends. Validation runs only where training fails without it.
 
     Args:
         module: The LightningModule.
@@ -107,6 +110,7 @@ def diagnose(
         cross_entropy at train.py:31  mean       one row each          1
         the captured losses give 100% of the loss's gradient
         a step takes 21.40 ms, 21.72 ms with capture and Assistant
+        Filtering can pay: after these few steps the gradient's concentration is 3.4 already.
     """
     flavour = _flavour_of(module)
     num_steps = check_whole("num_steps", num_steps, "[1, inf)", "12 is the default")
@@ -205,7 +209,10 @@ class _Watching(AutoAssistCallback):
             return Diagnosis(module, reason=reason or self._steps.reason)
         plain, captured = (statistics.median(times) if times else float("nan") for times in self.milliseconds)
         share = self._steps.capture.share
-        return Diagnosis(module, self.losses, None, plain, captured, share.ratio, share.missed)
+        self.switch(0)  # what waits is learnt from in a step with capture only
+        self._learner.wait_all()
+        advice = early_advice(self.report.spread)
+        return Diagnosis(module, self.losses, None, plain, captured, share.ratio, share.missed, advice)
 
 
 def _leave_out(callback_type: type, trainer: Any) -> None:

@@ -65,6 +65,10 @@ HELPERS = """
 """
 
 
+def rule(policy):
+    return {"policy": {"name": policy}, "budget": 0.5}
+
+
 def reports(shown):
     return re.findall(r'<p class="report">(.*?)</p>', shown)
 
@@ -85,6 +89,7 @@ def test_page_in_a_browser(show):
     assert "&lt;/script&gt;" in shown
     assert shown.count("<script") == 2
     assert "No setting differs between the runs." in shown
+    assert "Does it pay?</h2>" not in shown  # nothing tells
 
 
 def test_hover_and_buttons(show):
@@ -154,8 +159,8 @@ def test_smoothing(show):
 
 def test_bands_differences_and_settings(show):
     runs = [
-        *seeded("full", {0: 0.80, 1: 0.90, 2: 0.70}, lr=0.1),
-        *seeded("ours", {0: 0.81, 1: 0.92, 2: 0.73}, lr=0.2),
+        *seeded("full", {0: 0.80, 1: 0.90, 2: 0.70}, lr=0.1, autoassist=rule("UniformPolicy")),
+        *seeded("ours", {0: 0.81, 1: 0.92, 2: 0.73}, lr=0.2, autoassist=rule("MyPolicy")),
     ]
     shown = show(
         runs,
@@ -174,7 +179,8 @@ def test_bands_differences_and_settings(show):
     assert difference == "ours: 0.02 ± 0.005774"
     assert bar == "0.0 true"
     assert "bands their standard errors" in key
-    assert settings == "lr seed"
+    assert settings == "autoassist.policy.name lr seed"
+    assert "Does it pay?</h2><p>At budget 0.5, filtering is not shown to pay" in shown
     assert "<td>ours</td><td>3</td><td>+0.02</td><td>0.0058</td>" in shown
 
 

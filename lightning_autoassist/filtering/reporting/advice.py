@@ -5,11 +5,13 @@ Shapes: B batch.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+
+if TYPE_CHECKING:  # a command that compares runs gives advice without waiting for torch
+    from torch import Tensor
 
 # Below the first a shorter schedule does as well; from the second on a quarter of the steps may be enough.
 PAYS, PAYS_MUCH = 3.0, 10.0
@@ -82,12 +84,43 @@ def advice(figures: dict[str, Any]) -> str | None:
     if "concentration" not in figures:
         return None
     concentration = figures["concentration"]
-    if concentration >= PAYS_MUCH:
-        said = "few instances have most of it, so filtering pays, with budgets down to 0.25"
-    elif concentration >= PAYS:
-        said = "a part of the instances has most of it, so filtering pays where a shorter schedule loses something"
-    else:
-        said = "it is spread over most instances, so expect little more than of a shorter schedule"
     return (
-        f'The gradient\'s concentration is {concentration:.1f}: {said}. Compare with policy="uniform" at this budget.'
+        f"The gradient's concentration is {concentration:.1f}: {outlook(concentration)}. "
+        'Compare with policy="uniform" at this budget.'
+    )
+
+
+def outlook(concentration: float) -> str:
+    """What a concentration lets expect of filtering, as a clause.
+
+    Args:
+        concentration: Of an epoch in which the model had learnt something.
+    """
+    if concentration >= PAYS_MUCH:
+        return "few instances have most of it, so filtering pays, with budgets down to 0.25"
+    if concentration >= PAYS:
+        return "a part of the instances has most of it, so filtering pays where a shorter schedule loses something"
+    return "it is spread over most instances, so expect little more than of a shorter schedule"
+
+
+def early_advice(figures: dict[str, Any]) -> str | None:
+    """One sentence on whether filtering can pay, after a few steps of a model; None where nothing tells.
+
+    A low concentration says nothing then: a model that has learnt little has gradients of one size.
+
+    Args:
+        figures: Of these steps, with their ``concentration``.
+
+    Example:
+        >>> early_advice({"concentration": 1.1}).partition(":")[0]
+        'Whether filtering pays does not show after so few steps'
+    """
+    if "concentration" not in figures:
+        return None
+    concentration = figures["concentration"]
+    if concentration >= PAYS:
+        return f"Filtering can pay: after these few steps the gradient's concentration is {concentration:.1f} already."
+    return (
+        f"Whether filtering pays does not show after so few steps: the gradient's concentration is "
+        f'{concentration:.1f}, as of any model that has learnt little; callback.summary()["advice"] tells after a run.'
     )

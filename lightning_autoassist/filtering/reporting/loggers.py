@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_autoassist.filtering.assistants.base import Assistant
 from lightning_autoassist.filtering.policies.base import Policy
@@ -264,6 +264,8 @@ class RunLog:
         summary = report.summary(self._data.candidate_stream)
         for run in wandb_runs(trainer):
             run.summary.update({PREFIX + name: summary[name] for name in (*AXES, "saved_ratio", "keep_rate")})
+        if "advice" in summary:
+            rank_zero_info(f"AutoAssist: {summary['advice']}")
 
     def _log_last_gallery(self, trainer: Any, counts: InstanceCounts) -> None:
         boards, runs = self._figure_loggers(trainer)

@@ -165,6 +165,11 @@ class FilterReport:
         if self.has_gradient_norms:
             self._spread.add(scores, probs)
 
+    @property
+    def spread(self) -> dict[str, float]:
+        """How unevenly the gradient is spread over instances in the epoch so far, see ``GradientSpread.figures``."""
+        return self._spread.figures()
+
     def start_epoch(self, sampler: CandidateStream | None) -> None:
         """Count what follows as a new epoch."""
         self._epoch_start = self._totals(sampler)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 
-from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, ProportionalPolicy
+from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, ProportionalPolicy, diagnose
 from lightning_autoassist.filtering.policies.prioritized import PrioritizedPolicy
 from lightning_autoassist.filtering.policies.uniform import UniformPolicy
-from lightning_autoassist.filtering.reporting.advice import GradientSpread, advice
+from lightning_autoassist.filtering.reporting.advice import GradientSpread, advice, early_advice
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
@@ -89,3 +91,36 @@ def test_full_weights_of_old_scores_at_a_low_keep_rate_are_warned_of():
     fit(PrioritizedPolicy(class_mix=0))
     fit(ProportionalPolicy(0.25, 0.05), reweighting="none")
     fit(ProportionalPolicy(0.25, 0.05), assistant="logistic")
+
+
+def test_a_fit_ends_with_the_advice(caplog):
+    callback = AutoAssistCallback()
+    with caplog.at_level(logging.INFO):
+        run = trainer(max_epochs=4, callbacks=[callback])
+        run.fit(Classifier(), datamodule=AutoAssistDataModule(ClustersData(300, 10), budget=0.6))
+    assert caplog.messages[-1] == f"AutoAssist: {callback.summary()['advice']}"
+    caplog.clear()
+    uniform = trainer(max_epochs=4, callbacks=[AutoAssistCallback("uniform")])
+    uniform.fit(Classifier(), datamodule=AutoAssistDataModule(ClustersData(300, 10), budget=0.6))
+    assert not [message for message in caplog.messages if "AutoAssist" in message]
+
+
+def test_the_check_says_what_its_few_steps_show(capsys):
+    diagnosis = diagnose(Classifier(), ClustersData(300, 10))
+    assert diagnosis.advice.startswith("Whether filtering pays does not show after so few steps")
+    assert capsys.readouterr().out.splitlines()[-1] == diagnosis.advice
+
+
+class FewCount(Classifier):
+    """A model that knows nearly all instances when it begins: most have next to no gradient."""
+
+    def training_step(self, batch, batch_idx):
+        features, labels = batch
+        logits = self.net(features) + 20 * torch.nn.functional.one_hot(labels, 3) * (features[:, :1] > 0.02)
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+
+def test_the_check_says_so_where_the_gradient_is_concentrated_already():
+    said = diagnose(FewCount(), ClustersData(300, 10), quiet=True).advice
+    assert said.startswith("Filtering can pay: after these few steps the gradient's concentration is ")
+    assert early_advice({}) is None
