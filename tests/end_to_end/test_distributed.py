@@ -25,6 +25,7 @@ RESUMED = (
     "workers@31",
     "proportional@30",
     "prioritized@9",
+    "layers@17",
     "file@17",
     "logged@17",
     "async@17",
@@ -92,7 +93,18 @@ def test_the_trainers_own_sharding_is_left_to_the_user_where_he_asks(runs):
 
 @pytest.mark.parametrize(
     "name",
-    ["filtered", "proportional", "prioritized", "file", "weighted", "async", "random start", "text", "text async"],
+    [
+        "filtered",
+        "proportional",
+        "prioritized",
+        "layers",
+        "file",
+        "weighted",
+        "async",
+        "random start",
+        "text",
+        "text async",
+    ],
 )
 def test_assistants_are_equal_after_each_exchange(runs, name):
     first, second = runs[1][name]

@@ -181,6 +181,7 @@ CASES = {
     "workers": {"workers": 2},
     "proportional": {"policy": "proportional"},
     "prioritized": {"policy": "prioritized"},
+    "layers": {"policy": "proportional", "score": "layer_gradient_norm"},
     "file": {"feature_memory": 0},
     "logged": {"policy": "proportional", "logs": True},
     "backwards": {"sampler": lambda data: Backwards()},
