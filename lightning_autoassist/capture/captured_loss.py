@@ -87,6 +87,7 @@ class CapturedLoss(NamedTuple):
 
     @property
     def node(self) -> Node | None:
+        """Where the loss stands in the autograd graph; None of a tensor without one."""
         return self.edge.grad_fn if isinstance(self.edge, Tensor) else self.edge.node
 
     def is_root(self, root: Tensor) -> bool:

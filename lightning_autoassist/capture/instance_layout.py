@@ -29,10 +29,12 @@ class InstanceLayout(NamedTuple):
 
     @property
     def batch_size(self) -> int:
+        """B."""
         return self.leading[self.axis]
 
     @property
     def num_rows(self) -> int:
+        """The number of rows, of all instances together."""
         return math.prod(self.leading)
 
     def per_instance(self, elements: Tensor) -> Tensor:

@@ -27,12 +27,12 @@ _MOST_COPIED = 2**18
 
 
 class Leaf(NamedTuple):
-    """One tensor of a batch, as it was.
+    """One tensor of a batch, as it left the loader.
 
     Attributes:
-        tensor: It.
-        version: How often it had been changed in place.
-        values: A copy, or itself where it is large.
+        tensor: The tensor itself.
+        version: How often it had been changed in place when it left the loader.
+        values: A copy of its values; the tensor itself where it is large.
     """
 
     tensor: Tensor
@@ -41,6 +41,7 @@ class Leaf(NamedTuple):
 
     @property
     def is_as_it_was(self) -> bool:
+        """Whether nobody has changed the tensor in place since."""
         return num_changes(self.tensor) == self.version
 
 

@@ -60,6 +60,7 @@ class WatchedCollate:
         self._bits = 0.0
 
     def __call__(self, instances: Any) -> Collated:
+        """The batch that the user's function makes of some instances, with the order of its rows."""
         # Before the user's function: it may sort the list in place, or take fields out of the instances.
         before = list(instances) if isinstance(instances, (list, tuple)) else []
         watches = len(before) > 1 and (self.reorders or not self.is_settled)

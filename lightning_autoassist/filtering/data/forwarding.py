@@ -91,6 +91,7 @@ class ForwardingDataModule(DataModuleBase):
 
     @property  # type: ignore[explicit-override] # an attribute in the base class, which mypy sees no override of
     def trainer(self) -> Trainer | None:
+        """The Trainer that uses the data; None outside of one."""
         trainer: Trainer | None = self.__dict__["_trainer"]
         return trainer
 

@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler
+from typing_extensions import override
 
+from lightning_autoassist.filtering.data.fetching import DrawSource
 from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.filtering.sampling.order_pieces import announce_epoch, index_array
 from lightning_autoassist.trainer_support.rng import RunRng
 
 
-class PlainBatches:
+class PlainBatches(DrawSource):
     """The user's own batches, unfiltered, a short last one included; every epoch starts anew.
 
     A resumed run goes through the epoch's order again, up to where it was: the generators' states at the epoch's start
@@ -40,6 +42,7 @@ class PlainBatches:
         self._in_flight: deque[SelectedBatch] = deque()
         self._restored: dict[str, Any] | None = None
 
+    @override
     def draws(self, limit: int | None = None) -> Iterator[SelectedBatch]:
         # Lightning would have called set_epoch on the user's loader; it does not see that one.
         announce_epoch(
@@ -60,6 +63,7 @@ class PlainBatches:
             self._in_flight.append(draw)
             yield draw
 
+    @override
     def mark_consumed(self, draw: SelectedBatch) -> None:
         self._in_flight.popleft()
         self._num_confirmed += 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning_autoassist.filtering.data.fetching import DrawSource
+from typing_extensions import override
+
+from lightning_autoassist.filtering.data.fetching import DrawSource, Fetching
 from lightning_autoassist.filtering.data.filtering_run import FilteringRun
 from lightning_autoassist.filtering.data.loader import BatchIterator, CarryingLoader, FetchedLoader
 from lightning_autoassist.filtering.data.position import DataPosition
@@ -12,7 +14,7 @@ from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.trainer_support.internals import fetching_iterators
 
 
-class TrainerFetching:
+class TrainerFetching(Fetching):
     """Begins the Trainer's iterations, and takes note of what was trained on.
 
     Args:
@@ -42,9 +44,11 @@ class TrainerFetching:
         assert self.source is not None
         self.source.mark_consumed(draw.drawn or draw)
 
+    @override
     def is_fetching(self, iterator: object) -> bool:
         return any(iterator is own for own in fetching_iterators(self._run.trainer))
 
+    @override
     def begin(self, loader: FetchedLoader) -> Iterator[SelectedBatch]:
         selector, trainer = self._run.selector, self._run.trainer
         if selector is not None:
@@ -60,9 +64,11 @@ class TrainerFetching:
         return self.source.draws(trainer.num_training_batches - num_done)
 
     @property
+    @override
     def needs_order(self) -> bool:
         return self._run.selector is not None and not self._run.passes_plain_batches
 
+    @override
     def has_begun(self) -> None:
         # Where the interrupted run had its iterator already, making ours has drawn a seed from the global RNG.
         self._position.restore_rng()

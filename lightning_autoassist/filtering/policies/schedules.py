@@ -29,6 +29,7 @@ class LinearSchedule:
     end: float
 
     def __call__(self, progress: float) -> float:
+        """The number when a share of training is done, in [0, 1]."""
         return self.start + (self.end - self.start) * progress
 
 
@@ -49,6 +50,7 @@ class GeometricSchedule:
     end: float
 
     def __call__(self, progress: float) -> float:
+        """The number when a share of training is done, in [0, 1]."""
         return float(self.start * (self.end / self.start) ** progress)
 
 
@@ -71,6 +73,7 @@ class OscillatingSchedule:
     num_periods: int = 4
 
     def __call__(self, progress: float) -> float:
+        """The number when a share of training is done, in [0, 1]."""
         wave = (1 - math.cos(2 * math.pi * self.num_periods * progress)) / 2
         return self.start + (self.middle - self.start) * wave
 
