@@ -203,7 +203,7 @@ class _Watching(AutoAssistCallback):
             self._learner.status.is_filtering = step % 2 == 0
 
     def diagnosis(self, module: str) -> Diagnosis:
-        """What was seen."""
+        """The diagnosis of the steps that were watched."""
         reason = self._learner.reason or self._fit.unfiltered_because
         if reason is not None or not self.losses:
             return Diagnosis(module, reason=reason or self._steps.reason)

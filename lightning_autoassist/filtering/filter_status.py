@@ -10,22 +10,24 @@ from typing import Any
 from lightning_autoassist.filtering.guard import Guard
 from lightning_autoassist.trainer_support.executors import InlineExecutor
 
-# So many steps in a row whose losses cannot be told apart end filtering; so many at the start are reported.
+# So many steps in a row whose losses cannot be assigned to instances end filtering; so many at the start are reported.
 MAX_UNTOLD, FIRST_UNTOLD = 50, 3
 
 
 class FilterStatus:
-    """Counts steps whose losses cannot be told apart, and ends filtering where they are too many or something fails.
+    """Counts steps whose losses cannot be assigned to instances, and ends filtering where they are too many.
+
+    It ends filtering, too, where something of AutoAssist's own fails.
 
     Args:
-        is_filtering: At first.
+        is_filtering: Whether the run is filtered at first.
         on_stop: Called once filtering has ended.
 
     Attributes:
         jobs: Where the training loop's reports take effect, in their order.
         is_filtering: False once something went wrong.
-        is_told: False as long as no step's losses could be told apart: nothing is weighted then, nor dropped.
-        reason: What went wrong; of losses that cannot be told apart, until some can be.
+        is_told: False as long as no step's losses could be assigned to instances: nothing is weighted nor dropped then.
+        reason: What went wrong; where losses could not be assigned to instances, until some can be.
         unfiltered_on_error: Go on unfiltered, with a warning, where what is inside this context fails.
     """
 
@@ -40,7 +42,7 @@ class FilterStatus:
         self._has_told = self._is_warned = False
 
     def note_told(self) -> None:
-        """The losses of a step were told apart by instances."""
+        """The losses of a step could be assigned to its instances."""
         if self._num_untold and not self._has_told:
             self.jobs.submit(functools.partial(self._set_told, True))
         self._num_untold, self._has_told = 0, True
@@ -48,10 +50,10 @@ class FilterStatus:
             self.reason = None
 
     def note_untold(self, reason: str) -> None:
-        """Count a step whose losses cannot be told apart; after many in a row, stop filtering.
+        """Count a step whose losses cannot be assigned to instances; after many in a row, stop filtering.
 
         Args:
-            reason: Why they cannot be told apart, with the ways out.
+            reason: Why they cannot be, with the ways out.
         """
         self._num_untold += 1
         if self._has_told:
@@ -71,7 +73,7 @@ class FilterStatus:
             )
 
     def _note_untold_first(self, reason: str) -> None:
-        """Take note of a step whose losses could not be told apart, before any step's could."""
+        """Take note of a step whose losses could not be assigned to instances, before any step's could be."""
         if self._num_untold == 1:
             self.jobs.submit(functools.partial(self._set_told, False))
         elif self._num_untold == MAX_UNTOLD:
@@ -101,7 +103,7 @@ class FilterStatus:
         self._on_stop()
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as builtins."""
+        """Whether the run is filtered and why not, and the counts, as builtins."""
         return {
             "is_filtering": self.is_filtering,
             "reason": self.reason,

@@ -23,10 +23,10 @@ LOW_RATE, FULL_CORRECTION = 0.3, 0.75
 
 
 def check_is_alone(callback_type: type, trainer: Any) -> None:
-    """Refuse several callbacks of the type in one Trainer.
+    """Refuse several callbacks of one type in a Trainer.
 
     Raises:
-        MisconfigurationException: If there are several.
+        MisconfigurationException: If the Trainer has several.
     """
     count = sum(isinstance(callback, callback_type) for callback in trainer.callbacks)
     if count > 1:
@@ -39,7 +39,7 @@ def data_module_of(trainer: Trainer) -> AutoAssistDataModule:
     """The data module that this fit trains on.
 
     Raises:
-        MisconfigurationException: If it is none of ours.
+        MisconfigurationException: If it is no ``AutoAssistDataModule``.
     """
     source = data_of_fit(trainer)
     if isinstance(source, AutoAssistDataModule):
@@ -54,7 +54,7 @@ def check_takes_batches(module: LightningModule) -> None:
     """Refuse a module that takes its batches from the loader by itself.
 
     Raises:
-        MisconfigurationException: If it does.
+        MisconfigurationException: If its ``training_step`` takes an iterator.
     """
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise MisconfigurationException(
@@ -102,10 +102,10 @@ def check_equal_epochs(num_batches: Sequence[int | float]) -> None:
     """Refuse processes that would wait for each other.
 
     Args:
-        num_batches: An epoch's, of each process.
+        num_batches: The batches of an epoch, for each process.
 
     Raises:
-        MisconfigurationException: If they differ.
+        MisconfigurationException: If the numbers differ.
     """
     if len(set(num_batches)) > 1:
         raise MisconfigurationException(

@@ -23,7 +23,7 @@ class FitConnection:
     """The fit that the callback is used in, or was used in last: its data, its processes, and where work is done.
 
     Args:
-        parts: Are connected.
+        parts: What is connected with a fit.
         in_force: Options until a fit resolves them.
 
     Attributes:
@@ -70,7 +70,7 @@ class FitConnection:
         """Connect everything that has to be there before the train loader is asked for.
 
         Args:
-            trainer: Begins a fit.
+            trainer: The Trainer whose fit begins.
             module: The model.
             in_force: Of this fit.
 

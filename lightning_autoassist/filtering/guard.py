@@ -1,4 +1,4 @@
-"""Errors of ours that must not cost the user the run."""
+"""Keeps errors of AutoAssist's own from ending the user's run."""
 
 from __future__ import annotations
 

@@ -102,5 +102,5 @@ class InstanceMemory:
 
 
 def columns_read(policy: Policy) -> tuple[str, ...]:
-    """What a policy reads of instances."""
+    """The columns of instances that a policy reads."""
     return (*policy.required_columns, "labels") if policy.reads_labels else policy.required_columns

@@ -49,15 +49,15 @@ class ObservedSteps:
 
     Args:
         score: What the scores are.
-        selector: Hears whether the losses could be told apart.
+        selector: Is told whether the losses could be assigned to instances.
         report: Gets the share of the loss that was captured, and the time that this takes.
         keeps_answers: Whether anybody asks for them.
 
     Attributes:
         capture: Finds the losses.
         draw: What the current batch was drawn with; None where it was not drawn here.
-        answer: Of the current batch; None where there is none.
-        reason: Why the losses of the latest observed step could not be told apart; None where they could.
+        answer: What the current batch's step showed; None where there is nothing.
+        reason: Why the losses of the latest observed step could not be assigned to instances; None where they could.
     """
 
     def __init__(

@@ -27,11 +27,11 @@ def load_parts(
     Args:
         assistant: Of the run.
         policy: Of the run.
-        states: What the checkpoint has of the two.
+        states: Their states in the checkpoint.
         differing: Settings that are other ones now, of ``{"policy", "assistant", "score", "features"}``.
 
     Returns:
-        Which were not restored, in words.
+        The parts that were not restored, in words.
     """
     lost = []
     fits = not {"assistant", "score", "features"} & set(differing)
@@ -93,17 +93,17 @@ class LabelComparison:
         self._is_done = True
 
     def begin(self) -> None:
-        """A store was restored."""
+        """Compare the first batches from now on: a store was restored."""
         self._num_compared = self._num_differing = 0
         self._is_done = False
 
     def warning(self, store: InstanceStore, indices: Tensor, labels: Tensor) -> str | None:
-        """That the checkpoint is of another data set, for the user; None where nothing speaks for it, or not yet.
+        """The warning that the checkpoint is of another data set; None where the labels do not show it, or not yet.
 
         Args:
             store: Restored.
-            indices: Places in it, shape ``(B,)``.
-            labels: Of the same instances, now.
+            indices: Places of instances in it, shape ``(B,)``.
+            labels: The labels that these instances have now.
         """
         if self._is_done or store.labels is None:
             return None

@@ -33,9 +33,9 @@ class RunState:
     Attributes:
         selector: What was learnt.
         steps: What the first steps showed of the losses.
-        report: Totals.
-        log: Counts of the instances.
-        gradients: Of an open window.
+        report: The totals.
+        log: The counts of instances.
+        gradients: What an open window of accumulation holds.
         features: The user's function that takes features from a batch, of which the name is saved.
     """
 
@@ -105,9 +105,9 @@ def load_plain_checkpoint(trainer: Any, checkpoint: dict[str, Any], *, is_fit: b
     """Restore the user's data module from a checkpoint that was written without AutoAssist.
 
     Args:
-        trainer: Loads it.
-        checkpoint: All of it.
-        is_fit: Whether training goes on from it; then a warning says how.
+        trainer: The Trainer that loads it.
+        checkpoint: The whole checkpoint.
+        is_fit: Whether training continues from it; a warning then says how.
     """
     if isinstance(trainer.datamodule, AutoAssistDataModule):
         trainer.datamodule.load_plain_checkpoint(checkpoint)

@@ -44,10 +44,10 @@ class InstanceSelector(Selector):
     Args:
         assistant: Predicts scores.
         policy: Turns them into keep probabilities.
-        extractor: Makes what takes from a batch what an Assistant reads of it.
+        extractor: Gets an Assistant, returns the function that takes from a batch what that Assistant reads.
         report: Counts what was learnt.
         log: Counts what was considered.
-        tail: Share of training at whose end every candidate is kept.
+        unfiltered_tail: Share of training at whose end every candidate is kept.
         feature_memory: See ``InstanceStore``.
         exchange_every: Steps between two exchanges with the other processes, where there are any.
         reweighting: See ``Selector``.
@@ -108,7 +108,7 @@ class InstanceSelector(Selector):
 
     @property
     def reason(self) -> str | None:
-        """What went wrong; of losses that cannot be told apart, until some can be."""
+        """What went wrong; where losses could not be assigned to instances, until some can be."""
         return self.status.reason
 
     @property

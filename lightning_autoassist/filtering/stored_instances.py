@@ -83,7 +83,7 @@ class StoredInstances(InstanceMemory):
             differing: Settings that are other ones now, of ``{"policy", "assistant", "score", "features"}``.
 
         Returns:
-            What of it does not fit this run, in words.
+            The parts that do not fit this run, in words.
         """
         self._fresh = copy.deepcopy((self.assistant.state_dict(), self.policy.state_dict()))
         lost = load_parts(self.assistant, self.policy, parts, differing)
@@ -189,7 +189,7 @@ class StoredInstances(InstanceMemory):
     # ---- the model answers
 
     def forget_labels(self) -> None:
-        """Labels are no property of the instances."""
+        """Forget all labels: they turned out to be no property of the instances."""
         if self.store is not None:
             self.store.forget_labels()
 

@@ -21,10 +21,10 @@ class TrainedBatches:
     """Confirms each batch to the data module, counts it, and hands what its step showed to the selector.
 
     Args:
-        selector: Learns from it.
-        steps: Have observed it.
-        report: Counts it.
-        gradients: Are accumulated over several.
+        selector: Learns from the batch.
+        steps: Observed the batch's step.
+        report: Counts the batch.
+        gradients: The window in which gradients are accumulated.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class TrainedBatches:
     def end_batch(
         self, trainer: Trainer, data: AutoAssistDataModule, batch_idx: int, jobs: InlineExecutor, lag: int
     ) -> None:
-        """A batch has ended: does nothing where this was said already, as where somebody saved a checkpoint before us.
+        """A batch has ended; a second call for it does nothing, as after a checkpoint that another callback saved.
 
         Args:
             trainer: In a fit.

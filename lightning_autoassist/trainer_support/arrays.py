@@ -12,7 +12,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; the CPU does not wait for what a CUDA device was given to do before.
+    """Copy a tensor to a device; the CPU does not wait for what a CUDA device was given to do before.
 
     CUDA takes what it copies from pageable memory before the call returns, so that the source may change afterwards.
 

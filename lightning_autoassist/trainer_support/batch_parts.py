@@ -1,4 +1,4 @@
-"""What a batch, or an instance, consists of: also one of a class of the user's own."""
+"""The parts of a batch or of an instance, also where it is of a class of the user's own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def parts_of(whole: Any) -> list[Any]:
-    """The entries of a collection; of an object that is none, the attributes that are tensors, arrays or numbers."""
+    """The entries of a collection; of any other object, its attributes that are tensors, arrays or numbers."""
     try:
         return _parts_of(whole)
     except Exception:  # of the user's own class

@@ -38,10 +38,10 @@ class InlineExecutor:
         """Do a job, after all that were submitted before it.
 
         Args:
-            job: Must submit nothing that it waits for.
+            job: What is to be done. It must not wait for a job that it submits itself.
 
         Returns:
-            Is done when the job is, and then holds what it raised.
+            A future that is done when the job is, and then holds what the job raised.
         """
         job()
         return _DONE
@@ -50,7 +50,7 @@ class InlineExecutor:
         """Wait until every job is done; raises what one of them raised."""
 
     def close(self) -> None:
-        """Let no thread go on."""
+        """End the thread, if there is one."""
 
 
 class UpdateThread(InlineExecutor):
@@ -58,7 +58,7 @@ class UpdateThread(InlineExecutor):
 
     What the jobs do to each other's data depends on that order alone and never on who is faster. So two runs that
     submit the same jobs draw the same instances, as long as nobody reads such data before :meth:`wait_all`, or before
-    the job that he waits for.
+    the job that is waited for.
 
     Args:
         draws_ahead: See :class:`InlineExecutor`.

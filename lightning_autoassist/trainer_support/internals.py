@@ -284,5 +284,5 @@ def set_callback_metrics(trainer: Any, metrics: Mapping[str, Tensor]) -> None:
 
 
 def steps_between_checkpoints(callback: Any) -> int:
-    """After how many steps a ModelCheckpoint saves; 0: at no step, or it is no ModelCheckpoint."""
+    """After how many steps a ModelCheckpoint saves; 0 where it saves at no step, and for any other callback."""
     return int(getattr(callback, "_every_n_train_steps", 0) or 0)

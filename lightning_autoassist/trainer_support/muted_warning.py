@@ -1,4 +1,4 @@
-"""One warning of Lightning's that does not apply, ignored as long as it does not."""
+"""Ignores one warning of Lightning's for as long as it does not apply."""
 
 from __future__ import annotations
 

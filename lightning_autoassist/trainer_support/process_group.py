@@ -30,7 +30,7 @@ class Ranks:
         self._group: Any = distributed.new_group(backend="gloo") if world_size > 1 else None
 
     def gather(self, value: T) -> list[T]:
-        """Everybody's value, by rank. All processes must call this at the same step.
+        """The values of all processes, by rank. All processes must call this at the same step.
 
         Args:
             value: Tensors on the CPU and builtins, of any sizes; they arrive as they are, bit for bit.

@@ -81,7 +81,7 @@ def data_module_type(trainer: Any) -> type:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out what Lightning says for information: devices, tips, what it loads."""
+    """Silence what Lightning logs for information only, such as devices, tips and what it loads."""
     # Where both flavours are installed, either may speak under the other's name.
     loggers = [logging.getLogger(name) for name in FLAVOUR_NAMES]
     levels = [logger.level for logger in loggers]

@@ -52,7 +52,7 @@ class Arrivals:
         self._left = _MOST_STEPS
 
     def noted(self, batch: Any, draw: SelectedBatch) -> SelectedBatch:
-        """The draw with its batch; without, after a run's first steps."""
+        """The draw, with its batch in a run's first steps."""
         if not self._left:
             return draw
         self._left -= 1
@@ -79,7 +79,7 @@ class TransferOrder:
         self._is_settled = False
 
     def refusal(self, draw: SelectedBatch, batch: Any) -> str | None:
-        """Why rows cannot be told apart; None where nothing speaks against their order.
+        """Why a batch's rows cannot be assigned to instances; None where their order was not seen to change.
 
         Args:
             draw: Of the batch.

@@ -1,4 +1,4 @@
-"""Looks at what a collate function does to the order of the instances, and lets each batch tell it.
+"""Finds out what a collate function does to the order of the instances, and sends the finding with each batch.
 
 Some sort their instances by length, some leave out those that could not be read. Then row i of the batch is not
 instance i of those that were asked for. What was found comes out of the loader with the batch, workers or not.
@@ -144,7 +144,7 @@ def _is_reordered(rows: IndexArray | None) -> bool:
 
 
 def _num_rows(batch: Any, num_instances: int) -> int:
-    """n: m, where some tensor has as many rows, else what most tensors have that have fewer."""
+    """The number of rows n: m where some tensor has m rows, else the most frequent smaller size."""
     sizes = Counter(tensor.shape[0] for tensor in leaves_of(batch) if tensor.ndim)
     fewer = [size for size, _ in sizes.most_common() if size < num_instances]
     return fewer[0] if fewer and num_instances not in sizes else num_instances

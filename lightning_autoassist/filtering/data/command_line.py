@@ -28,7 +28,7 @@ else:
 
 
 def made(data: Any) -> Any:
-    """``data``, or what it makes where it is a function without arguments, with hyperparameters of its own.
+    """``data``; where it is a function without arguments, what it returns, with hyperparameters of its own.
 
     Args:
         data: What the user, or LightningCLI, gave as data.

@@ -137,7 +137,7 @@ class AutoAssistDataModule(ForwardingDataModule):
 
     @property
     def filter_settings(self) -> dict[str, Any]:
-        """What this data module was given beside the data, and the seed in force."""
+        """The settings that this data module was given beside the data, and the seed in force."""
         return {**self._run.settings.for_loggers(), "seed": self._run.seed}
 
     @property
@@ -161,7 +161,7 @@ class AutoAssistDataModule(ForwardingDataModule):
         """Connect the callback, before training starts.
 
         Args:
-            selector: Selects.
+            selector: Says how likely each candidate is kept.
             on_batch: Gets what each batch was drawn with, before any hook of the user's gets the batch itself; None
                 where the batch was not drawn here.
             ranks: The processes that train.

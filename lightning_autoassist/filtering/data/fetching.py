@@ -1,4 +1,4 @@
-"""What a loader asks of the two sides that it stands between."""
+"""The two contracts of a train loader: with what it is fed from, and with the Trainer's fetching."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class DrawSource(Protocol):
-    """What a train loader is fed from, epoch after epoch."""
+    """Gives a train loader the batches of each epoch."""
 
     def draws(self, limit: int | None = None) -> Iterator[SelectedBatch]:
         """The batches of one epoch, ``limit`` of them where it is given."""
@@ -28,7 +28,7 @@ class Fetching(Protocol):
         """Whether ``iterator`` is the one that the Trainer takes its batches from."""
 
     def begin(self, loader: FetchedLoader) -> Iterator[SelectedBatch]:
-        """The Trainer's iteration over ``loader`` begins: its draws."""
+        """The draws of an iteration of the Trainer's over ``loader``, which begins now."""
 
     @property
     def needs_order(self) -> bool:

@@ -74,7 +74,7 @@ class FetchedLoader:
             self._plain_has_changed()
 
     def answer(self, **attributes: Any) -> None:
-        """Say something else of these attributes than the user's loader does."""
+        """Answer with these attributes, in place of the user's loader's own."""
         self._answers.update(attributes)
 
     @property
@@ -150,7 +150,7 @@ class CarryingLoader(FetchedLoader):
         return (self._carried(batch, self._feed.next_fed()) for batch in batches)
 
     def _watch_order(self, is_needed: bool) -> None:
-        """Before workers start: each has its own copy of the collate function."""
+        """Decide who collates, before workers start: each has its own copy of the collate function."""
         # What iterates otherwise than torch does may look into the batches on their way.
         iterate = type(self._loader).__iter__
         is_torchs = iterate is DataLoader.__iter__ or iterate.__module__.startswith("torchdata.")

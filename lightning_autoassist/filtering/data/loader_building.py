@@ -191,7 +191,7 @@ def continued_sampler(
     """The candidate stream that goes on: of the last epoch, of a loader before this one, or of a checkpoint.
 
     Args:
-        made: A new one, of the sizes that the data have now.
+        made: A new candidate stream, of the sizes that the data have now.
         earlier: The candidate stream so far, if there was one.
         restored: The state of one, from a checkpoint.
     """

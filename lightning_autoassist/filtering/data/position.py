@@ -28,7 +28,7 @@ class DataPosition:
 
     Attributes:
         stream: The candidate stream; None before the first filtered batch, and where the user's own batches pass.
-        lost: What of a checkpoint does not fit this run, in words.
+        lost: The parts of a checkpoint that do not fit this run, in words.
         restored_length: Batches an epoch in the run that a checkpoint is of; None where nothing tells.
     """
 
@@ -68,12 +68,12 @@ class DataPosition:
         self._restored_plain = None
 
     def take_restored_stream(self) -> dict[str, Any] | None:
-        """The candidate stream's state that a checkpoint brought; once only."""
+        """The candidate stream's state that a checkpoint brought; None when it was taken already."""
         state, self._restored_stream = self._restored_stream, None
         return state
 
     def restore_rng(self) -> None:
-        """Set the generators to those of a checkpoint; once only."""
+        """Set the generators to the states of a checkpoint, the first time that this is called."""
         state, self._restored_rng = self._restored_rng, None
         if state is not None:
             self._rng.load_state_dict(state)

@@ -54,7 +54,7 @@ class DataSettings:
 
         Raises:
             ValueError: If one lies outside its range, or ``lengths`` are given without ``max_tokens``.
-            TypeError: If one is something else than it must be.
+            TypeError: If one is of the wrong type.
         """
         budget = check_budget(budget)
         seed = None if seed is None else check_whole("seed", seed, "[0, inf)", "None takes that of seed_everything")

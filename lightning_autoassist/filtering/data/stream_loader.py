@@ -80,7 +80,7 @@ def stream_sizes(loader: Any, steps_per_epoch: int | None, budget: float) -> Str
 
 
 def prepare_stream(selector: Selector | None, world_size: int) -> None:
-    """Let what selects be ready for a stream, and refuse what streams cannot be filtered by.
+    """Prepare the selector for a stream, and refuse runs in which streams cannot be filtered.
 
     Raises:
         UnfilterableError: On several devices.

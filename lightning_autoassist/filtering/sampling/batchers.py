@@ -46,7 +46,7 @@ class Piece(NamedTuple):
     features: Tensor | None = None
 
     def rows(self, chosen: npt.NDArray[np.int64]) -> Piece:
-        """Some of them, by their places, copied."""
+        """A copy of some instances, by their places."""
         return Piece(
             self.numbers[chosen],
             self.probs[chosen],
@@ -57,7 +57,7 @@ class Piece(NamedTuple):
         )
 
     def part(self, start: int, end: int) -> Piece:
-        """Those from one place up to another; arrays are not copied where there are no columns."""
+        """The instances from one place up to another; arrays are not copied where there are no columns."""
         if self.columns:
             return self.rows(np.arange(start, end))
         lengths = None if self.lengths is None else self.lengths[start:end]
@@ -74,7 +74,7 @@ class Piece(NamedTuple):
 
     @classmethod
     def unpacked(cls, state: list[Any]) -> Piece:
-        """What :meth:`packed` was called on."""
+        """The piece that :meth:`packed` was called on."""
         *arrays, paths, columns, features = state
         numbers, probs, lengths = (None if array is None else array.numpy().copy() for array in arrays)
         assert numbers is not None
@@ -124,12 +124,12 @@ class Batcher:
 
     @property
     def kinds(self) -> set[str]:
-        """Of which some instances wait."""
+        """The kinds of which some instances wait."""
         return set(self._pieces)
 
     @property
     def next_kinds(self) -> set[str]:
-        """Of which there may be a batch before more of them are added."""
+        """The kinds of which there may be a batch before more instances are added."""
         return self.kinds
 
     @property

@@ -82,7 +82,7 @@ class _Counted(NamedTuple):
     power_sum: float
 
     def plus(self, other: _Counted, sign: int = 1) -> _Counted:
-        """These and the others; without them where ``sign`` is -1."""
+        """The sum of both; the difference where ``sign`` is -1."""
         return _Counted(*(own + sign * theirs for own, theirs in zip(self, other, strict=True)))  # type: ignore[arg-type]
 
 
@@ -163,7 +163,7 @@ class CandidateStream:
     # ---- epochs
 
     def draws(self, limit: int | None = None) -> Iterator[SelectedBatch]:
-        """One epoch. Batches that were handed out earlier and never confirmed come first.
+        """The batches of one epoch. Batches that were handed out earlier and never confirmed come first.
 
         Args:
             limit: Batches of the epoch, where they are fewer than K: the rest of an epoch that was interrupted.
@@ -210,7 +210,7 @@ class CandidateStream:
 
     @property
     def _seconds_waited(self) -> float:
-        """Time that went into the data, as in any training."""
+        """Seconds of loading data, which any training takes."""
         return 0.0
 
     def _draw(self) -> SelectedBatch | None:
@@ -284,7 +284,7 @@ class CandidateStream:
         }
 
     def _held(self) -> dict[str, Any]:
-        """What waits, and what is handed out."""
+        """The state of instances that wait, and of batches that are handed out."""
         return {"waiting": self._batcher.state_dict(), "in_flight": [_packed(draw) for draw in self._in_flight]}
 
     def can_continue(self, state: dict[str, Any]) -> bool:

@@ -75,7 +75,7 @@ def packed(column: Any) -> Any:
 
 
 def unpacked(value: Any) -> Any:
-    """What :func:`packed` was given.
+    """The column that :func:`packed` was given.
 
     Example:
         >>> unpacked(packed([("a", 1), None]))

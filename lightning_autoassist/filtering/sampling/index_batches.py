@@ -1,4 +1,4 @@
-"""The batch generator: candidates in, full batches of kept instances out.
+"""The batch generator: makes full batches of the candidates that are kept.
 
 Shapes: N data set (as the candidates' sampler counts it), B batch, K batches an epoch, n candidates.
 """
@@ -163,7 +163,7 @@ class ShrinkingBatchSampler(CandidateStream, Sampler[list[int]]):
         self._source.read_on()
 
     def _usable(self, order: IndexArray) -> IndexArray:
-        """What of a pass, or a piece of it, can be candidates."""
+        """The part of an order that can be candidates."""
         return order
 
     @override

@@ -23,7 +23,7 @@ class IndexSource:
         sampler: The candidates of one pass.
         num_instances: N.
         in_pieces: Whether an iteration of ``sampler`` is no pass, but read in pieces of which N candidates are one.
-        usable: Gets an order, returns what of it can be used.
+        usable: Gets an order, returns the part of it that can be used.
 
     Attributes:
         sampler: See above.
@@ -76,7 +76,7 @@ class IndexSource:
             self._order = self._usable(self._order)
 
     def _next_piece(self, pieces: OrderInPieces) -> IndexArray:
-        """A pass ends after N candidates, or where an iteration of the sampler does."""
+        """The next piece of a pass, which ends after N candidates or with the sampler's iteration."""
         left = self._num_instances - self._num_read
         piece = pieces.read(left) if left > 0 else np.empty(0, np.int64)
         if not len(piece):

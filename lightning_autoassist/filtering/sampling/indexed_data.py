@@ -110,7 +110,7 @@ def indexed_data(loader: Any, *, by_tokens: bool, flatten: bool) -> IndexedData:
         flatten: Whether the instances of a batch sampler of the user's own may be taken one by one.
 
     Raises:
-        UnfilterableError: If its instances cannot be told apart, or its batches are no business of ours.
+        UnfilterableError: If its instances have no indices, or filtering would undo how its batches are made.
     """
     if not isinstance(loader, DataLoader):
         raise UnfilterableError(

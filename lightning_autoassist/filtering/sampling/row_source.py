@@ -26,9 +26,9 @@ class Fetched(NamedTuple):
     """A batch of the loader, taken apart.
 
     Attributes:
-        batch: It.
+        batch: The batch as the loader gave it.
         columns: Its rows.
-        form: What it is but for these.
+        form: The batch without its rows.
     """
 
     batch: Any

@@ -211,7 +211,7 @@ class RowStream(CandidateStream):
         """Restore :meth:`state_dict`; where the loader has no state of its own, its current pass begins anew.
 
         Raises:
-            ValueError: If the state is none of a stream in batches of this size.
+            ValueError: If the state is of a stream in batches of another size.
         """
         if not self.can_continue(state):
             raise ValueError(

@@ -27,7 +27,7 @@ _SHARED_TYPES = (str, bytes, bool, int, float, complex, Enum, np.generic, torch.
 
 
 class Form(NamedTuple):
-    """What a batch is but for its rows.
+    """A batch without its rows.
 
     Attributes:
         kind: Tells batches whose rows can share a batch from others: containers, shapes of rows, dtypes, and the
@@ -88,7 +88,7 @@ class RowSplitter:
             ) from error
 
     def take_apart(self, batch: Any) -> tuple[list[Column], Form]:
-        """Columns and form of a batch.
+        """The columns and the form of a batch.
 
         Raises:
             ValueError: If the batch's parts do not tell its rows.

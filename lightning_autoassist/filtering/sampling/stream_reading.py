@@ -31,7 +31,7 @@ class StreamReader:
     Attributes:
         loader: What is iterated: a copy where it is a DataLoader.
         pass_index: Number of the pass, from 0.
-        seconds_waited: Time that went into the data, as in any training.
+        seconds_waited: Seconds of loading data, which any training takes.
 
     Example:
         >>> reader = StreamReader(["a", "b"])
@@ -102,7 +102,7 @@ class StreamReader:
         return batch
 
     def peek(self) -> Iterator[Any]:
-        """The batches that come, until passes are empty; :meth:`rewind` is to be called afterwards."""
+        """The batches that come next, until passes are empty; :meth:`rewind` is to be called afterwards."""
         self.start()
         num_ends = 0  # one after the other
         while num_ends < 2:

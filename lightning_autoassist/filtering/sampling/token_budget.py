@@ -53,7 +53,7 @@ class TokenBudget:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What loggers get: an array of lengths is not among it."""
+        """The settings for loggers, without an array of lengths."""
         given = "given for each instance" if self.lengths is not None else None
         return {"max_tokens": self.max_tokens, "lengths": self.lengths if callable(self.lengths) else given}
 
