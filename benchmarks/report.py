@@ -26,6 +26,7 @@ from benchmarks.gauss_newton.report import (
 from benchmarks.gpu.report import gpu_line, gpu_tables
 from benchmarks.images.report import IMAGES, image_tables
 from benchmarks.kfac.report import kfac_tables
+from benchmarks.label_errors.report import label_error_table
 from benchmarks.linear_svm.report import stale_svm_curves, svm_tables, write_svm_curves
 from benchmarks.local_learning.report import local_tables, stale_local_picture, write_local_picture
 from benchmarks.outside.report import PAGE, is_stale, write_page
@@ -38,7 +39,10 @@ DOCS = ROOT / "docs"
 PAGES = (
     ROOT / "README.md",
     RESULTS / "README.md",
-    *(DOCS / f"{name}.md" for name in ("results", "does-it-pay", "kfac", "gauss_newton", "local_learning")),
+    *(
+        DOCS / f"{name}.md"
+        for name in ("results", "does-it-pay", "instances", "kfac", "gauss_newton", "local_learning")
+    ),
 )
 ACCURACIES = (IMAGES, TEXTS)
 
@@ -62,6 +66,7 @@ TABLES = {
     "text": text_tables,
     "translation": translation_tables,
     "wall_clock": wall_clock_table,
+    "label_errors": label_error_table,
     "linear_svm": svm_tables,
     "kfac": kfac_tables,
     "local_learning": local_tables,

@@ -35,7 +35,7 @@ nitpicky = True
 # A build without a network cannot read other packages' inventories, and types of our own that users never make by hand
 # are not in the reference.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|numpy|np|pytorch_lightning|lightning|collections|typing|os|pathlib|contextlib)\..*"),
+    (r"py:.*", r"(torch|numpy|np|pandas|pd|pytorch_lightning|lightning|collections|typing|os|pathlib|contextlib)\..*"),
     (r"py:.*", r"(concurrent|sklearn)\..*"),
     (r"py:class", r"(InstanceMemory|Labels|Lengths|PadValues|Tokens|TrainData|FloatArray|IntArray|BoolArray)"),
     (

@@ -18,6 +18,8 @@ from typing_extensions import override
 from lightning_autoassist._version import __version__
 from lightning_autoassist.demo.data import DEFAULT_DATA_DIR, DEFAULT_OUT, DEMO_DATA
 from lightning_autoassist.filtering.named_objects import NamingError, candidates_in, module_and_data, place_of_error
+from lightning_autoassist.instances import command as instances_command
+from lightning_autoassist.instances.places import InstancesError
 from lightning_autoassist.pages.terminal import printable, shortened
 
 EXIT_UNFILTERED = 1
@@ -96,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_check(commands)
     _add_compare(commands)
+    _add_instances(commands)
     return parser
 
 
@@ -307,6 +310,27 @@ def _write_comparison(options: argparse.Namespace, keys: Sequence[str]) -> None:
         written = f"compare.html; no pictures: {error}, pip install 'lightning-autoassist[compare]'"
     where = printable(str(options.out))
     print(f"Written to {where}: {written}", file=sys.stderr if options.json else sys.stdout)
+
+
+def _add_instances(commands: argparse._SubParsersAction[_Parser]) -> None:
+    instances = commands.add_parser(
+        "instances",
+        help="write what a run taught about its data: a table and a page of its instances",
+        description="Reads a run's checkpoint and writes how each instance's loss went: a table, and a page with the "
+        "map of confidence against variability, the hardest instances, suspected wrong labels and what was learnt at "
+        "once.",
+        epilog=instances_command.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    instances_command.add_arguments(instances)
+    instances.set_defaults(run=_instances)
+
+
+def _instances(options: argparse.Namespace) -> None:
+    try:
+        print("\n".join(instances_command.write_instances(options)))
+    except (InstancesError, ModuleNotFoundError) as error:
+        raise UsageError(str(error)) from error
 
 
 def _demo(options: argparse.Namespace) -> None:

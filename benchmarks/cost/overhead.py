@@ -35,9 +35,12 @@ from lightning_autoassist import (
     InstanceLossCapture,
     LogisticAssistant,
 )
+from lightning_autoassist.filtering.memory.dynamics import ROW
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.memory.store import InstanceStore
+from lightning_autoassist.filtering.observed_visits import visits_in
 from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
+from lightning_autoassist.filtering.waiting_steps import PendingUpdate
 
 BATCH_SIZE = 128
 NUM_CLASSES = 10
@@ -255,6 +258,37 @@ def assistant_cost(name: str, num_features: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def dynamics_cost(num_instances: int, rounds: int) -> dict[str, Any]:
+    """CPU microseconds that a batch's training dynamics take: its visits, and its candidates at a keep rate of 0.6."""
+    rng = np.random.default_rng(0)
+    store = InstanceStore(num_instances, dynamics=True)
+    assert store.dynamics is not None
+    order = torch.from_numpy(rng.permutation(num_instances))
+    losses = torch.from_numpy(rng.exponential(1, num_instances).astype(np.float32))
+    probs = torch.from_numpy(rng.uniform(0.2, 1, num_instances).astype(np.float32))
+    batches = [
+        PendingUpdate(rows, losses[rows], losses[rows], None, None, None, None, probs=probs[rows])
+        for rows in order.split(BATCH_SIZE)
+    ]
+    chunks = [(rows.numpy(), rng.random(len(rows)) < 0.6) for rows in order.split(int(BATCH_SIZE / 0.6))]
+    batches_of_chunks = 0.6 * num_instances / BATCH_SIZE
+    seconds = []
+    for _ in range(rounds):
+        started = time.process_time()
+        for batch in batches:
+            store.dynamics.observe(visits_in(batch, store.places(batch.indices), None))
+        between = time.process_time()
+        for rows, kept in chunks:
+            store.dynamics.count(store.places(torch.from_numpy(rows)).numpy(), kept)
+        ended = time.process_time()
+        seconds.append((between - started) / len(batches) + (ended - between) / batches_of_chunks)
+    return {
+        "case": f"training dynamics, batch {BATCH_SIZE}, {num_instances:,} instances",
+        "dynamics_us": round(1e6 * statistics.median(seconds), 1),
+        "dynamics_bytes": ROW.itemsize,
+    }
+
+
 def capture_cost(name: str, rounds: int) -> dict[str, Any]:
     """Forward and backward of a loss, or of a network with it, with capture (score and weights) against without."""
     pairs = _capture_times(name, rounds)
@@ -325,6 +359,13 @@ def _assistants(quick: bool) -> None:
             _keep(row, quick)
 
 
+def _dynamics(quick: bool) -> None:
+    for num_instances in (20_000,) if quick else (20_000, 1_000_000):
+        row = dynamics_cost(num_instances, 3 if quick else 15)
+        print(f"{row['case']:52s} {row['dynamics_us']:8.1f} us of CPU a batch")
+        _keep(row, quick)
+
+
 def _candidates(quick: bool) -> None:
     speeds = candidates_a_second(20_000 if quick else 200_000)
     for name, speed in speeds.items():
@@ -373,13 +414,15 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="small and short, writes no rows")
     parser.add_argument("--assistants", action="store_true", help="the cost of the Assistants only")
+    parser.add_argument("--dynamics", action="store_true", help="the cost of training dynamics only")
     parser.add_argument("--layers", action="store_true", help="the cost of the score layer_gradient_norm only")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     for flavour in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(flavour).setLevel(logging.ERROR)
-    parts = [part for part, is_asked in ((_assistants, args.assistants), (_layers, args.layers)) if is_asked]
-    for measure in parts or (_assistants, _candidates, _captures, _steps):
+    asked = ((_assistants, args.assistants), (_dynamics, args.dynamics), (_layers, args.layers))
+    parts = [part for part, is_asked in asked if is_asked]
+    for measure in parts or (_assistants, _dynamics, _candidates, _captures, _steps):
         measure(args.quick)
 
 

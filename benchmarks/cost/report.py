@@ -30,6 +30,10 @@ def overhead_table() -> str:
     if assistants:
         lines += ["", "| one core, fastest of 200 | an update, ms | a candidate, us |", "|---|---|---|"]
         lines += [f"| {row['case']} | {row['update_ms']:.2f} | {row['predict_us']:.2f} |" for row in assistants]
+    dynamics = [row for row in rows if "dynamics_us" in row]
+    if dynamics:
+        lines += ["", "| one core | CPU time a batch, us | bytes an instance |", "|---|---|---|"]
+        lines += [f"| {row['case']} | {row['dynamics_us']:.0f} | {row['dynamics_bytes']} |" for row in dynamics]
     measured = sorted({f"{row['hardware']}; torch {row['versions']['torch']}" for row in rows})
     return "\n".join([*lines, "", f"Measured on {', '.join(measured)}. Medians of runs in turns with plain ones."])
 

@@ -30,10 +30,11 @@ from lightning_autoassist.filtering.options import (
     UPDATES,
     ResolvedOptions,
     check_functions,
+    chosen_dynamics,
     chosen_interval,
     chosen_reweighting,
     chosen_score,
-    chosen_unfiltered_tail,
+    chosen_tail,
     is_auto,
     made_assistant,
     made_policy,
@@ -92,6 +93,8 @@ class AutoAssistCallback(RunAnswers, CallbackBase):
         feature_memory: Most bytes that the remembered features may take in memory and in each checkpoint; more of them
             go to a file beside the checkpoints (named ``autoassist-features-...``), which a resumed run needs. Tokens
             beyond it are not remembered, and their instances always kept, with a warning.
+        dynamics: Whether it is kept how each instance's loss went, for ``instances.to_frame()``. None: where the policy
+            looks at losses anyway; True: also where nobody does, as ``policy="uniform"``, which then only observes.
 
     Raises:
         ValueError: If a name is unknown or a number outside its range.
@@ -119,15 +122,15 @@ class AutoAssistCallback(RunAnswers, CallbackBase):
         update: UpdateName | Literal["auto"] = "auto",
         exchange_every: int = 16,
         feature_memory: int = FEATURE_MEMORY,
+        dynamics: bool | None = None,
     ) -> None:
         self.policy = made_policy(policy)
-        self.score = chosen_score(score, self.policy)
+        self.score, self.unfiltered_tail = chosen_score(score, self.policy), chosen_tail(unfiltered_tail, self.policy)
         check_functions(features, decode)
         self.features, self.decode = features, decode
-        self.gallery = check_flag("gallery", gallery)
+        self.gallery, self.dynamics = check_flag("gallery", gallery), chosen_dynamics(dynamics)
         self.gallery_every_n_epochs = chosen_interval(gallery_every_n_epochs)
         self.lag = None if lag is None else check_whole("lag", lag, "[0, inf)", "None suits every device")
-        self.unfiltered_tail = chosen_unfiltered_tail(unfiltered_tail, self.policy)
         self.max_features = check_whole("max_features", max_features, "[1, inf)", f"{MAX_FEATURES} is the default")
         self.feature_memory = check_whole("feature_memory", feature_memory, "[0, inf)", "0 keeps features in a file")
         self.exchange_every = check_whole("exchange_every", exchange_every, "[1, inf)", "16 is the default")
@@ -214,6 +217,7 @@ class AutoAssistCallback(RunAnswers, CallbackBase):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.report.training.stop()
+        self._learner.end_fit()
         self._log.finish(trainer)
 
     @override

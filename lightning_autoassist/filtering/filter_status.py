@@ -22,6 +22,7 @@ class FilterStatus:
     Args:
         is_filtering: Whether the run is filtered at first.
         on_stop: Called once filtering has ended.
+        only_observes: Whether losses are captured to be known alone, and decide nothing.
 
     Attributes:
         jobs: Where the training loop's reports take effect, in their order.
@@ -31,13 +32,14 @@ class FilterStatus:
         unfiltered_on_error: Go on unfiltered, with a warning, where what is inside this context fails.
     """
 
-    def __init__(self, is_filtering: bool, on_stop: Callable[[], None]) -> None:
+    def __init__(self, is_filtering: bool, on_stop: Callable[[], None], *, only_observes: bool = False) -> None:
         self.jobs = InlineExecutor()
         self.is_filtering = is_filtering
         self.is_told = True
         self.reason: str | None = None
         self.unfiltered_on_error = Guard(self.stop)
         self._on_stop = on_stop
+        self._only_observes = only_observes
         self._num_untold = 0  # steps in a row
         self._has_told = self._is_warned = False
 
@@ -80,7 +82,7 @@ class FilterStatus:
             self.jobs.submit(self._give_up)
         elif self._num_untold == FIRST_UNTOLD:
             self.reason, self._is_warned = reason, True
-            _warn_of_stop(
+            self._warn_of_stop(
                 f"The losses of the first {FIRST_UNTOLD} steps could not be assigned to instances. Filtering begins if "
                 f"this changes within {MAX_UNTOLD} steps. {reason}"
             )
@@ -96,7 +98,7 @@ class FilterStatus:
         if self.is_filtering:
             self._give_up()
             self.reason = reason
-            _warn_of_stop(reason)
+            self._warn_of_stop(reason)
 
     def _give_up(self) -> None:
         self.is_filtering = False
@@ -117,7 +119,8 @@ class FilterStatus:
         self.is_filtering, self.reason = state["is_filtering"], state["reason"]
         self._num_untold, self._has_told, self.is_told = state["num_untold"], state["has_told"], state["is_told"]
 
-
-def _warn_of_stop(reason: str) -> None:
-    # Not on rank zero alone: it may be another process that fails.
-    warnings.warn(f"AutoAssist stopped filtering, and training goes on with every instance. {reason}", stacklevel=2)
+    def _warn_of_stop(self, reason: str) -> None:
+        what = "observing the instances' losses, and training goes on as before"
+        what = what if self._only_observes else "filtering, and training goes on with every instance"
+        # Not on rank zero alone: it may be another process that fails.
+        warnings.warn(f"AutoAssist stopped {what}. {reason}", stacklevel=3)

@@ -19,6 +19,7 @@ from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.policies.registry import POLICIES
 from lightning_autoassist.trainer_support.arguments import (
     check_choice,
+    check_flag,
     check_function,
     check_named,
     check_number,
@@ -43,6 +44,7 @@ LOGGED_SETTINGS = (
     "decode",
     "gallery",
     "gallery_every_n_epochs",
+    "dynamics",
 )
 
 
@@ -120,11 +122,16 @@ def chosen_reweighting(reweighting: ReweightingName | Literal["auto"], policy: P
     return policy.default_reweighting if reweighting == "auto" else reweighting
 
 
-def chosen_unfiltered_tail(unfiltered_tail: float | None, policy: Policy) -> float:
+def chosen_tail(unfiltered_tail: float | None, policy: Policy) -> float:
     """The tail that is given, or the policy's own for None."""
     if unfiltered_tail is None:
         return policy.default_unfiltered_tail
     return check_number("unfiltered_tail", unfiltered_tail, "[0, 1)", "0.125 leaves the last eighth unfiltered")
+
+
+def chosen_dynamics(dynamics: bool | None) -> bool | None:
+    """Whether training dynamics are kept; None where the policy looks at losses."""
+    return None if dynamics is None else check_flag("dynamics", dynamics)
 
 
 def chosen_interval(every_n_epochs: int | None) -> int | None:

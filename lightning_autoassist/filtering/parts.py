@@ -8,7 +8,7 @@ from typing import Protocol
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
 from lightning_autoassist.filtering.checkpoint import OpenWindow
 from lightning_autoassist.filtering.memory.features import FeatureFunction
-from lightning_autoassist.filtering.names import ReweightingName
+from lightning_autoassist.filtering.names import ReweightingName, ScoreName
 from lightning_autoassist.filtering.observed_steps import ObservedSteps
 from lightning_autoassist.filtering.reporting.loggers import Filtering, RunLog
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
@@ -25,6 +25,7 @@ class FilteringOptions(Filtering, Protocol):
     unfiltered_tail: float
     feature_memory: int
     exchange_every: int
+    dynamics: bool | None
 
 
 class FilteringParts:
@@ -37,7 +38,7 @@ class FilteringParts:
         suits_data: Whether a stream gets another Assistant, where this one cannot judge its rows.
 
     Attributes:
-        watches_losses: Whether the model's losses are captured, for scores or for weights.
+        watches_losses: Whether the model's losses are captured, for scores, weights or training dynamics.
         report: Counts the run.
         log: Writes to the Trainer's loggers.
         selector: Keeps instances, and learns.
@@ -52,7 +53,9 @@ class FilteringParts:
     ) -> None:
         policy = options.policy
         # Weights other than 1 enter the backward pass at the captured losses, whether or not anyone wants scores.
-        self.watches_losses = policy.needs_scores or (reweighting != "none" and not policy.keeps_everything)
+        weighs = reweighting != "none" and not policy.keeps_everything
+        keeps_answers = policy.needs_scores or bool(options.dynamics)
+        self.watches_losses = keeps_answers or weighs
         self.report = FilterReport()
         self.report.has_gradient_norms = options.score == "gradient_norm"
         self.log = RunLog(options)
@@ -69,8 +72,12 @@ class FilteringParts:
             feature_memory=options.feature_memory,
             exchange_every=options.exchange_every,
             watches_losses=self.watches_losses,
+            dynamics=options.dynamics,
         )
-        self.steps = ObservedSteps(options.score, self.selector, self.report, keeps_answers=policy.needs_scores)
+        score: ScoreName = (
+            options.score if policy.needs_scores else "loss"
+        )  # which costs nothing, where nobody reads it
+        self.steps = ObservedSteps(score, self.selector, self.report, keeps_answers=keeps_answers)
         self.gradients = OpenWindow()
         self.batches = TrainedBatches(self.selector, self.steps, self.report, self.gradients)
         self.state = RunState(self.selector, self.steps, self.report, self.log, self.gradients, options.features)

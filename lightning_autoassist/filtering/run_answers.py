@@ -71,7 +71,10 @@ class RunAnswers:
 
     @property
     def instances(self) -> InstanceStore | None:
-        """What is remembered of each instance; None before the first batch, and where the policy needs no scores."""
+        """What is remembered of each instance, and its ``to_frame``; None before the first batch.
+
+        None on a stream, too, and where neither the policy needs scores nor ``dynamics`` are kept.
+        """
         self._learner.wait_all()
         return self._learner.store
 

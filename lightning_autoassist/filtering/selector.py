@@ -27,7 +27,7 @@ from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.filtering.sampling.selection import Probabilities, Rows, Selector
 from lightning_autoassist.filtering.stored_instances import StoredInstances
-from lightning_autoassist.filtering.streamed_instances import StreamedInstances
+from lightning_autoassist.filtering.streamed_instances import StreamedInstances, warn_of_no_dynamics
 from lightning_autoassist.filtering.waiting_steps import PendingUpdate, WaitingSteps, on_host
 from lightning_autoassist.trainer_support.arrays import IndexArray
 from lightning_autoassist.trainer_support.executors import InlineExecutor
@@ -52,7 +52,8 @@ class InstanceSelector(Selector):
         exchange_every: Steps between two exchanges with the other processes, where there are any.
         reweighting: See ``Selector``.
         suits_data: Whether a stream gets another Assistant, where this one cannot judge its rows.
-        watches_losses: Whether the model's losses are captured, for scores or for weights.
+        watches_losses: Whether the model's losses are captured, for scores, for weights or for training dynamics.
+        dynamics: Whether training dynamics are kept; None: where the policy needs scores.
 
     Attributes:
         status: Whether there is any filtering, and why not.
@@ -76,6 +77,7 @@ class InstanceSelector(Selector):
         feature_memory: int,
         exchange_every: int,
         watches_losses: bool = True,
+        dynamics: bool | None = False,
     ) -> None:
         super().__init__(reweighting)
         self.assistant = assistant
@@ -90,10 +92,11 @@ class InstanceSelector(Selector):
         self.has_other_terms = False
         self.refuses_labels = False
         self._waiting = WaitingSteps()
-        self.status = FilterStatus(watches_losses, self._waiting.clear)
-        reader = extractor(assistant)
-        self._stored = StoredInstances(assistant, policy, reader, report, self._waiting, feature_memory)
-        self._streamed = StreamedInstances(assistant, policy, reader, report)
+        self.status = FilterStatus(watches_losses, self._waiting.clear, only_observes=self._is_blind)
+        self._dynamics = dynamics
+        parts = assistant, policy, extractor(assistant), report
+        self._stored = StoredInstances(*parts, self._waiting, feature_memory, self._keeps_dynamics)
+        self._streamed = StreamedInstances(*parts)
         self.is_on_stream = False
         self._extractor, self._suits_data = extractor, suits_data
         self._ranks = Ranks()
@@ -132,6 +135,7 @@ class InstanceSelector(Selector):
             feature_place: Says where a feature file may lie, once training has begun.
         """
         self._ranks, self._feature_place = ranks, feature_place
+        self._waiting.is_alone = ranks.world_size == 1
         if ranks.world_size > 1:
             self.assistant.load_state_dict(ranks.broadcast_object(self.assistant.state_dict()))
 
@@ -144,6 +148,7 @@ class InstanceSelector(Selector):
     def state_dict(self) -> dict[str, Any]:
         """State of all processes, which must all call this, as tensors and builtins."""
         self.wait_all()
+        self._tell_candidates()
         own = {
             **self._waiting.state_dict(),
             **self.status.state_dict(),
@@ -183,9 +188,9 @@ class InstanceSelector(Selector):
         if own["watches_losses"] and not {"policy", "assistant", "features"} & set(differing):
             self.status.load_state_dict(own)
         self._waiting.clear()
-        if len(ranks) == self._ranks.world_size and self.policy.needs_scores and not lost:
+        if len(ranks) == self._ranks.world_size and self._remembers and not lost:
             self._waiting.load_state_dict(own)
-        return lost
+        return lost + self._stored.lost_dynamics()
 
     # ---- the batch generator asks
 
@@ -202,6 +207,8 @@ class InstanceSelector(Selector):
     @override
     def begin(self, num_instances: int | None, labels: LabelSource | None = None) -> None:
         if num_instances is None:
+            if not self.is_on_stream:
+                warn_of_no_dynamics(self._dynamics)
             self.suit_stream()
             self._streamed.check_can_judge()
             return
@@ -210,7 +217,22 @@ class InstanceSelector(Selector):
         if self.policy.needs_scores:
             self.policy.num_processes = self._ranks.world_size
             self.policy.prepare(-(-num_instances // self._ranks.world_size))
+        if self._remembers:
             self._stored.prepare(num_instances, self._feature_place(), labels)
+
+    @property
+    def _is_blind(self) -> bool:
+        """Whether what is kept and how it is weighted does not depend on losses."""
+        return not self.policy.needs_scores and (self.keeps_everything or self.reweighting == "none")
+
+    @property
+    def _keeps_dynamics(self) -> bool:
+        return self.policy.needs_scores if self._dynamics is None else self._dynamics
+
+    @property
+    def _remembers(self) -> bool:
+        """Whether anything is remembered of the instances of a data set."""
+        return self.policy.needs_scores or self._keeps_dynamics
 
     @property
     def scores_unseen(self) -> bool:
@@ -247,7 +269,7 @@ class InstanceSelector(Selector):
 
     def _judges_now(self) -> bool:
         """Whether training is before its tail, and nothing has gone wrong."""
-        is_on = not self.watches_losses or (self.status.is_filtering and self.status.is_told)
+        is_on = self._is_blind or (self.status.is_filtering and self.status.is_told)
         return is_on and self.progress <= 1 - self.unfiltered_tail
 
     @override
@@ -267,6 +289,9 @@ class InstanceSelector(Selector):
     @override
     def note_considered(self, indices: IndexArray, probs: Any, kept: Any) -> None:
         self.log.count(indices, probs, kept)
+        if self._keeps_dynamics and self.is_filtering:
+            with self.status.unfiltered_on_error:
+                self._stored.note_considered(indices, kept)
 
     # ---- the model answers
 
@@ -326,12 +351,25 @@ class InstanceSelector(Selector):
     def _exchange(self) -> None:
         # Taken only once they are exchanged: an exchange that fails leaves them waiting.
         ready = [on_host(observed) for observed in self._waiting.ready]
-        told = self._ranks.gather((ready, self.has_other_terms, self.refuses_labels))
-        self.has_other_terms = any(others for _, others, _ in told)
-        self.refuses_labels = any(refuses for _, _, refuses in told)
+        candidates = self._stored.untold_candidates()
+        told = self._ranks.gather((ready, self.has_other_terms, self.refuses_labels, candidates))
+        self.has_other_terms = any(others for _, others, *_ in told)
+        self.refuses_labels = any(refuses for _, _, refuses, _ in told)
+        self._stored.note_told(candidates for *_, candidates in told)
         self._drop_refused_labels()
         self._waiting.take_ready()
         self._learn_in_turn([by_rank for by_rank, *_ in told])
+
+    def _tell_candidates(self) -> None:
+        if self._keeps_dynamics and self._ranks.world_size > 1:
+            self._stored.note_told(self._ranks.gather(self._stored.untold_candidates()))
+
+    def end_fit(self) -> None:
+        """Training has ended: who looks now gets to know of all steps of all processes, which must all call this."""
+        self.wait_all()
+        self._tell_candidates()
+        if self._keeps_dynamics and self._ranks.world_size > 1:
+            self._waiting.of_all = list(chain.from_iterable(self._ranks.gather(self._waiting.all())))
 
     def _drop_refused_labels(self) -> None:
         if self.refuses_labels:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,11 @@ from typing_extensions import override
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
 from lightning_autoassist.filtering.instance_memory import InstanceMemory, columns_read
+from lightning_autoassist.filtering.memory.dynamics import Visits
 from lightning_autoassist.filtering.memory.feature_file import FeaturePlace
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.memory.store import InstanceStore, LabelSource
+from lightning_autoassist.filtering.observed_visits import Candidates, visits_in, visits_of
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.restored_memory import LabelComparison, drop_unfit, load_parts
@@ -40,9 +42,10 @@ class StoredInstances(InstanceMemory):
         report: Counts what was learnt.
         waiting: Steps that are still to be learnt from.
         feature_memory: See ``InstanceStore``.
+        keeps_dynamics: Whether training dynamics are kept, whatever the policy needs.
 
     Attributes:
-        store: What is remembered; None before the first batch, and where the policy needs no scores.
+        store: What is remembered; None before the first batch, and where neither scores nor dynamics are wanted.
     """
 
     def __init__(
@@ -53,11 +56,14 @@ class StoredInstances(InstanceMemory):
         report: FilterReport,
         waiting: WaitingSteps,
         feature_memory: int,
+        keeps_dynamics: bool = False,
     ) -> None:
         super().__init__(assistant, policy, reader, report)
         self.store: InstanceStore | None = None
         self._waiting = waiting
         self._feature_memory = feature_memory
+        self._keeps_dynamics = keeps_dynamics
+        self._candidates = Candidates()
         self._restored: dict[str, Any] | None = None
         self._labels = LabelComparison()
         # Of the Assistant and the policy before a checkpoint was restored, while its features are still to be compared.
@@ -90,6 +96,11 @@ class StoredInstances(InstanceMemory):
         self._restored, self.store = state, None
         return lost + drop_unfit(self._restored, self.assistant, differing)
 
+    def lost_dynamics(self) -> list[str]:
+        """What a checkpoint that was just loaded lacks of the dynamics that are wanted, in words."""
+        lacks = self._restored is not None and self._restored.get("dynamics") is None
+        return ["the instances' training dynamics"] if self._keeps_dynamics and lacks else []
+
     def prepare(self, num_instances: int, place: FeaturePlace, labels: LabelSource | None = None) -> None:
         """Make room for the data set, before its first batch is drawn.
 
@@ -108,10 +119,12 @@ class StoredInstances(InstanceMemory):
             )
             self._waiting.clear()
             restored = None
-        self.store = InstanceStore(num_instances, self._feature_memory, place)
+        self.store = InstanceStore(num_instances, self._feature_memory, place, dynamics=self._keeps_dynamics)
         if restored is not None:
             self.store.load_state_dict(restored)
             self._labels.begin()
+        if self.store.dynamics is not None:
+            self.store.dynamics.unlearnt = self._unlearnt
         self.store.own("assistant", self.assistant.own_columns)
         self.store.own("policy", self.policy.own_columns)
         if labels is not None and self.store.labels_from is None:
@@ -202,6 +215,9 @@ class StoredInstances(InstanceMemory):
         probs = torch.ones(len(indices)) if observed.probs is None else observed.probs
         finite = torch.from_numpy(np.isfinite(observed.losses.numpy()) & np.isfinite(observed.scores.numpy()))
         are_finite = bool(finite.all())
+        if store.dynamics is not None:
+            store.dynamics.loss_source = observed.source
+            store.dynamics.observe(visits_in(observed, indices, None if are_finite else finite))
         if not are_finite:
             # Neither learnt from nor dropped: kept again when it comes up, in the hope of a finite loss.
             store.forget(indices[~finite])
@@ -209,7 +225,7 @@ class StoredInstances(InstanceMemory):
         if observed.features is not None:
             self._put_features(store, indices[finite], observed.features[finite])
         scores, labels = observed.scores, observed.labels
-        if not are_finite or self.assistant.needs_batches:
+        if not are_finite or (self.assistant.needs_batches and self.policy.needs_scores):
             # A resumed run may have lost features of instances that the interrupted one was about to learn from.
             learnt = finite & store.holds(indices, self.assistant.required_columns)
             if not learnt.all():
@@ -221,11 +237,43 @@ class StoredInstances(InstanceMemory):
             self._update(store, indices, scores, probs)
 
     def _update(self, store: InstanceStore, indices: Tensor, scores: Tensor, probs: Tensor) -> None:
+        if not self.policy.needs_scores:  # somebody else wants to know of the losses
+            store.put_scores(indices, scores)
+            return
         # As remembered, before this batch.
         of_assistant = store.rows(indices, self.assistant.required_columns, "assistant")._replace(probs=probs)
         of_policy = self._of_policy(store, indices)._replace(probs=probs)
         store.put_scores(indices, scores)
         self._learn(of_assistant, of_policy, scores)
+
+    # ---- dynamics
+
+    def note_considered(self, indices: IndexArray, kept: npt.NDArray[np.bool_]) -> None:
+        """Candidates of this process were kept or not; all of shape ``(n,)``."""
+        if self.store is None or self.store.dynamics is None:
+            return
+        rows = self.store.places(torch.from_numpy(indices)).numpy()
+        if self._waiting.is_alone:
+            self.store.dynamics.count(rows, kept)
+        else:
+            self._candidates.add(rows, kept)
+
+    def untold_candidates(self) -> dict[str, Tensor]:
+        """Candidates of this process that the others have not been told of; they are, once they get this."""
+        return self._candidates.packed()
+
+    def note_told(self, told: Iterable[dict[str, Tensor]]) -> None:
+        """All processes have told each other their :meth:`untold_candidates`."""
+        self._candidates = Candidates()
+        if self.store is None or self.store.dynamics is None:
+            return
+        for candidates in told:
+            rows = self.store.places(candidates["rows"])
+            self.store.dynamics.count(rows.numpy(), candidates["kept"].numpy())
+
+    def _unlearnt(self) -> list[Visits]:
+        """What steps showed that are still to be learnt from."""
+        return [] if self.store is None else visits_of(self.store, self._waiting.known())
 
     def _put_features(self, store: InstanceStore, indices: Tensor, features: Tensor) -> None:
         if "tokens" in self.assistant.required_columns:

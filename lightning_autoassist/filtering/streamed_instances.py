@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -22,6 +23,15 @@ from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.sampling.selection import Probabilities, Rows
 from lightning_autoassist.filtering.waiting_steps import PendingUpdate
+
+
+def warn_of_no_dynamics(dynamics: bool | None) -> None:
+    """Warn where ``dynamics=True``: a stream has none."""
+    if dynamics:
+        rank_zero_warn(
+            "dynamics=True keeps nothing on a stream, which does not tell which instance came before: leave it out, or "
+            "give the loader a data set with indices"
+        )
 
 
 class LabelColumn:
@@ -138,6 +148,8 @@ class StreamedInstances(InstanceMemory):
     @override
     def learn(self, observed: PendingUpdate) -> None:
         assert observed.integers is not None
+        if not self.policy.needs_scores:
+            return
         self.label_column.observe(observed.integers, observed.labels)
         labels, features = self.label_column.of(observed.integers), observed.features
         finite = observed.scores.isfinite() & observed.losses.isfinite()

@@ -28,6 +28,7 @@ class PendingUpdate(NamedTuple):
     pass_index: int = 0
     probs: Tensor | None = None
     progress: float = 0.0
+    source: str = ""  # the calls that the losses are from
 
 
 def to_host(draw: SelectedBatch, observation: InstanceLosses, features: Tensor | None) -> PendingUpdate:
@@ -47,6 +48,7 @@ def to_host(draw: SelectedBatch, observation: InstanceLosses, features: Tensor |
         arrived=torch.cuda.current_stream(observation.losses.device).record_event() if on_cuda else None,
         pass_index=draw.pass_index,
         probs=None if draw.probs is None else torch.from_numpy(draw.probs),
+        source=observation.source,
     )
 
 
@@ -63,17 +65,32 @@ class WaitingSteps:
 
     Attributes:
         ready: Those that are older than the lag.
+        of_all: At the end of a fit the waiting steps of all processes; else None.
+        is_alone: Whether there is one process.
     """
 
     def __init__(self) -> None:
         self.ready: list[PendingUpdate] = []
+        self.of_all: list[PendingUpdate] | None = None
+        self.is_alone = True
         self._pending: deque[PendingUpdate] = deque()  # younger than the lag
 
     def add(self, observed: PendingUpdate, lag: int) -> None:
         """A step has ended; those that ended ``lag`` steps before it are ready."""
+        self.of_all = None
         self._pending.append(observed)
         while len(self._pending) > lag:
             self.ready.append(self._pending.popleft())
+
+    def all(self) -> list[PendingUpdate]:
+        """The waiting steps of this process, in their order."""
+        return [on_host(observed) for observed in (*self.ready, *self._pending)]
+
+    def known(self) -> list[PendingUpdate]:
+        """The waiting steps of all processes, as far as this one knows of those that the others know of."""
+        if self.of_all is not None:
+            return self.of_all
+        return self.all() if self.is_alone else []
 
     def take_ready(self) -> list[PendingUpdate]:
         """The steps that are ready, to be learnt from now."""
@@ -91,6 +108,7 @@ class WaitingSteps:
         """Drop all waiting steps."""
         self._pending.clear()
         self.ready.clear()
+        self.of_all = None
 
     def state_dict(self) -> dict[str, Any]:
         """The waiting steps, as tensors on the CPU and builtins."""

@@ -48,7 +48,7 @@ def write_fashion_mnist(folder, num_train=300, num_held_out=100):
 # ---- words
 
 
-@pytest.mark.parametrize("command", ["demo", "check", "compare"])
+@pytest.mark.parametrize("command", ["demo", "check", "compare", "instances"])
 def test_help_has_examples_and_exit_codes(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])

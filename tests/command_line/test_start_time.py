@@ -36,6 +36,8 @@ def python(code, *words):
         (["demo", "--help"], 0),
         (["check", "--help"], 0),
         (["compare", "--help"], 0),
+        (["instances", "--help"], 0),
+        (["instances", "no-such-folder"], 2),
         ([], 2),
         (["demo", "--budget", "2"], 2),
         (["check"], 2),

@@ -56,7 +56,9 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
     """
     pl.seed_everything(seed, verbose=False)
     module = module_type()
-    settings = {name: options.pop(name) for name in ("assistant", "policy", "lag", "update") if name in options}
+    settings = {
+        name: options.pop(name) for name in ("assistant", "policy", "lag", "update", "dynamics") if name in options
+    }
     reweighting = options.pop("reweighting", "none")
     memory = options.pop("feature_memory", FEATURE_MEMORY)
     tokens = {name: options.pop(name) for name in ("max_tokens", "lengths") if name in options}
@@ -94,6 +96,8 @@ def remembered(instances):
         return {}
     columns = {name: getattr(instances, name) for name in (*REMEMBERED, "features")}
     columns = {name: column for name, column in columns.items() if column is not None}
+    if instances.dynamics is not None:
+        columns |= tensors_of(instances.dynamics.state_dict()["columns"], "dynamics")
     return columns if instances.tokens is None else {**columns, **tensors_of(instances.tokens.state_dict(), "tokens")}
 
 
@@ -130,6 +134,7 @@ LOADERS = {
     "assistant text, async": (FEWER, {"assistant": "text", "module_type": BagOfWords, "update": "async"}),
     "assistant text, lag": (FEWER, {"assistant": "text", "module_type": BagOfWords, "lag": 3, "num_workers": 1}),
     **{f"policy {name}": (FEWER, {"policy": name, "reweighting": "auto"}) for name in POLICIES},
+    "only observed": (STEPS, {"policy": "uniform", "dynamics": True, "lag": 2}),
 }
 
 

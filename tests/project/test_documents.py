@@ -86,7 +86,8 @@ def names(monkeypatch):
 def test_every_page_with_code_is_tested():
     tested = {"README", "get-started", "losses", "comparing-runs", "schedules", "text", "streams", "extending"}
     tested |= {"devices"}  # by tests/end_to_end/test_scaled_out.py, where Ray is there
-    assert {page for page in PAGES if blocks("python", page)} <= tested | {"without-a-trainer"} | SIBLINGS
+    tested |= {"without-a-trainer", "instances"}
+    assert {page for page in PAGES if blocks("python", page)} <= tested | SIBLINGS
 
 
 @pytest.mark.parametrize("page", ["README", "get-started"])
@@ -115,6 +116,20 @@ def test_modules_that_the_pages_show_are_filtered(names):
         ordinary.trainer(max_epochs=4, callbacks=[callback]).fit(names[name](), datamodule=data)
         assert callback.summary()["keep_rate"] < 1
     assert names["callback"].decode(ordinary.CountingDataset(10)[4]) == "class 1"
+
+
+def test_what_the_run_taught_about_its_instances(names, tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pl, "Trainer", functools.partial(pl.Trainer, enable_checkpointing=True, max_epochs=4))
+    frame = run_blocks(names, "instances")["frame"]
+    assert frame["times_seen"].eq(4).all()
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    for command in "".join(blocks("bash", "instances")).splitlines():
+        words = command.split()
+        assert words[:3] == ["autoassist", "instances", "lightning_logs/version_0"]
+        assert main([*words[1:2], str(checkpoint), *words[3:]]) == 0
+        assert (tmp_path / words[4]).with_suffix(".html").exists()
 
 
 def test_a_policy_of_ones_own(names):

@@ -22,6 +22,8 @@ NEEDED = {
     "compare/compare_page.html",
     "compare/compare_page.js",
     "filtering/checks/schedules.py",
+    "instances/instances_page.html",
+    "instances/instances_page.js",
     "pages/page_parts.css",
     "pages/page_parts.js",
 }

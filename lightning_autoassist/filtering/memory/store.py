@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,17 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_autoassist.filtering.memory.dynamics import InstanceDynamics
 from lightning_autoassist.filtering.memory.feature_file import FeatureFile, FeaturePlace
 from lightning_autoassist.filtering.memory.features import bounded
+from lightning_autoassist.filtering.memory.frame import frame_of
 from lightning_autoassist.filtering.memory.index_rows import GrowingRows, padded
 from lightning_autoassist.filtering.memory.instances import FROM_BATCHES, Instances
 from lightning_autoassist.filtering.memory.own_columns import ColumnStarts, InstanceMemory, OwnColumns
 from lightning_autoassist.filtering.memory.tokens import TokenStore, tokens_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FEATURE_MEMORY = 256 * 2**20
 COPIED_AT_ONCE = 2**14  # rows
@@ -47,19 +52,28 @@ LabelSource = Callable[[bool], "KnownLabels | None"]
 class InstanceStore(GrowingRows):
     """One row for each of the N instances, on the CPU.
 
-    Label, score, its time and flags take 14 bytes an instance, features F·2 bytes. Features are allocated when the
-    first ones arrive: in memory, and then in every checkpoint, or in a file (see :class:`FeatureFile`) where they would
-    take more than ``feature_memory``. Tokens (see ``TokenStore``) grow with the
+    Label, score, its time and flags take 14 bytes an instance, training dynamics 24, features F·2 bytes. Features are
+    allocated when the first ones arrive: in memory, and then in every checkpoint, or in a file (see
+    ``FeatureFile``) where they would take more than ``feature_memory``. Tokens (see ``TokenStore``) grow with the
     instances that are seen; once they take as much, those of further instances are not remembered, with one warning.
 
     Args:
         num_instances: N.
         feature_memory: Most bytes that features, or tokens, may take in memory.
         place: Where a feature file lies.
+        dynamics: Whether training dynamics are kept.
+
+    Attributes:
+        dynamics: How each instance's loss went; None where that is not kept.
     """
 
     def __init__(
-        self, num_instances: int, feature_memory: int = FEATURE_MEMORY, place: FeaturePlace | None = None
+        self,
+        num_instances: int,
+        feature_memory: int = FEATURE_MEMORY,
+        place: FeaturePlace | None = None,
+        *,
+        dynamics: bool = False,
     ) -> None:
         self.num_instances = num_instances
         self.features: Tensor | None = None
@@ -78,6 +92,7 @@ class InstanceStore(GrowingRows):
         self.num_batches = 0
         self.owned: dict[str, OwnColumns] = {}
         self._restored_owned: dict[str, Any] = {}
+        self.dynamics = InstanceDynamics(num_instances) if dynamics else None
 
     @override
     def __len__(self) -> int:
@@ -100,6 +115,8 @@ class InstanceStore(GrowingRows):
             self.features = padded(self.features, num_rows)
         if self.tokens is not None:
             self.tokens.grow(num_rows)
+        if self.dynamics is not None:
+            self.dynamics.grow(num_rows)
 
     def own(self, owner: str, starts: ColumnStarts) -> None:
         """Have columns of an owner's: ``"assistant"`` or ``"policy"``; what a checkpoint had of them is restored."""
@@ -234,6 +251,8 @@ class InstanceStore(GrowingRows):
         self.seen.zero_()
         for owned in self.owned.values():
             owned.forget()
+        if self.dynamics is not None:
+            self.dynamics.forget()
         self.forget_features()
         self.forget_labels()
 
@@ -241,6 +260,14 @@ class InstanceStore(GrowingRows):
         """Remember neither features nor tokens of any instance."""
         self.has_features.zero_()
         self.features = self.tokens = self._file = None
+
+    def to_frame(self) -> pd.DataFrame:
+        """What is known of each instance, one row each: the columns are those of ``frame.COLUMNS``.
+
+        Raises:
+            ModuleNotFoundError: If pandas is missing.
+        """
+        return frame_of(self)
 
     def state_dict(self) -> dict[str, Any]:
         """All columns, as tensors or None, and the number of batches; of features in a file, which file it is."""
@@ -251,6 +278,7 @@ class InstanceStore(GrowingRows):
             "num_instances": self.num_instances,
             "num_batches": self.num_batches,
             "labels_from": self.labels_from,
+            "dynamics": None if self.dynamics is None else self.dynamics.state_dict(),
             "owned": {owner: owned.state_dict() for owner, owned in self.owned.items()},
             **{name: getattr(self, name) for name in REMEMBERED},
         }
@@ -271,6 +299,10 @@ class InstanceStore(GrowingRows):
             setattr(self, name, None if state[name] is None else state[name].clone())
         self.labels_from = state["labels_from"]
         self._restored_owned = dict(state["owned"])
+        if self.dynamics is not None:
+            self.dynamics = InstanceDynamics(len(self))
+            if state.get("dynamics") is not None:  # not in checkpoints of before
+                self.dynamics.load_state_dict(state["dynamics"])
         self.features, self._file, self.tokens = None, None, None
         if state["tokens"] is not None:
             self.tokens = TokenStore(len(self))

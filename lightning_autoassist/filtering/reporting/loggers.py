@@ -17,6 +17,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_autoassist.filtering.assistants.base import Assistant
+from lightning_autoassist.filtering.memory.frame import columns_of
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.counts import InstanceCounts
 from lightning_autoassist.filtering.reporting.epoch_figures import ClassCounts, EpochFigures
@@ -28,7 +29,7 @@ from lightning_autoassist.filtering.reporting.metrics import FilterReport, Shown
 from lightning_autoassist.filtering.reporting.reliability import Reliability, reliability
 from lightning_autoassist.filtering.reporting.settings_card import card, in_words
 from lightning_autoassist.filtering.reporting.tensorboard_log import log_to_tensorboard
-from lightning_autoassist.filtering.reporting.wandb_log import log_to_wandb, wandb_runs
+from lightning_autoassist.filtering.reporting.wandb_log import log_instances, log_to_wandb, wandb_runs
 from lightning_autoassist.trainer_support.arrays import FloatArray, IndexArray
 from lightning_autoassist.trainer_support.internals import is_logging_step, show_in_progress_bar
 
@@ -263,6 +264,9 @@ class RunLog:
         report = self.filtering.report
         summary = report.summary(self._data.candidate_stream)
         for run in wandb_runs(trainer):
+            store = self.filtering.instances
+            if store is not None and store.dynamics is not None:
+                log_instances(run, columns_of(store), trainer.global_step)
             run.summary.update({PREFIX + name: summary[name] for name in (*AXES, "saved_ratio", "keep_rate")})
         if "advice" in summary:
             rank_zero_info(f"AutoAssist: {summary['advice']}")

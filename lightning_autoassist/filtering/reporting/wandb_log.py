@@ -15,6 +15,7 @@ from lightning_autoassist.filtering.reporting.reliability import Reliability
 from lightning_autoassist.trainer_support.internals import module_of, wandb_settings
 
 NUM_BINS = 64
+MAX_TABLE_ROWS = 1000
 
 
 def group_runs(trainer: Any, budget: float, data: Any) -> None:
@@ -62,6 +63,24 @@ def log_to_wandb(run: Any, figures: EpochFigures) -> None:
     if figures.classes:
         logged[PREFIX + "classes"] = _class_table(figures.classes)
     run.log(logged, commit=False)
+
+
+def log_instances(run: Any, columns: dict[str, Any], global_step: int) -> None:
+    """Log a table of the instances with the highest mean loss, as a row of its own.
+
+    Args:
+        run: Of W&B.
+        columns: Of ``frame.columns_of``, with training dynamics.
+        global_step: Of the Trainer.
+    """
+    import wandb
+
+    order = np.argsort(-columns["loss_mean"], kind="stable")[:MAX_TABLE_ROWS]
+    order = order[np.isfinite(columns["loss_mean"][order])]
+    if len(order):
+        rows = zip(order.tolist(), *(column[order].tolist() for column in columns.values()), strict=True)
+        table = wandb.Table(columns=["index", *columns], data=[list(row) for row in rows])
+        run.log({PREFIX + "instances": table, "trainer/global_step": global_step})
 
 
 def wandb_runs(trainer: Any) -> Iterator[Any]:

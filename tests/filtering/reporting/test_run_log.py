@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, LogisticAssistant
 from lightning_autoassist.compare.readers import read_runs
+from lightning_autoassist.filtering.memory.frame import columns_of
 from lightning_autoassist.filtering.reporting.counts import MAX_COUNTED, InstanceCounts
 from lightning_autoassist.filtering.reporting.pictures import load_instances, picture_of
 from tests.end_to_end.test_resume import Saving
@@ -157,6 +158,18 @@ def test_least_kept_were_kept_less_often_than_most_kept(wandb_run):
         return kept / (kept + dropped)
 
     assert keep_rate("least_kept") < 0.5 < keep_rate("most_kept")
+
+
+def test_a_table_of_the_hardest_instances_at_the_end(wandb_run):
+    callback, folder, _ = wandb_run
+    _, (table,) = tables(folder, "instances")
+    columns = columns_of(callback.instances)
+    assert table["columns"] == ["index", *columns]
+    assert len(table["data"]) == np.isfinite(columns["loss_mean"]).sum()
+    for row in table["data"]:
+        assert row[1:] == pytest.approx([float(column[row[0]]) for column in columns.values()])
+    losses = [row[table["columns"].index("loss_mean")] for row in table["data"]]
+    assert losses == sorted(losses, reverse=True)
 
 
 def test_every_row_can_be_drawn_against_every_axis(wandb_run):

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_autoassist.filtering.memory.dynamics import LEARNT_BELOW, ROW, InstanceDynamics, Visits
+from lightning_autoassist.filtering.memory.frame import COLUMNS, columns_of
+from lightning_autoassist.filtering.memory.store import InstanceStore
+
+
+def visits(rows, losses, probs=None, pass_index=0):
+    probs = None if probs is None else np.array(probs, np.float32)
+    return Visits(np.array(rows), np.array(losses, np.float32), probs, pass_index)
+
+
+def test_an_instance_takes_24_bytes():
+    assert ROW.itemsize == 24
+    state = InstanceDynamics(1000).state_dict()
+    assert sum(column.nbytes for column in state["columns"].values()) == 24_000
+
+
+def test_visits_count_one_over_p():
+    dynamics = InstanceDynamics(1)
+    dynamics.observe(visits([0], [1.0]))
+    dynamics.observe(visits([0], [0.25], [0.5]))
+    columns = dynamics.columns()
+    mean = (1.0 + 2 * 0.25) / 3
+    assert columns["loss_mean"][0] == pytest.approx(mean)
+    assert columns["loss_spread"][0] == pytest.approx(math.sqrt(((1 - mean) ** 2 + 2 * (0.25 - mean) ** 2) / 3))
+    assert columns["confidence"][0] == pytest.approx((math.exp(-1) + 2 * math.exp(-0.25)) / 3, abs=2e-5)
+
+
+def test_weighted_means_estimate_those_of_every_visit():
+    """An instance whose hard visits are kept always and its easy ones one time in five."""
+    rng = np.random.default_rng(0)
+    dynamics = InstanceDynamics(2000)
+    rows = np.arange(2000)
+    for number in range(40):
+        losses, prob = (np.float32(2), 1.0) if number % 2 else (np.float32(0.2), 0.2)
+        kept = rows[rng.random(2000) < prob]
+        dynamics.observe(visits(kept, np.full(len(kept), losses), np.full(len(kept), prob)))
+    # A quotient of two estimates; the plain mean over visits would be 1.7.
+    assert dynamics.columns()["loss_mean"].mean() == pytest.approx(1.1, abs=0.06)
+
+
+def test_what_is_written_together_is_what_is_written_at_once():
+    rng = np.random.default_rng(0)
+    together, singly = InstanceDynamics(300), InstanceDynamics(300)
+    for number in range(60):
+        rows, kept = rng.integers(0, 300, 64), rng.random(64) < 0.5
+        batch = visits(rows, rng.exponential(1, 64), rng.uniform(0.2, 1, 64), number // 5)
+        for dynamics in (together, singly):
+            dynamics.observe(batch)
+            dynamics.count(rows, kept)
+        singly.columns()  # whoever looks has all of it written
+    left, right = (dynamics.state_dict()["columns"] for dynamics in (together, singly))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_learnt_and_forgotten():
+    dynamics = InstanceDynamics(2)
+    for number, loss in enumerate([2.0, 0.5, 0.6, 0.8, LEARNT_BELOW + 1e-6, 0.1]):
+        dynamics.observe(visits([1], [loss], pass_index=number))
+    columns = dynamics.columns()
+    assert [columns[name][1] for name in ("times_learnt", "times_forgotten", "first_pass_learnt")] == [2, 1, 1]
+    assert [columns[name][0] for name in ("times_learnt", "times_forgotten", "first_pass_learnt")] == [0, 0, -1]
+
+
+def test_counts_end_where_their_bytes_do():
+    dynamics = InstanceDynamics(1)
+    for number in range(600):
+        dynamics.observe(visits([0], [2.0 * (number % 2)], pass_index=number))
+    columns = dynamics.columns()
+    assert (columns["times_forgotten"][0], columns["times_learnt"][0]) in {(127, 127), (127, 128)}
+    dynamics = InstanceDynamics(1)
+    dynamics.observe(visits([0], [0.1], pass_index=1000))
+    assert dynamics.columns()["first_pass_learnt"].tolist() == [254]
+    many = np.zeros(70_000, np.int64)
+    dynamics._words.view(ROW)["seen"] = dynamics._words.view(ROW)["dropped"] = 65_530
+    for row in many[:10]:
+        dynamics.observe(visits([row], [0.1]))
+        dynamics.count(np.array([row]), np.array([False]))
+    columns = dynamics.columns()
+    assert (columns["times_seen"][0], columns["times_dropped"][0]) == (65_535, 65_535)
+
+
+@pytest.mark.parametrize("loss", [-3.0, 0.0, 80.0, 3e38])
+def test_any_finite_loss_can_be_taken(loss):
+    dynamics = InstanceDynamics(1)
+    with np.errstate(over="ignore"):
+        dynamics.observe(visits([0], [loss]))
+        columns = dynamics.columns()
+    assert columns["loss_mean"][0] == np.float32(loss)
+    assert columns["confidence"][0] == pytest.approx(min(1.0, math.exp(-min(loss, 700))), abs=1e-5)
+
+
+def test_state_is_restored_with_the_rows_that_were_added():
+    store = InstanceStore(4, dynamics=True)
+    store.places(torch.tensor([9]))
+    store.dynamics.observe(visits([9, 1], [0.5, 1.0]))
+    store.dynamics.loss_source = "cross_entropy at a.py:1"
+    restored = InstanceStore(4, dynamics=True)
+    restored.load_state_dict(store.state_dict())
+    assert restored.dynamics.loss_source == "cross_entropy at a.py:1"
+    left, right = columns_of(store), columns_of(restored)
+    assert left.keys() == right.keys() <= COLUMNS.keys()
+    for name, values in left.items():
+        np.testing.assert_array_equal(values, right[name], err_msg=name)
+    older = {name: value for name, value in store.state_dict().items() if name != "dynamics"}
+    restored.load_state_dict(older)
+    assert len(restored.dynamics) == len(restored)
+    assert not restored.dynamics.columns()["times_seen"].any()
+
+
+def test_a_frame_has_the_documented_columns():
+    pandas = pytest.importorskip("pandas")
+    store = InstanceStore(3, dynamics=True)
+    store.dynamics.observe(visits([1], [0.5]))
+    store.dynamics.loss_source = "cross_entropy at a.py:1"
+    frame = store.to_frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame.index.name == "index"
+    assert set(frame.columns) <= COLUMNS.keys()
+    assert frame.loc[1, "loss_mean"] == 0.5
+    assert frame.loc[[0, 2], "loss_mean"].isna().all()
+    assert frame.attrs == {"loss": "cross_entropy at a.py:1"}
+
+
+def test_without_pandas_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-autoassist\[instances\]'"):
+        InstanceStore(3, dynamics=True).to_frame()
