@@ -115,11 +115,11 @@ class LayerScores:
                 return
             weight: Any = call.layer.weight
             call = self._unweighted(call)
-            if weight in self._several or call.num_seen > 1:
-                self._held[weight].append(call)
-            elif weight in self._squares:  # the sum of two gradients' norms is not the norm of their sum
+            if weight in self._squares:  # the sum of two gradients' norms is not the norm of their sum
                 self._several.add(weight)
                 self._is_incomplete = True
+            elif weight in self._several or call.num_seen > 1:
+                self._held[weight].append(call)
             else:
                 self._squares[weight] = squared_norms([call])
 

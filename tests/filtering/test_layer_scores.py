@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_autoassist import (
@@ -154,6 +155,37 @@ class Given(Net):
 def test_weights_at_losses_that_the_user_gives_do_not_enter():
     module = Given()
     assert_exact(module, fit(module), rtol=1e-4, atol=1e-6)
+
+
+class Repeated(Net):
+    """A layer in two checkpointed blocks, whose backward passes come one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, CLASSES))
+
+    def training_step(self, batch, batch_idx):
+        values, target = batch
+        self.steps.append(({name: each.clone() for name, each in self.net.state_dict().items()}, values, target))
+        hidden = values.requires_grad_()
+        for _ in range(2):
+            hidden = checkpoint(self.net[:3], hidden, use_reentrant=True)
+        return F.cross_entropy(self.net[3](hidden), target)
+
+
+def test_a_layer_in_several_checkpointed_blocks_is_scored_from_the_second_step_on():
+    module = Repeated()
+    callback = fit(module)
+    assert callback._learner.is_filtering
+    assert callback.scores[0] is None
+    for scores, (state, values, target) in list(zip(callback.scores, module.steps, strict=True))[1:]:
+        net = Repeated().net
+        net.load_state_dict(state)
+        logits = net[3](net[:3](net[:3](values.detach())))
+        losses = F.cross_entropy(logits, target, reduction="none")
+        rows = [torch.autograd.grad(loss, list(net.parameters()), retain_graph=True) for loss in losses]
+        expected = torch.stack([torch.cat([part.flatten() for part in row]).norm() for row in rows])
+        torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_memory_holds_the_scores():
