@@ -48,7 +48,7 @@ def _page_data(comparison: Comparison, runs: Sequence[LoggedRun]) -> dict[str, A
     members, shown = grouped(runs, comparison.group_by), shown_groups(comparison)
     # Those that are shown at first have the first ten styles, which the picture gives them, too.
     numbers = {name: number for number, name in enumerate([*shown, *(name for name in members if name not in shown)])}
-    settings = settings_table(comparison)
+    settings = settings_table(comparison, _name)  # each value by itself: what follows a path may belong to it
     return {
         "metric": comparison.metric,
         "metrics": metrics,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lightning_autoassist.compare.comparison import Comparison
@@ -42,17 +42,19 @@ def tables(comparison: Comparison) -> list[Table]:
     return found
 
 
-def settings_table(comparison: Comparison) -> Table | None:
+def settings_table(comparison: Comparison, shown: Callable[[str], str] = str) -> Table | None:
     """The settings that differ between runs, a line each; None where none does.
 
     Args:
         comparison: What to show.
+        shown: A function that is applied to each name and each value.
     """
     if not comparison.settings:
         return None
-    headings = ["setting", *(group.name for group in comparison.groups)]
+    headings = ["setting", *(shown(group.name) for group in comparison.groups)]
     lines = [
-        [key, *(", ".join(values) for values in by_group.values())] for key, by_group in comparison.settings.items()
+        [shown(key), *(", ".join(map(shown, values)) for values in by_group.values())]
+        for key, by_group in comparison.settings.items()
     ]
     return Table("Settings that differ", [headings, *lines])
 

@@ -10,6 +10,7 @@ import pytest
 from lightning_autoassist.compare.comparison import compare
 from lightning_autoassist.compare.differing import differing_settings, seed_of
 from lightning_autoassist.compare.logged_runs import LoggedRun
+from lightning_autoassist.compare.page import write_page
 from lightning_autoassist.compare.series import MAX_SERIES, shown_groups, style_of
 from lightning_autoassist.compare.tables import as_text, settings_table, tables
 from lightning_autoassist.pages.html import as_json
@@ -124,6 +125,14 @@ def test_exactly_the_settings_that_differ_are_in_the_table():
     assert "net.depth" in as_text(comparison)
     assert "note" not in as_text(comparison)
     assert settings_table(compare(runs[:1])) is None
+
+
+def test_paths_among_the_settings_are_cut_one_by_one(tmp_path):
+    runs = [run_of("full", [0.5], config={"data": f"/mnt/disk-of-mine/{name}"}) for name in ("old", "new")]
+    write_page(tmp_path / "page.html", compare(runs), runs)
+    page = (tmp_path / "page.html").read_text()
+    assert "disk-of-mine" not in page
+    assert '["data", "\\u2026/old, \\u2026/new"]' in page
 
 
 def test_many_settings_that_differ_are_left_to_the_page():
