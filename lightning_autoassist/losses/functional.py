@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_autoassist.losses.pieces import pieces_of, whole
 from lightning_autoassist.trainer_support.arrays import on_device
 
 Arguments = dict[str, Any]
@@ -104,23 +105,29 @@ class NamedLoss:
         with torch.no_grad():
             detached = {name: _detached(value) for name, value in arguments.items()}
             mask = _mask(detached)
-            if unreduced is None:
-                unreduced = self.function(**{**detached, "reduction": "none"})
-            # A copy: users write `loss *= mask` into what they were given.
-            losses = unreduced.detach().to(torch.float32, copy=True)
-            if self.function is F.kl_div and losses.ndim:
-                losses = losses.sum(distribution_axis(losses))
-            norms = None
-            if with_norms:
-                wide = {name: _wide(value) for name, value in detached.items()}
-                if "ignore_index" in wide:
-                    wide["counts"] = mask
-                norms = self.norms(wide, losses)
+            pieces = [self._rows(*rows, with_norms) for rows in pieces_of(self.function, detached, unreduced, mask)]
+            losses, norms = whole(pieces)
             if self.function is F.ctc_loss and arguments["reduction"] == "mean":
                 # Its mean, alone among torch's, is of the losses by the lengths of their targets.
                 lengths = on_device(torch.as_tensor(detached["target_lengths"]), losses.device).clamp(min=1)
                 losses, norms = losses / lengths, None if norms is None else norms / lengths
             return ElementwiseLoss(losses, norms, mask)
+
+    def _rows(
+        self, arguments: Arguments, unreduced: Tensor | None, mask: Tensor | None, with_norms: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Losses and norms of some rows, see :meth:`elements`."""
+        unreduced = self.function(**{**arguments, "reduction": "none"}) if unreduced is None else unreduced
+        # A copy: users write `loss *= mask` into what they were given.
+        losses = unreduced.detach().to(torch.float32, copy=True)
+        if self.function is F.kl_div and losses.ndim:
+            losses = losses.sum(distribution_axis(losses))
+        if not with_norms:
+            return losses, None
+        wide = {name: _wide(value) for name, value in arguments.items()}
+        if "ignore_index" in wide:
+            wide["counts"] = mask
+        return losses, self.norms(wide, losses)
 
 
 def _detached(value: Any) -> Any:

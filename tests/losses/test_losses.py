@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 from lightning_autoassist.losses.functional import LOSSES
@@ -357,6 +359,44 @@ def test_smoothed_norms_are_those_of_the_smoothed_targets_however_well_they_are_
     found = named.elements(named.bind((logits, target), {"label_smoothing": 0.1})).norms
     expected = (logits.double().softmax(1) - smoothed).norm(dim=1).float()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and not function.is_view:
+            self.numel = max(self.numel, made.numel())
+        return made
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.1}, {"weight": torch.rand(50)}, {"ignore_index": 3}], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("positions", [(), (6,)])
+def test_rows_of_many_classes_are_looked_at_some_at_a_time(options, dtype, positions, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 50, *positions, generator=generator).to(dtype)
+    target = torch.randint(0, 50, (40, *positions), generator=generator)
+    options = {name: value.to(dtype) if name == "weight" else value for name, value in options.items()}
+    named = LOSSES[F.cross_entropy]
+    arguments = named.bind((logits, target), options)
+    at_once = named.elements(arguments)
+    rows = named.function(logits, target, **options, reduction="none")
+    most = 7 * 50 * math.prod(positions)
+    monkeypatch.setattr("lightning_autoassist.losses.pieces.PIECE_NUMBERS", most)
+    with LargestTensor() as largest:
+        found = [named.elements(arguments), named.elements(arguments, rows)]
+    assert largest.numel <= most
+    for each in found:
+        torch.testing.assert_close(each.losses, at_once.losses, rtol=0, atol=0)
+        torch.testing.assert_close(each.norms, at_once.norms, rtol=1e-6, atol=1e-7)
 
 
 def test_the_mean_of_ctc_is_of_losses_by_the_lengths_of_their_targets():
