@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks.gpu.places import PACK, ROOT, add_arguments, keep_row, machine
+from benchmarks.gpu.places import PACK, ROOT, STARTED, add_arguments, keep_row, machine
 
 # Seconds that a process is given to end by itself, and then to end when it is told to.
 GRACE = 4.0
@@ -199,6 +199,7 @@ def main() -> None:
     """Run what the command line asks for."""
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
+    os.environ[STARTED] = time.strftime("%Y-%m-%d %H:%M")
     run = Run(args, unpacked_wheels(args.out, [*NEEDED, *FOR_TRANSLATION]))
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -16,6 +16,8 @@ from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
 ROOT = Path(__file__).parents[2]
 PACK = ROOT / "build" / "gpu"
 TABLE = "gpu"
+# Of the environment: when the whole command was started. Rounds of one command are compared, not of several.
+STARTED = "AUTOASSIST_GPU_STARTED"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def keep_row(out: Path, part: str, device: str, is_quick: bool, row: dict[str, Any]) -> None:
     """Write a row of a part, at once."""
-    append_row(TABLE, {"part": part, "device": device, "is_quick": is_quick, **row}, out)
+    started = {"started": os.environ[STARTED]} if STARTED in os.environ else {}
+    append_row(TABLE, {"part": part, "device": device, "is_quick": is_quick, **started, **row}, out)
 
 
 def machine() -> dict[str, Any]:

@@ -67,16 +67,18 @@ def cost_of(rows: list[Row]) -> list[Row]:
     for group in grouped(rows, ("case", "batch_size", "is_compiled")):
         steps = [row for row in group if row.get("step_ms") is not None]
         work = {row["method"]: row for row in group if row.get("device_ms")}
-        plain = {(row["round"], row["date"]): row for row in steps if row["method"] == "plain"}
+        plain = {_round_of(row): row for row in steps if row["method"] == "plain"}
         for method in dict.fromkeys(row["method"] for row in steps):
             pairs = [
-                (row, plain[row["round"], row["date"]])
-                for row in steps
-                if row["method"] == method and (row["round"], row["date"]) in plain
+                (row, plain[_round_of(row)]) for row in steps if row["method"] == method and _round_of(row) in plain
             ]
             if pairs:
                 found.append(_cost(pairs, work.get(method)))
     return found
+
+
+def _round_of(row: Row) -> tuple[str, int]:
+    return row["started"], row["round"]
 
 
 def _cost(pairs: list[tuple[Row, Row]], work: Row | None) -> Row:

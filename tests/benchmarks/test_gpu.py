@@ -127,7 +127,14 @@ def test_what_is_too_large_to_travel_is_said(tmp_path):
 
 # ---- tables
 
-COMMON = {"device": "cuda", "is_quick": False, **provenance(), "hardware": "NVIDIA H100", "date": "2026-12-01"}
+COMMON = {
+    "device": "cuda",
+    "is_quick": False,
+    **provenance(),
+    "hardware": "NVIDIA H100",
+    "date": "2026-12-01",
+    "started": "2026-12-01 12:00",
+}
 
 
 def cost_rows():
