@@ -131,7 +131,9 @@ class Run:
 
     def _run(self, name: str, limit: float) -> str:
         """Run a part; says how it ended."""
-        options = ["--device", self.args.device, "--out", str(self.args.out), "--data-dir", str(self.args.data_dir)]
+        data_dir = self.args.data_dir.absolute()  # rows name the command: no folder of this machine, where it can be
+        data_dir = data_dir.relative_to(ROOT) if data_dir.is_relative_to(ROOT) else data_dir
+        options = ["--device", self.args.device, "--out", str(self.args.out), "--data-dir", str(data_dir)]
         options += ["--quick"] if self.args.quick else []
         command = self.command(name, options, limit - GRACE, self.args.device, self.args.quick)
         with (self.args.out / f"{name}.txt").open("wb") as said:
