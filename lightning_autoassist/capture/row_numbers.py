@@ -5,9 +5,7 @@ Shapes: n rows.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +43,6 @@ REORDERS = frozenset(("sort", "argsort", "randperm", "index_select"))
 UNKNOWN = -1
 # So many numbers are moved at most; of larger tensors the order is lost.
 _MOST_MOVED, _LARGEST_GRID = 2**26, 2**20
-_INSIDE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 
 
 class Rows(NamedTuple):
@@ -166,27 +163,7 @@ def read(numbers: Tensor, axis: int | None) -> Rows | None:
     return Rows(np.empty(0, np.int64), None, grid=numbers) if numbers.numel() <= _LARGEST_GRID else None
 
 
-def caller() -> str:
-    """Where the call under way stands: file and line outside of torch and of the capture."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
-        frame = frame.f_back
-    return f"at {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-
-
 def to_array(tensor: Tensor) -> IndexArray:
     """Waits for the device."""
     array: IndexArray = tensor.detach().cpu().numpy().astype(np.int64)
     return array
-
-
-def tensors_of(values: Any) -> Iterator[Tensor]:
-    """The tensors in arguments or results of a function of torch."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (list, tuple)):
-        for value in values:
-            yield from tensors_of(value)
-    elif isinstance(values, Mapping):
-        for value in values.values():
-            yield from tensors_of(value)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_autoassist.capture.place import place_of_call
 from lightning_autoassist.capture.row_numbers import (
     MAKES,
     MOVES,
@@ -25,15 +26,14 @@ from lightning_autoassist.capture.row_numbers import (
     REORDERS,
     SORTS,
     Rows,
-    caller,
     is_beside,
     kept,
     numbers_of,
     read,
-    tensors_of,
     to_array,
 )
 from lightning_autoassist.trainer_support.batch_parts import parts_of
+from lightning_autoassist.trainer_support.call_arguments import tensors_of
 
 
 class RowPropagation:
@@ -173,5 +173,5 @@ class RowPropagation:
             return rows
         earlier = next((each for each in before if np.array_equal(each.of, rows.of)), None)
         if earlier is None:
-            return rows._replace(place=caller())
+            return rows._replace(place=str(place_of_call()))
         return rows._replace(place=earlier.place)

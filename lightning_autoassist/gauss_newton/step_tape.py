@@ -7,7 +7,7 @@ the loss are noted while the step runs, and only they are made again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
+
+from lightning_autoassist.trainer_support.call_arguments import tensors_of, with_replaced
 
 # Their draws are made again as they were.
 _RANDOM = frozenset(
@@ -89,7 +91,7 @@ class StepTape(TorchFunctionMode):
             return func(*args, **kwargs)
         if not self._keeps_calls:
             result = func(*args, **kwargs)
-        elif any(id(tensor) in self._dependent for tensor in _tensors((args, kwargs))):
+        elif any(id(tensor) in self._dependent for tensor in tensors_of((args, kwargs))):
             result = self._noted(func, args, kwargs)
         else:
             return func(*args, **kwargs)
@@ -105,7 +107,7 @@ class StepTape(TorchFunctionMode):
         if is_in_place and args and isinstance(args[0], Tensor) and id(args[0]) not in self._dependent:
             kept = (args[0].detach().clone(), *args[1:])  # what is changed now must be as it was
         result = func(*args, **kwargs)
-        made = list(_tensors(result))
+        made = list(tensors_of(result))
         if made:
             self._dependent.update(map(id, made))
             self._entries.append(_Entry(func, kept, kwargs, result, rng_state, _autocast(made[0].device.type)))
@@ -155,19 +157,23 @@ class StepTape(TorchFunctionMode):
         """The entries that lead to the loss, in their order."""
         wanted, needed = {id(loss)}, []
         for entry in reversed(entries):
-            if any(id(tensor) in wanted for tensor in _tensors(entry.result)):
+            if any(id(tensor) in wanted for tensor in tensors_of(entry.result)):
                 needed.append(entry)
-                wanted.update(map(id, _tensors((entry.args, entry.kwargs))))
+                wanted.update(map(id, tensors_of((entry.args, entry.kwargs))))
         if not needed:
             raise LookupError("the loss does not come from calls of torch's functions that could be noted")
         return needed[::-1]
 
 
 def _made_again(entries: list[_Entry], loss: Tensor, values: dict[int, Tensor]) -> Tensor:
+
+    def new(tensor: Tensor) -> Tensor:
+        return values.get(id(tensor), tensor)
+
     for entry in entries:
         with nullcontext() if entry.autocast is None else torch.autocast(*entry.autocast):
-            result = _with_rng(entry, _replaced(entry.args, values), _replaced(entry.kwargs, values))
-        values.update(zip(map(id, _tensors(entry.result)), _tensors(result), strict=True))
+            result = _with_rng(entry, with_replaced(entry.args, Tensor, new), with_replaced(entry.kwargs, Tensor, new))
+        values.update(zip(map(id, tensors_of(entry.result)), tensors_of(result), strict=True))
     return values[id(loss)]
 
 
@@ -186,24 +192,4 @@ def _autocast(device_type: str) -> tuple[str, torch.dtype] | None:
 
 
 def _is_on_cpu(args: tuple[Any, ...]) -> bool:
-    return all(tensor.device.type == "cpu" for tensor in _tensors(args))
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from _tensors(value)
-    elif isinstance(values, dict):
-        yield from _tensors(list(values.values()))
-
-
-def _replaced(values: Any, tensors: Mapping[int, Tensor]) -> Any:
-    if isinstance(values, Tensor):
-        return tensors.get(id(values), values)
-    if type(values) in (tuple, list):
-        return type(values)(_replaced(value, tensors) for value in values)
-    if isinstance(values, dict):
-        return {name: _replaced(value, tensors) for name, value in values.items()}
-    return values
+    return all(tensor.device.type == "cpu" for tensor in tensors_of(args))

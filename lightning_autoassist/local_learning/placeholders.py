@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_autoassist.local_learning.step_trace import replace_links, tensors_of
+from lightning_autoassist.trainer_support.call_arguments import tensors_of, with_replaced
 
 Forward = Callable[..., Any]
 
@@ -39,7 +39,7 @@ class LeftOut:
     def _shapes(self, args: Any, kwargs: Any) -> Any:
         named = [*self.module.named_parameters(), *self.module.named_buffers()]
         without = {name: _without_values(tensor) for name, tensor in named}
-        args, kwargs = replace_links((args, kwargs), _without_values, Tensor)
+        args, kwargs = with_replaced((args, kwargs), Tensor, _without_values)
         # Its own forward, and not this stand-in for it.
         with torch.no_grad(), replaced([(self.module, None)]):
             return torch.func.functional_call(self.module, without, args, kwargs)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_autoassist.local_learning.step_trace import Link, Operation, StepTrace, replace_links
+from lightning_autoassist.local_learning.step_trace import Link, Operation, StepTrace
+from lightning_autoassist.trainer_support.call_arguments import with_replaced
 
 # The network's outputs are few operations away from the loss; a program of more is some other thing.
 MAX_OPERATIONS = 512
@@ -76,7 +77,7 @@ class Program:
         """All that its instructions read."""
         found: list[Slot] = []
         for instruction in self.instructions:
-            replace_links((instruction.args, instruction.kwargs), found.append, Slot)
+            with_replaced((instruction.args, instruction.kwargs), Slot, found.append)
         return [*found, self.end]
 
     def __call__(self, outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor:
@@ -99,7 +100,7 @@ class Program:
             return slot.tensor.detach()
 
         for function, args, kwargs, changed in self.instructions:
-            args, kwargs = replace_links((args, kwargs), value, Slot)
+            args, kwargs = with_replaced((args, kwargs), Slot, value)
             result = function(*args, **kwargs)
             values.append(result if changed is None else value(changed))
         loss: Tensor = value(self.end)
@@ -174,8 +175,8 @@ class _Builder:
         instructions = []
         for number in sorted(self._needed):
             operation = self._operations[number]
-            args, kwargs = replace_links(
-                (operation.args, operation.kwargs), lambda link: renumbered(self._slots[_key(link)])
+            args, kwargs = with_replaced(
+                (operation.args, operation.kwargs), Link, lambda link: renumbered(self._slots[_key(link)])
             )
             changed = operation.links[operation.changed] if operation.changed >= 0 else None
             target = None if changed is None else renumbered(self._slots[_key(changed)])

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from lightning_autoassist.trainer_support.call_arguments import tensors_of, with_replaced
 from lightning_autoassist.trainer_support.internals import num_changes
 
 # Operations that draw; what they give is not to be computed again.
@@ -100,7 +101,7 @@ class StepTrace(TorchFunctionMode):
             links.append(self.link(tensor))
             return links[-1]
 
-        arguments = _with((args, kwargs), linked)
+        arguments = with_replaced((args, kwargs), Tensor, linked)
         versions = [_version(tensor) for tensor in read]
         result = func(*args, **kwargs)
         changed = next((i for i, tensor in enumerate(read) if _version(tensor) != versions[i]), -1)
@@ -179,41 +180,6 @@ class StepTrace(TorchFunctionMode):
             operation = self.operations[link.operation]
             return operation.reads_parameters and not operation.is_of_data
         return link.tensor is not None and link.tensor.is_leaf and isinstance(link.tensor, torch.nn.Parameter)
-
-
-def tensors_of(value: Any) -> Iterable[Tensor]:
-    """The tensors in nested tuples, lists and mappings, in their order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from tensors_of(each)
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from tensors_of(each)
-    elif isinstance(value, slice):
-        yield from tensors_of((value.start, value.stop, value.step))
-
-
-def _with(value: Any, replaced: Callable[[Any], Any], kind: type = Tensor) -> Any:
-    """A copy of nested containers with all objects of a kind replaced."""
-    if isinstance(value, kind):
-        return replaced(value)
-    if isinstance(value, dict):
-        return {name: _with(each, replaced, kind) for name, each in value.items()}
-    if isinstance(value, slice):
-        return slice(*(_with(each, replaced, kind) for each in (value.start, value.stop, value.step)))
-    if isinstance(value, torch.Size):
-        return tuple(value)
-    if isinstance(value, (tuple, list)):
-        parts = [_with(each, replaced, kind) for each in value]
-        return parts if isinstance(value, list) else tuple(parts)
-    return value
-
-
-def replace_links(value: Any, replaced: Callable[[Any], Any], kind: type = Link) -> Any:
-    """A copy of an operation's arguments with other things in the place of its links."""
-    return _with(value, replaced, kind)
 
 
 def _version(tensor: Tensor) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from typing_extensions import Self
 
-from lightning_autoassist.local_learning.step_trace import tensors_of
+from lightning_autoassist.trainer_support.call_arguments import tensors_of
 from lightning_autoassist.trainer_support.internals import is_in_backward
 
 
