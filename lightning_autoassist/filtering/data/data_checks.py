@@ -112,7 +112,7 @@ def check_steps(data: IndexedData, steps_per_epoch: int | None, *, by_tokens: bo
         )
 
 
-def check_validation_interval(trainer: Trainer, num_batches: int, budget: float) -> None:
+def check_validation_interval(trainer: Trainer | None, num_batches: int, budget: float) -> None:
     """Refuse an interval of validation that is longer than an epoch.
 
     Args:
