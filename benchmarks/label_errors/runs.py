@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import binary_auroc
 from benchmarks.common.jobs import Method, Row
 from benchmarks.common.training import filter_warnings, filtering_of, train
 from benchmarks.images.data import ImageData, Images
-from benchmarks.images.runs import MODELS, ImageBoss, ImageJob
+from benchmarks.images.runs import MODELS, ImageModule, ImageJob
 from lightning_autoassist import AutoAssistDataModule
 from lightning_autoassist.filtering.memory.frame import columns_of
 
@@ -80,8 +80,8 @@ def auroc(scores: Scores, is_wrong: npt.NDArray[np.bool_]) -> float:
     return float(binary_auroc(torch.from_numpy(ranks / max(ranks.max(), 1)), torch.from_numpy(is_wrong).long()))
 
 
-def _boss(job: LabelErrorJob, images: Images) -> ImageBoss:
-    return ImageBoss(MODELS[job.model](images.images.shape[1:]), job.learning_rate, channels_last=True)
+def _boss(job: LabelErrorJob, images: Images) -> ImageModule:
+    return ImageModule(MODELS[job.model](images.images.shape[1:]), job.learning_rate, channels_last=True)
 
 
 def _by_dynamics(job: LabelErrorJob, train_set: Images) -> tuple[Row, dict[str, Scores]]:
@@ -119,7 +119,7 @@ def _by_cleanlab(job: LabelErrorJob, train_set: Images) -> tuple[Row, dict[str, 
     return {**rows[0], **totals, "runs": job.folds, "warnings": []}, scores
 
 
-def _probs(boss: ImageBoss, images: Images) -> npt.NDArray[np.float32]:
+def _probs(boss: ImageModule, images: Images) -> npt.NDArray[np.float32]:
     boss.eval()
     with torch.no_grad():
         return torch.cat([boss(part).softmax(1) for part in images.images.split(500)]).numpy()

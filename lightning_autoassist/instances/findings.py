@@ -22,7 +22,7 @@ class Findings(NamedTuple):
 
     Attributes:
         is_seen: The model was trained on it at least once.
-        is_hardest: Among the hundredth of those seen with the highest mean loss.
+        is_hardest: No suspect, and among the hundredth with the highest mean loss.
         is_suspect: Never learnt in three visits or more: its label may be wrong.
         is_redundant: Learnt in the first pass and never forgotten.
     """
@@ -50,13 +50,14 @@ def findings(columns: Columns) -> Findings:
     """
     seen, first = columns["times_seen"], columns["first_pass_learnt"]
     is_seen = seen > 0
-    num_hardest = int(np.ceil(HARDEST_SHARE * is_seen.sum()))
+    is_suspect = (seen >= MIN_VISITS) & (first < 0)
+    order = by_loss(columns)
     is_hardest = np.zeros(len(seen), bool)
-    is_hardest[by_loss(columns)[:num_hardest]] = True
+    is_hardest[order[~is_suspect[order]][: int(np.ceil(HARDEST_SHARE * is_seen.sum()))]] = True
     return Findings(
         is_seen,
         is_hardest,
-        is_suspect=(seen >= MIN_VISITS) & (first < 0),
+        is_suspect,
         is_redundant=(first == 0) & (columns["times_forgotten"] == 0),
     )
 

@@ -47,7 +47,7 @@ function map() {
     add(svg, "text", {x: LEFT - 6, y: y(t) + 4, "text-anchor": "end"}, brief(t));
   }
   add(svg, "text", {x: (LEFT + right) / 2, y: HEIGHT - 8, "text-anchor": "middle"}, "variability");
-  add(svg, "text", {x: LEFT, y: TOP + 2}, "confidence");
+  add(svg, "text", {x: LEFT + 6, y: TOP + 14}, "confidence");
   const points = data.rows.map(row => ({row: row, x: x(row[place("variability")]), y: y(row[place("confidence")])}));
   // What stands out comes last, and so before the others.
   [...points].sort((a, b) => b.row[1] - a.row[1]).forEach(p =>

@@ -109,7 +109,7 @@ def made_store(num_instances=12, num_classes=3):
     store.put_labels(torch.arange(num_instances), torch.arange(num_instances) % num_classes)
     for number in range(4):
         losses = np.linspace(0.1, 0.4, len(rows), dtype=np.float32)
-        losses[0], losses[1] = 3.0, 1.0 if number == 2 else 0.2
+        losses[0], losses[1] = 3.0, 2.0 if number == 2 else 0.2
         store.dynamics.observe(Visits(rows, losses, None, number))
     store.dynamics.loss_source = "cross_entropy at train.py:31"
     return store
@@ -119,7 +119,7 @@ def test_findings_are_those_of_the_losses():
     columns = columns_of(made_store())
     found = findings(columns)
     assert np.flatnonzero(found.is_suspect).tolist() == [0]
-    assert np.flatnonzero(found.is_hardest).tolist() == [0]
+    assert np.flatnonzero(found.is_hardest).tolist() == [1]
     assert np.flatnonzero(found.is_redundant).tolist() == list(range(2, 11))
     assert np.flatnonzero(~found.is_seen).tolist() == [11]
     said = " ".join(sentences(columns, found))
