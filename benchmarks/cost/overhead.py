@@ -259,7 +259,7 @@ def assistant_cost(name: str, num_features: int, rounds: int) -> dict[str, Any]:
 
 
 def dynamics_cost(num_instances: int, rounds: int) -> dict[str, Any]:
-    """CPU microseconds, at the fastest, that a batch's training dynamics take: its visits, and its candidates at a keep rate of 0.6."""
+    """CPU microseconds, at the fastest, of a batch's dynamics: its visits, and candidates at a keep rate of 0.6."""
     rng = np.random.default_rng(0)
     store = InstanceStore(num_instances, dynamics=True)
     assert store.dynamics is not None

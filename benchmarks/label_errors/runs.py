@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import binary_auroc
 from benchmarks.common.jobs import Method, Row
 from benchmarks.common.training import filter_warnings, filtering_of, train
 from benchmarks.images.data import ImageData, Images
-from benchmarks.images.runs import MODELS, ImageModule, ImageJob
+from benchmarks.images.runs import MODELS, ImageJob, ImageModule
 from lightning_autoassist import AutoAssistDataModule
 from lightning_autoassist.filtering.memory.frame import columns_of
 
