@@ -44,7 +44,8 @@ def instances_in(checkpoint: Path, *, trusts: bool = False) -> InstanceStore:
 
 def _loaded(checkpoint: Path, trusts: bool) -> dict[str, Any]:
     try:
-        loaded: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=not trusts)
+        # Mapped: of a large model's weights nothing is read.
+        loaded: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=not trusts, mmap=True)
     except pickle.UnpicklingError as error:
         raise InstancesError(
             f"{checkpoint} holds more than tensors and numbers, or is no checkpoint ({str(error).splitlines()[0]}). "

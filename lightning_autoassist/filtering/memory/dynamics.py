@@ -144,7 +144,8 @@ class InstanceDynamics:
         passes = np.repeat([one.pass_index for one in visits], [len(one.rows) for one in visits])
         for part in _distinct(rows):
             words = self._words.take(rows[part], 0)
-            _add_visits(words.view(ROW)[:, 0], losses[part], probs[part], passes[part])
+            with np.errstate(over="ignore", invalid="ignore"):  # squares of losses of a run that diverges
+                _add_visits(words.view(ROW)[:, 0], losses[part], probs[part], passes[part])
             self._words[rows[part]] = words
 
     def _write_candidates(self) -> None:

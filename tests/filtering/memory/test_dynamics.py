@@ -91,11 +91,12 @@ def test_counts_end_where_their_bytes_do():
 @pytest.mark.parametrize("loss", [-3.0, 0.0, 80.0, 3e38])
 def test_any_finite_loss_can_be_taken(loss):
     dynamics = InstanceDynamics(1)
-    with np.errstate(over="ignore"):
-        dynamics.observe(visits([0], [loss]))
-        columns = dynamics.columns()
+    dynamics.observe(visits([0], [loss]))
+    columns = dynamics.columns()
     assert columns["loss_mean"][0] == np.float32(loss)
     assert columns["confidence"][0] == pytest.approx(min(1.0, math.exp(-min(loss, 700))), abs=1e-5)
+    dynamics.observe(visits([0], [0.0]))
+    assert dynamics.columns()["loss_mean"][0] == pytest.approx(loss / 2)
 
 
 def test_state_is_restored_with_the_rows_that_were_added():
