@@ -8,7 +8,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 .PHONY: help demo test lint docs pytest benchmarks notebooks outside package clean
 
 help:
-	@echo "make demo       train a small ResNet three times on 8x8 digits: full, uniform, AutoAssist"
+	@echo "make demo       train on digits of which some are rare: in full, shortened, filtered; three seeds, about a minute"
 	@echo "make test       lint, tests and doctests, quick benchmarks, notebooks"
 	@echo "make lint       style, types, floors (an import only goes down), spelling"
 	@echo "make outside    other people's modules and losses, in .venv-outside; rows and docs/compatibility.md"
@@ -48,6 +48,7 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python -m benchmarks.translation --quick
 	$(BIN)/python -m benchmarks.gauss_newton --quick
 	$(BIN)/python -m benchmarks.kfac --quick
+	$(BIN)/python -m benchmarks.demo --quick
 	$(BIN)/python -m benchmarks.gpu --device cpu --quick --out build/gpu-quick
 	$(BIN)/python -m benchmarks.report --check
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.common.accuracy_report import stale_curves, summary_table, write_curves
 from benchmarks.common.rows import RESULTS
 from benchmarks.cost.report import overhead_table, scale_table, wall_clock_table
+from benchmarks.demo.report import demo_table
 from benchmarks.gauss_newton.report import (
     assistant_table,
     losses_table,
@@ -70,6 +71,7 @@ TABLES = {
     "linear_svm": svm_tables,
     "kfac": kfac_tables,
     "local_learning": local_tables,
+    "demo": demo_table,
     "overhead": overhead_table,
     "scale": scale_table,
     "gpu": gpu_tables,

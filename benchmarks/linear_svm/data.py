@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from benchmarks.common.covtype import cover_types
+from lightning_autoassist.demo.covtype import cover_types
 from lightning_autoassist.demo.data import fashion_mnist
 
 COVTYPE_POSITIVE = 2  # LIBSVM's covtype.binary: this class against the other six

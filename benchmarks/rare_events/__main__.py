@@ -25,10 +25,11 @@ from benchmarks.common.command_line import add_arguments, be_quiet, parser_of, p
 from benchmarks.common.jobs import TUNED_BUDGET, Plan, PlanChain, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check_quickly
-from benchmarks.rare_events.data import MADE, RARE_SETS, EventSplit, load_events
+from benchmarks.rare_events.data import MADE, RARE_SETS, load_events
 from benchmarks.rare_events.plans import CORE, GRID, METHODS, SEEDS, TEMPLATE, CostPlan, plan_named
 from benchmarks.rare_events.runs import METRIC, RareJob, run_job
 from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
+from lightning_autoassist.demo.rare_events import EventSplit
 
 TABLE = "rare_events"
 

@@ -23,7 +23,8 @@ from torchmetrics.classification import (
 from benchmarks.common.controls import logit_correction
 from benchmarks.common.jobs import Job, Method, Row
 from benchmarks.common.training import fit
-from benchmarks.rare_events.data import EventData, EventSplit
+from benchmarks.rare_events.data import EventData
+from lightning_autoassist.demo.rare_events import EventSplit, event_net
 
 METRIC = "average_precision"
 
@@ -43,14 +44,6 @@ class RareJob(Job):
     batch_size: int = 256
     epochs: int = 12
     learning_rate: float = 0.1
-
-
-def make_net(num_features: int, width: int) -> nn.Module:
-    """Two hidden layers with batch normalisation, and two logits."""
-    layers: list[nn.Module] = []
-    for num_inputs in (num_features, width):
-        layers += [nn.Linear(num_inputs, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(width, 2))
 
 
 class RareEventModule(pl.LightningModule):
@@ -117,7 +110,7 @@ def run_job(job: RareJob, split: EventSplit) -> Row:
     torch.manual_seed(job.seed)
     data = EventData(split, job.batch_size)
     correction = logit_correction(Method(job.method), split.train.labels)
-    module = RareEventModule(make_net(split.train.features.shape[1], job.width), job.learning_rate, correction)
+    module = RareEventModule(event_net(split.train.features.shape[1], job.width), job.learning_rate, correction)
     row = fit(job, module, data, METRIC)
     return {
         **row,

@@ -1,4 +1,5 @@
-"""What ``autoassist demo`` does: a small network, trained in full, uniformly and with AutoAssist.
+"""What ``autoassist demo`` does: a small network, trained in full, on a shortened schedule, and filtered by policies.
 
-``project.py`` is a project as a user has it, ``data.py`` its images; ``run.py`` runs it three times.
+``project.py`` and ``rare_events.py`` are projects as a user has them, ``data.py`` and ``covtype.py`` their data;
+``settings.py`` says what is trained, ``run.py`` trains, ``results.py`` shows what came of it.
 """

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-# The command line reads the settings below for its help; numpy and torch are imported where data are read.
+# The command line reads the folders below for its help; numpy and torch are imported where data are read.
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -23,6 +21,11 @@ DEFAULT_OUT = Path("autoassist-demo")
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
 IDX_UNSIGNED_BYTE = 8
 PIXEL_MAX = 255
+NUM_DIGITS = 10
+# Of each digit, of which there are 174 or more: to test on, and to choose learning rates on.
+NUM_TEST_DIGITS, NUM_HELD_OUT_DIGITS = 40, 24
+# Of the most frequent digit, and how many times as frequent it is as the rarest.
+MOST_DIGITS, IMBALANCE = 112, 20
 
 
 class Split(NamedTuple):
@@ -48,6 +51,42 @@ def digits(data_dir: Path) -> Split:
     num_train = len(labels) * 4 // 5
     everything = TensorDataset(pixels[order], torch.tensor(labels)[order])
     return Split(TensorDataset(*everything[:num_train]), TensorDataset(*everything[num_train:]))
+
+
+def long_tailed_digits(data_dir: Path, *, choosing: bool = False) -> Split:
+    r"""377 of scikit-learn's digits, 112 zeros to 5 nines: digit k has :math:`112 \cdot 20^{-k/9}` images.
+
+    The measured images are balanced, and the same always: 400 to test on, or 240 others to choose settings on. The
+    tail is exponential, as the benchmarks' of Fashion-MNIST; an imbalance of 100 would leave one image of the rarest.
+
+    Args:
+        data_dir: Not used, nothing is downloaded.
+        choosing: Whether learning rates and the like are being chosen: then the test images are left alone.
+    """
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    rng = np.random.default_rng(0)
+    by_digit = [rng.permutation(np.flatnonzero(labels == digit)) for digit in range(NUM_DIGITS)]
+    parts = [np.split(rows, [NUM_TEST_DIGITS, NUM_TEST_DIGITS + NUM_HELD_OUT_DIGITS]) for rows in by_digit]
+    train = [rest[: _num_of(digit)] for digit, (_, _, rest) in enumerate(parts)]
+    measured = [held_out if choosing else test for test, held_out, _ in parts]
+    return Split(_digit_rows(images, labels, train), _digit_rows(images, labels, measured))
+
+
+def _num_of(digit: int) -> int:
+    return int(MOST_DIGITS * IMBALANCE ** (-digit / (NUM_DIGITS - 1)) + 1e-9)
+
+
+def _digit_rows(images: Any, labels: Any, rows: list[npt.NDArray[np.int64]]) -> TensorDataset:
+    import numpy as np
+    import torch
+    from torch.utils.data import TensorDataset
+
+    chosen = np.sort(np.concatenate(rows))
+    pixels = torch.tensor(images[chosen], dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    return TensorDataset(pixels, torch.tensor(labels[chosen]))
 
 
 def fashion_mnist(data_dir: Path) -> Split:
@@ -98,52 +137,6 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     if len(content) != header + math.prod(shape):
         raise OSError(f"{path} should hold {math.prod(shape)} values after its header, not {len(content) - header}")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
-
-
-@dataclass(frozen=True)
-class DemoData:
-    """A data set of the demo, and the settings that suit it.
-
-    Args:
-        load: Reads it; gets the folder for downloads.
-        batch_size: B.
-        num_epochs: Epochs of a run.
-        learning_rate: Peak of the OneCycle schedule.
-        stem_stride: Stride of the network's first convolution.
-        num_threads: Of torch on the CPU; None: torch's own choice.
-        caveat: What its figures do not show.
-    """
-
-    load: Callable[[Path], Split]
-    batch_size: int
-    num_epochs: int
-    learning_rate: float
-    stem_stride: int
-    num_threads: int | None
-    caveat: str
-
-
-DEMO_DATA = {
-    "digits": DemoData(
-        load=digits,
-        batch_size=32,
-        num_epochs=12,
-        learning_rate=0.05,
-        stem_stride=1,
-        # So little work that a second thread gains nothing, and waits many times longer once its core is taken.
-        num_threads=1,
-        caveat="Digits are tiny: they show the mechanism, and prove nothing about speed or accuracy.",
-    ),
-    "fashion-mnist": DemoData(
-        load=fashion_mnist,
-        batch_size=128,
-        num_epochs=8,
-        learning_rate=0.2,
-        stem_stride=2,
-        num_threads=None,
-        caveat="One seed, one learning rate and a short schedule: an illustration, not a comparison.",
-    ),
-}
 
 
 def _idx_files(folder: Path) -> list[Path]:

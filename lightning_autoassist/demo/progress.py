@@ -15,11 +15,13 @@ class RunProgress(pl.Callback):
     Args:
         progress: Where it is drawn.
         name: Of the run.
+        metric: Its name among what the module logs.
     """
 
-    def __init__(self, progress: Progress, name: str) -> None:
+    def __init__(self, progress: Progress, name: str, metric: str) -> None:
         self.progress = progress
-        self.task = progress.add_task(name, start=False, total=None, accuracy="")
+        self.metric = metric
+        self.task = progress.add_task(name, start=False, total=None, reached="")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.progress.update(self.task, total=trainer.estimated_stepping_batches)
@@ -29,17 +31,17 @@ class RunProgress(pl.Callback):
         self.progress.update(self.task, completed=trainer.global_step)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        accuracy = float(trainer.callback_metrics["val_accuracy"])
-        self.progress.update(self.task, accuracy=f"accuracy {accuracy:.1%}")
+        value = float(trainer.callback_metrics[self.metric])
+        self.progress.update(self.task, reached=f"{value:.1%}")
 
 
 def progress_bars(console: Console) -> Progress:
     """Bars for the runs of one console."""
     return Progress(
-        TextColumn("{task.description:16}"),
-        BarColumn(),
+        TextColumn("{task.description:24}"),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("updates {task.fields[accuracy]}"),
+        TextColumn("steps  {task.fields[reached]}"),
         TimeElapsedColumn(),
         console=console,
     )

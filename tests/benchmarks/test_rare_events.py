@@ -14,7 +14,8 @@ from benchmarks.common.jobs import CONTROLS, Method
 from benchmarks.rare_events import __main__ as command
 from benchmarks.rare_events import plans, report
 from benchmarks.rare_events.data import load_events
-from benchmarks.rare_events.runs import RareEventModule, RareJob, make_net, run_job
+from benchmarks.rare_events.runs import RareEventModule, RareJob, run_job
+from lightning_autoassist.demo.rare_events import event_net
 
 JOB = replace(plans.TEMPLATE, dataset="made", epochs=6, batch_size=64, width=16, learning_rate=0.1)
 
@@ -54,7 +55,7 @@ def test_a_run_says_what_it_was_and_learns(method, tmp_path):
 def test_average_precision_is_sklearns(tmp_path):
     torch.manual_seed(0)
     held_out = load_events("made", tmp_path, choosing=False).held_out
-    module = RareEventModule(make_net(10, 8), 0.1).eval()
+    module = RareEventModule(event_net(10, 8), 0.1).eval()
     module.validation_step(tuple(held_out), 0)
     measured = float(module.metrics.compute()["average_precision"])
     logits = module(held_out.features).detach()

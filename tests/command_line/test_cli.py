@@ -12,6 +12,7 @@ import torch
 import lightning_autoassist
 from lightning_autoassist.cli import _parser, main
 from lightning_autoassist.demo import data as demo_data
+from lightning_autoassist.demo.settings import DEMO_DATA
 
 
 def one_line_error(capsys, *arguments):
@@ -68,7 +69,7 @@ def test_help_of_the_demo_shows_examples_and_defaults(capsys):
         main(["demo", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "autoassist demo --data fashion-mnist" in text
-    assert f"{demo_data.DEMO_DATA['digits'].num_epochs} for digits" in text
+    assert f"{DEMO_DATA['digits'].num_epochs} for digits" in text
 
 
 def test_version(capsys):
@@ -90,6 +91,8 @@ def test_version(capsys):
         (["demo", "--epochs", "0"], "--epochs: must be 1 or more, got 0 "),
         (["demo", "--epochs", "1.5"], "--epochs: must be a whole number, got 1.5 "),
         (["demo", "--seed", "-1"], "--seed: must be 0 or more, got -1 "),
+        (["demo", "--seeds", "0"], "--seeds: must be 1 or more, got 0 "),
+        (["demo", "--policy", "uniform"], "invalid choice: 'uniform'"),
         (["demo", "--wandb", "maybe"], "online.*offline.*off"),
     ],
 )

@@ -7,7 +7,8 @@ import torch
 
 from benchmarks.common.controls import ControlledData, PassesSampler, logit_correction, undersampled
 from benchmarks.common.jobs import Method
-from benchmarks.rare_events.data import EventData, Events, EventSplit
+from benchmarks.rare_events.data import EventData
+from lightning_autoassist.demo.rare_events import Events, EventSplit
 
 
 def events(num, num_rare):

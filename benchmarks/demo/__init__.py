@@ -1,0 +1,1 @@
+"""The demo's long-tailed digits: its learning rates, and ten seeds of each method."""
