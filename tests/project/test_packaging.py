@@ -88,4 +88,4 @@ def test_installs_into_an_empty_environment_and_runs(dist, pattern, tmp_path):
         out = run(
             command, "demo", "--epochs", "1", "--budget", "1", "--seeds", "1", "--wandb", "off", cwd=tmp_path, env=clean
         )
-        assert "prioritized, 100%" in out
+        assert "prioritized" in out
