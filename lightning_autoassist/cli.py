@@ -122,17 +122,14 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
         action="append",
         choices=[name for name in get_args(PolicyName) if name != "uniform"],
         metavar="NAME",
-        help=f"beside full and uniform; again for more; default: {', '.join(POLICIES_SHOWN)}, and {CONTROL} for digits",
+        help=f"again for more; default: {', '.join(POLICIES_SHOWN)}, and {CONTROL} for digits",
     )
     demo.add_argument(
         "--seeds", type=_whole_number(1), metavar="N", help=f"runs of each method; default: {_by_data('num_seeds')}"
     )
     demo.add_argument("--seed", type=_whole_number(0), default=0, help="the first of the seeds; default: %(default)s")
-    demo.add_argument(
-        "--budget",
-        type=_budget,
-        help=f"share of the full run's optimizer steps, in (0, 1]; default: {_by_data('budget')}",
-    )
+    budgets = f"share of the full run's optimizer steps, in (0, 1]; default: {_by_data('budget')}"
+    demo.add_argument("--budget", type=_budget, help=budgets)
     demo.add_argument(
         "--epochs", type=_whole_number(1), metavar="N", help=f"epochs of each run; default: {_by_data('num_epochs')}"
     )

@@ -79,12 +79,11 @@ def run_demo(
     """Train in full, on a shortened schedule and by policies; print a table, draw the curves, leave W&B runs.
 
     Args:
-        data: A name in ``DEMO_DATA``.
-        policies: Names in ``POLICIES``, beside the full run and ``"uniform"``, which always run; None: what suits the
-            data.
-        num_seeds: Runs of each method; None: what suits the data.
-        budget: Share of the full run's optimizer steps that the others get, in (0, 1]; None: what suits the data.
-        num_epochs: Epochs of each run; None: what suits the data.
+        data: A name in ``DEMO_DATA``; what is None of the next four is what suits the data.
+        policies: Names in ``POLICIES``, beside the full run and ``"uniform"``, which always run.
+        num_seeds: Runs of each method.
+        budget: Share of the full run's optimizer steps that the others get, in (0, 1].
+        num_epochs: Epochs of each run.
         seed: The first of the seeds.
         wandb_mode: ``"online"``, ``"offline"`` or ``"off"``; None: offline where W&B is installed.
         data_dir: Folder for downloads.
@@ -101,27 +100,34 @@ def run_demo(
     split = settings.load(data_dir)
     out.mkdir(parents=True, exist_ok=True)
     mode = wandb_mode or _mode_without_account(console)
-    chosen = settings.policies if policies is None else policies
-    runs = _runs(settings, chosen, budget or settings.budget, num_epochs or settings.num_epochs)
-    seeds = range(seed, seed + (num_seeds or settings.num_seeds))
-    results = []
-    with _quiet(), _threads(settings.num_threads), _wandb_ended(mode):
-        for run in (DemoRun(*run, seed) for seed in seeds for run in runs):
-            with _logging_to_wandb(data, run, mode, out) as logger:
-                results.append(train_with_bar(settings, split, run, console, logger))
-    _report(console, results, data, out, mode)
-    _tell_of_rates(console, settings, runs)
+    runs = _runs(settings, policies, budget, num_epochs, range(seed, seed + (num_seeds or settings.num_seeds)))
+    results = _train_all(data, split, runs, console, mode, out)
+    _report(console, results, data, runs, out, mode)
     return results
 
 
 def _runs(
-    settings: DemoData, policies: Sequence[str], budget: float, num_epochs: int
-) -> list[tuple[str, float, float, int]]:
-    """Method, budget, learning rate and epochs of all methods, each once."""
-    methods = dict.fromkeys((FULL, UNIFORM, *policies))
+    settings: DemoData, policies: Sequence[str] | None, budget: float | None, num_epochs: int | None, seeds: range
+) -> list[DemoRun]:
+    budget, num_epochs = budget or settings.budget, num_epochs or settings.num_epochs
+    methods = dict.fromkeys((FULL, UNIFORM, *(settings.policies if policies is None else policies)))
     return [
-        (method, 1.0 if method == FULL else budget, settings.learning_rate(method), num_epochs) for method in methods
+        DemoRun(method, 1.0 if method == FULL else budget, settings.learning_rate(method), num_epochs, seed)
+        for seed in seeds
+        for method in methods
     ]
+
+
+def _train_all(
+    data: str, split: Split | EventSplit, runs: Sequence[DemoRun], console: Console, mode: WandbMode, out: Path
+) -> list[RunResult]:
+    settings, results = DEMO_DATA[data], []
+    with _quiet(), _threads(settings.num_threads), _wandb_ended(mode):
+        for run in runs:
+            with _logging_to_wandb(data, run, mode, out) as logger, progress_bars(console) as progress:
+                bar = RunProgress(progress, f"{run.method}, seed {run.seed}", f"val_{settings.metric}")
+                results.append(train(settings, split, run, callbacks=[bar], logger=logger))
+    return results
 
 
 def _mode_without_account(console: Console) -> WandbMode:
@@ -129,23 +135,6 @@ def _mode_without_account(console: Console) -> WandbMode:
         return "offline"
     console.print("W&B is not installed, so no runs are logged; pip install wandb brings them.")
     return "off"
-
-
-def train_with_bar(
-    settings: DemoData, split: Split | EventSplit, run: DemoRun, console: Console, logger: Logger | bool
-) -> RunResult:
-    """Train once, with a progress bar.
-
-    Args:
-        settings: Of the data.
-        split: The data.
-        run: What to train.
-        console: Where the bar is drawn.
-        logger: Of the Trainer.
-    """
-    with progress_bars(console) as progress:
-        bar = RunProgress(progress, f"{run.method}, seed {run.seed}", f"val_{settings.metric}")
-        return train(settings, split, run, callbacks=[bar], logger=logger)
 
 
 def train(
@@ -168,18 +157,7 @@ def train(
     torch.manual_seed(run.seed)
     module, data = _project(settings, split, run.learning_rate)
     callback, recorder = _callback(settings, run.method), Recorder(f"val_{settings.metric}")
-    trainer = pl.Trainer(
-        devices=1,
-        max_epochs=run.num_epochs,
-        check_val_every_n_epoch=settings.curve_interval(run.num_epochs),
-        callbacks=[callback, recorder, *callbacks],
-        logger=logger,
-        log_every_n_steps=10,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = _trainer(settings, run, [callback, recorder, *callbacks], logger)
     trainer.fit(module, datamodule=AutoAssistDataModule(data, budget=run.budget))
     return RunResult(
         method=run.method,
@@ -191,6 +169,23 @@ def train(
         value=recorder.curve[-1][1],
         keep_rate=callback.summary()["keep_rate"] if callback.policy.needs_scores else None,
         curve=tuple(recorder.curve),
+    )
+
+
+def _trainer(
+    settings: DemoData, run: DemoRun, callbacks: list[pl.Callback | AutoAssistCallback], logger: Logger | bool
+) -> pl.Trainer:
+    return pl.Trainer(
+        devices=1,
+        max_epochs=run.num_epochs,
+        check_val_every_n_epoch=settings.curve_interval(run.num_epochs),
+        callbacks=callbacks,
+        logger=logger,
+        log_every_n_steps=10,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
 
 
@@ -213,7 +208,9 @@ def _callback(settings: DemoData, method: str) -> AutoAssistCallback:
     return AutoAssistCallback(policy=POLICIES[method](**options) if options else method)  # type: ignore[arg-type]
 
 
-def _report(console: Console, results: list[RunResult], data: str, out: Path, mode: WandbMode) -> None:
+def _report(
+    console: Console, results: list[RunResult], data: str, runs: Sequence[DemoRun], out: Path, mode: WandbMode
+) -> None:
     settings = DEMO_DATA[data]
     metric = f"test {settings.metric.replace('_', ' ')}"
     draw(results, out / PLOT_NAME, metric)
@@ -224,6 +221,7 @@ def _report(console: Console, results: list[RunResult], data: str, out: Path, mo
         settings.caveat,
         sep="\n",
     )
+    _tell_of_rates(console, settings, runs)
     console.print(f"The {metric} against optimizer steps: {out / PLOT_NAME}", soft_wrap=True)
     if mode != "off":
         console.print(f"W&B runs ({mode}): {out / 'wandb'}", soft_wrap=True)
@@ -232,13 +230,14 @@ def _report(console: Console, results: list[RunResult], data: str, out: Path, mo
         )
 
 
-def _tell_of_rates(console: Console, settings: DemoData, runs: Sequence[tuple[str, float, float, int]]) -> None:
-    rates = ", ".join(f"{method} {rate:g}" for method, _, rate, _ in runs)
-    console.print(f"Peak learning rates: {rates}. {settings.rates_from}")
-    unknown = [method for method, *_ in runs if method not in settings.learning_rates]
+def _tell_of_rates(console: Console, settings: DemoData, runs: Sequence[DemoRun]) -> None:
+    rates = {run.method: run.learning_rate for run in runs}
+    shown = ", ".join(f"{method} {rate:g}" for method, rate in rates.items())
+    console.print(f"Peak learning rates: {shown}. {settings.rates_from}")
+    unknown = [method for method in rates if method not in settings.learning_rates]
     if unknown and len(settings.learning_rates) > 1:
         console.print(f"No rate was chosen for {', '.join(unknown)}, which took that of {UNIFORM}.")
-    if any(epochs != settings.num_epochs or budget not in (1.0, settings.budget) for _, budget, _, epochs in runs):
+    if any(run.num_epochs != settings.num_epochs or run.budget not in (1.0, settings.budget) for run in runs):
         console.print(f"They were chosen for {settings.num_epochs} epochs at a budget of {settings.budget:.0%}.")
 
 
