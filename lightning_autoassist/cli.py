@@ -11,15 +11,13 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 from typing_extensions import override
 
 from lightning_autoassist._version import __version__
-from lightning_autoassist.demo.data import DEFAULT_DATA_DIR, DEFAULT_OUT
-from lightning_autoassist.demo.settings import CONTROL, DEMO_DATA, POLICIES_SHOWN
+from lightning_autoassist.demo import command as demo_command
 from lightning_autoassist.filtering.named_objects import NamingError, candidates_in, module_and_data, place_of_error
-from lightning_autoassist.filtering.names import PolicyName
 from lightning_autoassist.instances import command as instances_command
 from lightning_autoassist.instances.places import InstancesError
 from lightning_autoassist.pages.terminal import printable, shortened
@@ -38,16 +36,6 @@ examples:
   autoassist check train.py:MyModule --kfac   # which layers K-FAC preconditions, and what it holds and sends
 
 exits with 0 where filtering is on, 1 where it is off, 2 where the module cannot be had or fails
-"""
-DEMO_EXAMPLES = """\
-examples:
-  autoassist demo                             # 8x8 digits with rare classes, nothing to download
-  autoassist demo --seeds 10 --policy proportional --policy seta
-  autoassist demo --data digits-balanced      # where there is nothing to gain
-  autoassist demo --data covtype              # rare events, 400,000 rows; some minutes, downloads 16 MB
-  autoassist demo --data fashion-mnist --wandb off
-
-exits with 0, or with 2 where data, packages or W&B are not to be had
 """
 COMPARE_EXAMPLES = """\
 RUN is a W&B offline folder, a folder of CSVLogger or TensorBoardLogger, a folder with several of these, or a W&B
@@ -110,46 +98,12 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     demo = commands.add_parser(
         "demo",
         help="train a small network in full, on a shortened schedule, and filtered by policies",
-        description="Train a small network in full, on a shortened schedule that selects nothing (uniform), and at the "
-        "same budget filtered by policies, several seeds of each. Prints a table of means, standard errors and paired "
-        "differences, and draws the test metric against optimizer steps.",
-        epilog=DEMO_EXAMPLES,
+        description=demo_command.DESCRIPTION,
+        epilog=demo_command.EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    demo.add_argument("--data", choices=DEMO_DATA, default="digits", help="default: %(default)s")
-    demo.add_argument(
-        "--policy",
-        action="append",
-        choices=[name for name in get_args(PolicyName) if name != "uniform"],
-        metavar="NAME",
-        help=f"again for more; default: {', '.join(POLICIES_SHOWN)}, and {CONTROL} for digits",
-    )
-    demo.add_argument(
-        "--seeds", type=_whole_number(1), metavar="N", help=f"runs of each method; default: {_by_data('num_seeds')}"
-    )
-    demo.add_argument("--seed", type=_whole_number(0), default=0, help="the first of the seeds; default: %(default)s")
-    budgets = f"share of the full run's optimizer steps, in (0, 1]; default: {_by_data('budget')}"
-    demo.add_argument("--budget", type=_budget, help=budgets)
-    demo.add_argument(
-        "--epochs", type=_whole_number(1), metavar="N", help=f"epochs of each run; default: {_by_data('num_epochs')}"
-    )
-    demo.add_argument(
-        "--wandb",
-        choices=("online", "offline", "off"),
-        help="log the runs to Weights & Biases; default: offline where wandb is installed, else off",
-    )
-    demo.add_argument(
-        "--data-dir", type=Path, default=DEFAULT_DATA_DIR, metavar="DIR", help="for downloads; default: %(default)s"
-    )
-    demo.add_argument(
-        "--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="for plot and W&B runs; default: %(default)s"
-    )
+    demo_command.add_arguments(demo, _whole_number)
     demo.set_defaults(run=_demo)
-
-
-def _by_data(setting: str) -> str:
-    """A setting of each of the demo's data sets, in words."""
-    return ", ".join(f"{getattr(settings, setting)} for {name}" for name, settings in DEMO_DATA.items())
 
 
 def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -353,33 +307,11 @@ def _instances(options: argparse.Namespace) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     try:
-        from lightning_autoassist.demo.run import run_demo  # needs the packages of the demo extra
-
-        run_demo(
-            options.data,
-            policies=options.policy,
-            num_seeds=options.seeds,
-            budget=options.budget,
-            num_epochs=options.epochs,
-            seed=options.seed,
-            wandb_mode=options.wandb,
-            data_dir=options.data_dir,
-            out=options.out,
-        )
+        demo_command.run(options)
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{error}; the demo needs more packages than the plug-in: pip install 'lightning-autoassist[demo]'"
         ) from error
-
-
-def _budget(text: str) -> float:
-    try:
-        budget = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number in (0, 1], got {text}") from None
-    if not 0 < budget <= 1:
-        raise argparse.ArgumentTypeError(f"must be in (0, 1], got {text}")
-    return budget
 
 
 def _number(text: str) -> float:
