@@ -76,6 +76,11 @@ class RunAnswers:
         None on a stream, too, and where neither the policy needs scores nor ``dynamics`` are kept.
         """
         self._learner.wait_all()
+        if self.report.is_of_other_process and self._learner.store is None:
+            rank_zero_warn(
+                "the Trainer trained in processes of its own, and this process does not have what they remember of "
+                "instances. Write `autoassist instances CHECKPOINT` to read it from a checkpoint of the run"
+            )
         return self._learner.store
 
     @property

@@ -74,6 +74,23 @@ def test_parquet_holds_the_frame(run, in_tmp_path):
     pandas.testing.assert_frame_equal(frame, instances_in(run[0] / f"step={LAST}.ckpt").to_frame())
 
 
+def test_the_command_shows_what_the_data_set_has(run, in_tmp_path, capsys):
+    (in_tmp_path / "train.py").write_text(
+        "import torch\ntrain_set = [(torch.full((1, 8, 8), i / 200), i) for i in range(200)]\nfewer = train_set[:10]\n"
+    )
+    (in_tmp_path / "names.txt").write_text(f"cat\n{HOSTILE}\n", encoding="utf-8")
+    words = ["instances", str(run[0]), "--out", "table.csv", "--classes", "names.txt"]
+    assert main([*words, "--data", "train.py:train_set"]) == 0
+    data = json.loads(re.search(r'id="data">(.*?)</script>', (in_tmp_path / "table.html").read_text(), re.DOTALL)[1])
+    assert len(data["shown"]) == 120
+    assert all(one["picture"].startswith("data:image/png;base64,") for one in data["shown"].values())
+    assert "cat" in {row[2] for row in data["rows"]}
+    assert [line[0] for line in data["classes"][1:]].count("2") == 1  # it has no name
+    capsys.readouterr()
+    error = one_line_error(capsys, *words, "--data", "train.py:fewer")
+    assert "train.py:fewer has 10 instances, the run had 200" in error
+
+
 def test_what_cannot_be_read_is_said_in_one_line(run, in_tmp_path, capsys):
     (in_tmp_path / "empty").mkdir()
     (in_tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 no checkpoint")

@@ -24,6 +24,7 @@ if __name__ == "__main__":
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         callback.keep_probability([0])
+        assert callback.instances is None
     here = {name: float(value) for name, value in fitted.callback_metrics.items()}
     print(json.dumps([before, callback.summary(), here, [str(each.message) for each in said]]))
 """
@@ -50,6 +51,7 @@ def test_the_totals_of_other_processes_come_back(strategy, tmp_path):
     assert 0 < summary["keep_rate"] < 1
     assert 0 < summary["seconds"] < 250
     assert "load a checkpoint" in said[0]
+    assert "autoassist instances CHECKPOINT" in said[1]
 
 
 def test_the_totals_are_those_of_the_last_fit(tmp_path):
