@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Memory grows with the data set, up to the larger of so many times N, and so many rows (14 bytes and features each).
+# Memory grows with the data set, up to the larger of so many times N, and so many rows (38 bytes and features each).
 MOST_TIMES = 16
 MOST_ROWS = 2**20
 
