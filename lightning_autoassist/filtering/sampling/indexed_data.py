@@ -27,7 +27,7 @@ from lightning_autoassist.trainer_support.rng import restore_rng_state, rng_stat
 
 # N of a data set without a length is that of its sampler, or at first this many; what is remembered grows.
 MOST_ASSUMED = 1_000_000
-# More instances are not remembered: 14 bytes each, and 8 for the order of a pass, would take gigabytes.
+# More instances are not remembered: 38 bytes each, and 8 for the order of a pass, would take gigabytes.
 MOST_INSTANCES = 100_000_000
 # A sampler is read in pieces where it gives more than this many indices, and more than so many passes over the data;
 # or more than so many that have to be read one by one, which takes seconds.
