@@ -43,7 +43,7 @@ project (entity/project). NAME=RUN names it; runs of one name count as seeds of 
 budget differs. Links inside a folder are not followed; a run that is named twice is counted once.
 
 examples:
-  autoassist compare autoassist-demo/wandb --baseline "digits, full"
+  autoassist compare autoassist-demo/wandb --baseline "digits, uniform, 25%"
   autoassist compare full=logs/version_0 filtered=logs/version_1 --metric val_acc --baseline full --target 0.95
   autoassist compare me/my-project --group-by autoassist.policy.name --baseline UniformPolicy
   autoassist compare logs --group-by autoassist.policy.name,autoassist.budget --baseline "UniformPolicy, 1.0"

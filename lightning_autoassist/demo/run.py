@@ -224,9 +224,11 @@ def _report(
     _tell_of_rates(console, settings, runs)
     console.print(f"The {metric} against optimizer steps: {out / PLOT_NAME}", soft_wrap=True)
     if mode != "off":
+        uniform = next(run.name for run in runs if run.method == UNIFORM)
         console.print(f"W&B runs ({mode}): {out / 'wandb'}", soft_wrap=True)
         console.print(
-            f'Side by side, on a page: autoassist compare {out / "wandb"} --baseline "{data}, full"', soft_wrap=True
+            f'Side by side, on a page: autoassist compare {out / "wandb"} --baseline "{data}, {uniform}"',
+            soft_wrap=True,
         )
 
 

@@ -133,7 +133,7 @@ DEMO_DATA = {
         learning_rates={FULL: 0.6, UNIFORM: 0.6, "proportional": 1.8, "prioritized": 1.8, "autoassist": 0.6},
         rates_from="They were chosen on 40,000 held-out rows, never on the test rows, by "
         "python -m benchmarks.rare_events.",
-        caveat="Cover type 5 against the other six, 1.7 % positives: two seeds of what "
+        caveat="Cover type 5 against the other six, 1.7 % positives: fewer seeds of what "
         "python -m benchmarks.rare_events measures with five.",
         policy_options={"prioritized": {"keep_rate": 0.1, "floor": 0.02}},
         metric="average_precision",
