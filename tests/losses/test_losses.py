@@ -376,7 +376,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"label_smoothing": 0.1}, {"weight": torch.rand(50)}, {"ignore_index": 3}], ids=str
+    "options", [{}, {"label_smoothing": 0.1}, {"weight": torch.linspace(0.1, 2, 50)}, {"ignore_index": 3}], ids=str
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("positions", [(), (6,)])
