@@ -104,6 +104,8 @@ def remembered(instances):
 def tensors_of(state, name):
     if isinstance(state, dict):
         return {key: value for part in state for key, value in tensors_of(state[part], f"{name}.{part}").items()}
+    if isinstance(state, str):
+        return {name: torch.tensor(list(state.encode()))}
     return {name: torch.as_tensor(float("nan") if state is None else state)}
 
 

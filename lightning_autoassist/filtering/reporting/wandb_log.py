@@ -80,7 +80,8 @@ def log_instances(run: Any, columns: dict[str, Any], global_step: int) -> None:
     if len(order):
         rows = zip(order.tolist(), *(column[order].tolist() for column in columns.values()), strict=True)
         table = wandb.Table(columns=["index", *columns], data=[list(row) for row in rows])
-        run.log({PREFIX + "instances": table, "trainer/global_step": global_step})
+        # Lightning's own rows count optimizer steps from 0: this one is of the last of them.
+        run.log({PREFIX + "instances": table, "trainer/global_step": max(0, global_step - 1)})
 
 
 def wandb_runs(trainer: Any) -> Iterator[Any]:

@@ -95,7 +95,7 @@ def test_full_weights_of_old_scores_at_a_low_keep_rate_are_warned_of():
 
 def test_a_fit_ends_with_the_advice(caplog):
     callback = AutoAssistCallback()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):  # the one that rank_zero_info writes to
         run = trainer(max_epochs=4, callbacks=[callback])
         run.fit(Classifier(), datamodule=AutoAssistDataModule(ClustersData(300, 10), budget=0.6))
     assert caplog.messages[-1] == f"AutoAssist: {callback.summary()['advice']}"

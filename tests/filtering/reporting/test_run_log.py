@@ -439,11 +439,11 @@ def test_counts_take_little_room_in_a_checkpoint():
 
 
 @pytest.mark.parametrize("bar", ["tqdm", "rich"])
-def test_progress_bar_shows_keep_rate_and_saved_updates(bar, tmp_path, capsys):
+def test_progress_bar_shows_keep_rate_and_saved_updates(bar, tmp_path, capsys, caplog):
     from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 
     progress = {"tqdm": TQDMProgressBar, "rich": RichProgressBar}[bar]()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR, logger="lightning.pytorch")
     callback = AutoAssistCallback(assistant=LogisticAssistant(lr=0.5))
     fitted = trainer(max_epochs=4, callbacks=[callback, progress], enable_progress_bar=True, log_every_n_steps=1)
     fitted.fit(Classifier(), datamodule=AutoAssistDataModule(ClustersData(), budget=0.6))
