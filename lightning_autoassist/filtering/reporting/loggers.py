@@ -29,7 +29,7 @@ from lightning_autoassist.filtering.reporting.metrics import FilterReport, Shown
 from lightning_autoassist.filtering.reporting.reliability import Reliability, reliability
 from lightning_autoassist.filtering.reporting.settings_card import card, in_words
 from lightning_autoassist.filtering.reporting.tensorboard_log import log_to_tensorboard
-from lightning_autoassist.filtering.reporting.wandb_log import log_instances, log_to_wandb, wandb_runs
+from lightning_autoassist.filtering.reporting.wandb_log import log_instances, log_row, log_to_wandb, wandb_runs
 from lightning_autoassist.trainer_support.arrays import FloatArray, IndexArray
 from lightning_autoassist.trainer_support.internals import is_logging_step, show_in_progress_bar
 
@@ -278,7 +278,7 @@ class RunLog:
         figures = EpochFigures({}, gallery_of(self.filtering, trainer, counts), None, {})
         for run in runs if figures.gallery else ():
             log_to_wandb(run, figures)
-            run.log({"trainer/global_step": trainer.global_step})  # no row of metrics follows
+            log_row(run, {}, trainer.global_step)
         for board in boards:
             log_to_tensorboard(board, figures, trainer.global_step)
 

@@ -80,8 +80,18 @@ def log_instances(run: Any, columns: dict[str, Any], global_step: int) -> None:
     if len(order):
         rows = zip(order.tolist(), *(column[order].tolist() for column in columns.values()), strict=True)
         table = wandb.Table(columns=["index", *columns], data=[list(row) for row in rows])
-        # Lightning's own rows count optimizer steps from 0: this one is of the last of them.
-        run.log({PREFIX + "instances": table, "trainer/global_step": max(0, global_step - 1)})
+        log_row(run, {PREFIX + "instances": table}, global_step)
+
+
+def log_row(run: Any, figures: dict[str, Any], global_step: int) -> None:
+    """Log a row of its own, with what waits for the next row, where no metrics of Lightning's follow.
+
+    Args:
+        run: Of W&B.
+        figures: By their names.
+        global_step: Of the Trainer: so many optimizer steps were made. Lightning's rows count them from 0.
+    """
+    run.log({**figures, "trainer/global_step": max(0, global_step - 1)})
 
 
 def wandb_runs(trainer: Any) -> Iterator[Any]:

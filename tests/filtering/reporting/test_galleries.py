@@ -142,6 +142,12 @@ def test_a_run_that_ends_early_has_a_last_gallery(fit_offline):
     assert epochs_with(folder, "least_kept", 4) == [1, 3]
 
 
+def test_a_run_that_ends_early_is_no_longer_by_the_rows_at_its_end(fit_offline):
+    folder, _ = fit_offline("early", 100, StopsAfter(4))
+    (run,) = read_runs(str(folder))
+    assert max(run.steps) == 4 * STEPS_AN_EPOCH - 1  # they count from 0
+
+
 def test_tensorboard_gets_pictures_in_the_same_epochs(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     fit(TensorBoardLogger(tmp_path, name="", version="run"), 16)
