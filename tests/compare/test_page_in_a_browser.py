@@ -1,45 +1,31 @@
 """The page in a real browser: what it shows, and what its controls do."""
 
 import re
-import subprocess
-from shutil import which
 
 import numpy as np
 import pytest
 
 from lightning_autoassist.compare.comparison import compare
 from lightning_autoassist.compare.page import write_page
+from tests.helpers.browser import browser_of, with_script
 from tests.helpers.made_runs import NASTY, nasty_runs, run_of, seeded
 
 
 @pytest.fixture(scope="module")
-def browser():
-    found = which("chromium") or which("chromium-browser") or which("google-chrome")
-    if found is None:
-        pytest.skip("no chromium is installed (Debian: apt-get install chromium)")
-    return found
-
-
-@pytest.fixture(scope="module")
-def profile(tmp_path_factory):
-    """A folder of the browser's, which takes it seconds to make."""
-    return tmp_path_factory.mktemp("profile")
+def browser(tmp_path_factory):
+    return browser_of(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture
-def show(browser, profile, tmp_path):
+def show(browser, tmp_path):
     """Shows runs, lets a script do something with the page, and returns the page's elements as text."""
 
     def show(runs, script="", *, width=1000, **options):
         path = tmp_path / "page.html"
         write_page(path, compare(runs, **options), runs)
         if script:
-            # The page forbids scripts that are not its own; this copy lets one work the controls.
-            page = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", path.read_text())
-            path.write_text(page.replace("</body>", f"<script>{{{HELPERS}{script}}}</script></body>"))
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-        command += [f"--window-size={width},900", "--virtual-time-budget=2000", "--dump-dom", path.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
+            path.write_text(with_script(path.read_text(), HELPERS + script))
+        return browser.dom(path, f"--window-size={width},900")
 
     return show
 

@@ -7,9 +7,7 @@ import csv
 import json
 import re
 import struct
-import subprocess
 import zlib
-from shutil import which
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ from lightning_autoassist.instances.checkpoints import instances_in
 from lightning_autoassist.instances.findings import class_lines, findings, sentences
 from lightning_autoassist.instances.page import MAX_ROWS, Names, page_data, png, write_page
 from tests.command_line.test_cli import one_line_error
+from tests.helpers.browser import browser_of, with_script
 from tests.helpers.observed_losses import assert_are, by_hand, fit
 
 HOSTILE = '</script><script>document.title="taken"</script><img src=x onerror="document.title=1">&amp;\u202e'
@@ -197,33 +196,19 @@ def test_nothing_in_names_or_texts_can_close_the_pages_script(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    found = which("chromium") or which("chromium-browser") or which("google-chrome")
-    if found is None:
-        pytest.skip("no chromium is installed (Debian: apt-get install chromium)")
-    return found
-
-
-@pytest.fixture(scope="module")
-def profile(tmp_path_factory):
-    """A folder of the browser's, which takes it seconds to make."""
-    return tmp_path_factory.mktemp("profile")
+def browser(tmp_path_factory):
+    return browser_of(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture
-def dom(browser, profile, tmp_path):
-    """What a browser makes of a page, once a script that the page's own policy forbids has run in a copy of it."""
+def dom(browser, tmp_path):
+    """What the browser makes of a page, once a script has run in a copy of it."""
 
     def shown(page, script="", *flags):
-        page = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", page) if script else page
         report = 'const report = text => add(document.body, "p", {"class": "report"}, String(text));'
         copy = tmp_path / "copy.html"
-        copy.write_text(
-            page.replace("</body>", f"<script>{{{report}{script}}}</script></body>" if script else "</body>")
-        )
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", *flags]
-        command += ["--virtual-time-budget=2000", "--dump-dom", copy.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
+        copy.write_text(with_script(page, report + script) if script else page)
+        return browser.dom(copy, *flags)
 
     return shown
 
