@@ -157,17 +157,24 @@ class EventClassifier(pl.LightningModule):
         self.learning_rate = learning_rate
         self.metrics = MetricCollection({"average_precision": BinaryAveragePrecision()}, prefix="val_")
 
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.net(features)
+        return logits
+
+    def log_odds(self, features: Tensor) -> Tensor:
+        """Of the rare class, ``(B,)``, in double precision: float32 has many ties near probabilities of 0 and 1."""
+        logits = self.forward(features)
+        return (logits[:, 1] - logits[:, 0]).double()
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         features, labels = batch
-        loss = F.cross_entropy(self.net(features), labels)
+        loss = F.cross_entropy(self(features), labels)
         self.log("train_loss", loss)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         features, labels = batch
-        logits = self.net(features)
-        # In double precision: average precision ranks, and float32 has many ties near 0 and 1.
-        self.metrics.update(torch.sigmoid((logits[:, 1] - logits[:, 0]).double()), labels)
+        self.metrics.update(torch.sigmoid(self.log_odds(features)), labels)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.metrics.compute())

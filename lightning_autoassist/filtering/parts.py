@@ -74,9 +74,8 @@ class FilteringParts:
             watches_losses=self.watches_losses,
             dynamics=options.dynamics,
         )
-        score: ScoreName = (
-            options.score if policy.needs_scores else "loss"
-        )  # which costs nothing, where nobody reads it
+        # Where nobody reads scores, the one that costs nothing.
+        score: ScoreName = options.score if policy.needs_scores else "loss"
         self.steps = ObservedSteps(score, self.selector, self.report, keeps_answers=keeps_answers)
         self.gradients = OpenWindow()
         self.batches = TrainedBatches(self.selector, self.steps, self.report, self.gradients)
