@@ -44,7 +44,10 @@ _WORDS = ROW.itemsize // 8  # a row is gathered and written as so many numbers o
 _SHORT_MAX, _BYTE_MAX = 65535, 255
 _STEP, _SPREAD_STEP = np.float32(1 / _SHORT_MAX), np.float32(0.5 / _SHORT_MAX)
 
-WRITTEN_TOGETHER = 2048  # visits
+WRITTEN_TOGETHER = 8192  # visits, or candidates
+# A row as so many numbers of 2 bytes, and where the counts of candidates stand among them.
+_SHORTS = ROW.itemsize // 2
+_KEPT, _DROPPED = ((ROW.fields or {})[name][1] // 2 for name in ("kept", "dropped"))
 
 _Words = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.floating[Any]]
@@ -153,12 +156,13 @@ class InstanceDynamics:
         if not candidates:
             return
         rows, kept = (np.concatenate(column) for column in zip(*candidates, strict=True))
-        for part in _distinct(rows):
-            words = self._words.take(rows[part], 0)
-            table = words.view(ROW)[:, 0]
-            for name, counted in (("kept", kept[part]), ("dropped", ~kept[part])):
-                table[name] += counted & (table[name] < _SHORT_MAX)
-            self._words[rows[part]] = words
+        # The two numbers alone, and not the rows that hold them: there may be ten candidates for one that is kept.
+        shorts, places = self._words.view(np.uint16).reshape(-1), rows * _SHORTS + np.where(kept, _KEPT, _DROPPED)
+        if int(shorts.take(places).max(initial=0)) + len(places) <= _SHORT_MAX:
+            np.add.at(shorts, places, np.uint16(1))
+            return
+        for part in _distinct(places):
+            shorts[places[part]] += shorts[places[part]] < _SHORT_MAX
 
     # ---- somebody looks
 

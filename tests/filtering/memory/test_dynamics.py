@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_autoassist.filtering.memory.dynamics import LEARNT_BELOW, ROW, InstanceDynamics, Visits
+from lightning_autoassist.filtering.memory.dynamics import (
+    LEARNT_BELOW,
+    ROW,
+    WRITTEN_TOGETHER,
+    InstanceDynamics,
+    Visits,
+)
 from lightning_autoassist.filtering.memory.frame import COLUMNS, columns_of
 from lightning_autoassist.filtering.memory.store import InstanceStore
 
@@ -50,7 +56,7 @@ def test_weighted_means_estimate_those_of_every_visit():
 def test_what_is_written_together_is_what_is_written_at_once():
     rng = np.random.default_rng(0)
     together, singly = InstanceDynamics(300), InstanceDynamics(300)
-    for number in range(60):
+    for number in range(WRITTEN_TOGETHER // 64 + 20):
         rows, kept = rng.integers(0, 300, 64), rng.random(64) < 0.5
         batch = visits(rows, rng.exponential(1, 64), rng.uniform(0.2, 1, 64), number // 5)
         for dynamics in (together, singly):
@@ -135,3 +141,24 @@ def test_without_pandas_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-autoassist\[instances\]'"):
         InstanceStore(3, dynamics=True).to_frame()
+
+
+def test_candidates_count_as_often_as_they_came_until_their_bytes_are_full():
+    rng = np.random.default_rng(0)
+    dynamics, told = InstanceDynamics(5), []
+    dynamics.observe(Visits(np.arange(5), np.full(5, 0.5, np.float32), None, pass_index=2))
+    before = dynamics.columns()
+    for size in (0, 7, 3 * WRITTEN_TOGETHER, 2):
+        told.append((rng.integers(0, 5, size), rng.random(size) < 0.3))
+        dynamics.count(*told[-1])
+    rows, kept = (np.concatenate(column) for column in zip(*told, strict=True))
+    columns = dynamics.columns()
+    assert columns["times_kept"].tolist() == np.bincount(rows[kept], minlength=5).tolist()
+    assert columns["times_dropped"].tolist() == np.bincount(rows[~kept], minlength=5).tolist()
+    dynamics._table["dropped"][[0, 3]] = 65533
+    dynamics.count(np.array([0, 3, 0, 1, 0]), np.zeros(5, np.bool_))
+    dropped = dynamics.columns()["times_dropped"].tolist()
+    assert dropped[0] == 65535
+    assert dropped[3] == 65534
+    assert dropped[1] == columns["times_dropped"][1] + 1
+    assert all(np.array_equal(before[name], columns[name]) for name in before if not name.endswith(("kept", "dropped")))
