@@ -21,6 +21,8 @@ def parts_of(whole: Any) -> list[Any]:
 
 
 def _parts_of(whole: Any) -> list[Any]:
+    if type(whole) in (list, tuple):  # at once: this is asked of each batch, and what follows takes longer
+        return list(whole)
     if isinstance(whole, Mapping):
         return list(whole.values())
     if isinstance(whole, (Tensor, np.ndarray, np.generic, Number, str, bytes, type)) or whole is None:

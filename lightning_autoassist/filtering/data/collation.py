@@ -79,10 +79,10 @@ class WatchedCollate:
         self.reorders |= _is_reordered(collated.rows)
 
     def _rows(self, before: list[Any], own: list[Column] | None, batch: Any) -> IndexArray | None:
-        readable = np.flatnonzero([each is not None for each in before])
         num_rows = _num_rows(batch, len(before))
         if num_rows == len(before) and own is None:
             return None
+        readable = np.flatnonzero([each is not None for each in before])
         if own is None:
             own = columns_of_instances([before[place] for place in readable])
         found = self._match(columns_of(batch, num_rows), own, [before[place] for place in readable])
@@ -145,9 +145,13 @@ def _is_reordered(rows: IndexArray | None) -> bool:
 
 def _num_rows(batch: Any, num_instances: int) -> int:
     """The number of rows n: m where some tensor has m rows, else the most frequent smaller size."""
-    sizes = Counter(tensor.shape[0] for tensor in leaves_of(batch) if tensor.ndim)
+    sizes = Counter[int]()
+    for tensor in leaves_of(batch):
+        if tensor.ndim and tensor.shape[0] == num_instances:
+            return num_instances
+        sizes.update(tensor.shape[:1])
     fewer = [size for size, _ in sizes.most_common() if size < num_instances]
-    return fewer[0] if fewer and num_instances not in sizes else num_instances
+    return fewer[0] if fewer else num_instances
 
 
 def in_order_of(rows: IndexArray | None, draw: SelectedBatch) -> SelectedBatch:
