@@ -91,6 +91,7 @@ class RunLog:
         self._loggers: list[Any] = []
         self._logs_metrics = True
         self._has_shown = False  # whether the last epoch's galleries were logged
+        self._saved_ratio: float | None = None  # of this epoch, once the progress bar has shown it
 
     # ---- the callback tells
 
@@ -101,7 +102,7 @@ class RunLog:
             trainer: Has the loggers.
             data: The fit's ``AutoAssistDataModule``.
         """
-        self.is_on = True
+        self.is_on, self._saved_ratio = True, None
         self._data = data
         self._is_wanted = bool(trainer.loggers)
         self._has_wandb = any(is_a(logger, "WandbLogger") for logger in trainer.loggers)
@@ -189,7 +190,9 @@ class RunLog:
         if stream is None or trainer.progress_bar_callback is None:
             return
         report = self.filtering.report
-        saved = report.saved_ratio(stream)
+        if self._saved_ratio is None:  # takes as long as all else of this method, and is one number an epoch
+            self._saved_ratio = report.saved_ratio(stream)
+        saved = self._saved_ratio
         # Not through the module's log: it makes floats of counts, and costs more than all else of this method.
         show_in_progress_bar(
             trainer,
@@ -220,6 +223,7 @@ class RunLog:
             pl_module: The model.
             classes: The :meth:`class_counts` of all processes.
         """
+        self._saved_ratio = None
         if self.counts is None:
             return
         ranked = self.filtering.report.ranked()
