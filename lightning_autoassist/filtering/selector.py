@@ -329,7 +329,7 @@ class InstanceSelector(Selector):
         self.refuses_labels |= refuses_labels
         self._num_steps += 1
         if observed is not None:
-            self._waiting.add(observed._replace(progress=progress), lag)
+            self._waiting.add(observed, lag)
         if self._ranks.world_size == 1:
             self._drop_refused_labels()
             if len(self._waiting.ready) >= LEARNT_TOGETHER:

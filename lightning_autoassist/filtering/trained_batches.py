@@ -61,18 +61,18 @@ class TrainedBatches:
         if number == self._num_ended:
             return
         self._num_ended = number
-        self._gradients.end_batch(trainer.global_step)
+        global_step = trainer.global_step
+        self._gradients.end_batch(global_step)
         draw, answer = self._steps.end_batch()
         if draw is not None:
             data.mark_consumed(draw)
-        self._report.count_batch(self._num_passed_on if draw is None else len(draw.indices), trainer.global_step)
+        self._report.count_batch(self._num_passed_on if draw is None else len(draw.indices), global_step)
         with self._report.timed():
-            observed = None
+            observed, progress = None, training_progress(trainer, batch_idx)
             with self._selector.status.unfiltered_on_error:
-                observed = None if answer is None else to_host(*answer)
+                observed = None if answer is None else to_host(*answer, progress)
             capture = self._steps.capture
             told = capture.has_other_terms, capture.own_labels.is_refused
-            progress = training_progress(trainer, batch_idx)
             jobs.submit(functools.partial(self._learn, observed, lag, progress, *told))
 
     def _learn(

@@ -31,12 +31,14 @@ class PendingUpdate(NamedTuple):
     source: str = ""  # the calls that the losses are from
 
 
-def to_host(draw: SelectedBatch, observation: InstanceLosses, features: Tensor | None) -> PendingUpdate:
+def to_host(
+    draw: SelectedBatch, observation: InstanceLosses, features: Tensor | None, progress: float = 0.0
+) -> PendingUpdate:
     """Start the copies to the CPU; on CUDA none of them is waited for."""
     on_cuda = observation.losses.is_cuda
 
     def started(tensor: Tensor) -> Tensor:
-        return tensor if tensor.device.type == "cpu" else tensor.to("cpu", non_blocking=on_cuda)
+        return tensor if tensor.is_cpu else tensor.to("cpu", non_blocking=on_cuda)
 
     return PendingUpdate(
         indices=torch.from_numpy(draw.indices),
@@ -48,6 +50,7 @@ def to_host(draw: SelectedBatch, observation: InstanceLosses, features: Tensor |
         arrived=torch.cuda.current_stream(observation.losses.device).record_event() if on_cuda else None,
         pass_index=draw.pass_index,
         probs=None if draw.probs is None else torch.from_numpy(draw.probs),
+        progress=progress,
         source=observation.source,
     )
 

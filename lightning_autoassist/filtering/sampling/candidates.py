@@ -200,8 +200,9 @@ class CandidateStream:
     def mark_consumed(self, draw: SelectedBatch) -> None:
         """Take note that the model was trained on ``draw``, the oldest unconfirmed batch."""
         oldest = self._in_flight.popleft()
-        # Not whether it is the same object: whatever got between may have copied it.
-        assert np.array_equal(oldest.indices, draw.indices), "the model gets batches in the order they were drawn"
+        # It need not be the same object: whatever got between may have copied it.
+        is_oldest = oldest.indices is draw.indices or np.array_equal(oldest.indices, draw.indices)
+        assert is_oldest, "the model gets batches in the order they were drawn"
 
     @property
     def _jobs(self) -> InlineExecutor:
