@@ -134,10 +134,12 @@ class CapturedStep(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Arguments | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.is_paused:
+        # All functions of the user's step come by here, so that those which are no losses are let through at once.
+        is_loss = func in LOSSES or func in _REDUCTIONS or func is Tensor.backward
+        if self.is_paused or (self._rows is None and not is_loss):
             return func(*args, **kwargs)
         result = self._call(func, args, kwargs)
-        if not torch.compiler.is_compiling() and self._rows is not None:
+        if self._rows is not None and not torch.compiler.is_compiling():
             self._rows.note(func, args, kwargs, result)
         return result
 

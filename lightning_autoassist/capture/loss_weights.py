@@ -117,8 +117,7 @@ def nll_by_rows(arguments: Arguments, factor: Tensor) -> tuple[Tensor, Tensor]:
     """
     values = arguments["input"]
     if values.numel() <= _FEW_NUMBERS and values.requires_grad and not torch.compiler.is_compiling():
-        with torch.no_grad():
-            rows = F.nll_loss(**{**arguments, "input": values.detach(), "reduction": "none"})
+        rows = F.nll_loss(**{**arguments, "input": values.detach(), "reduction": "none"})
         # A hook takes a fifth of the time of an autograd function written in Python; it has to weight all C columns.
         weighted = values.view_as(values)
         columns = factor.unsqueeze(class_axis(values))

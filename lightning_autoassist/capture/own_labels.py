@@ -55,8 +55,7 @@ class OwnLabels:
             except Exception:  # the instances' losses are known all the same
                 return None
         leaf, column = self._place
-        columns = _columns(leaves[leaf], batch_size) if leaf < len(leaves) else None
-        return None if columns is None or column >= columns.shape[1] else columns[:, column].long()
+        return _column(leaves[leaf], column, batch_size) if leaf < len(leaves) else None
 
     def state_dict(self) -> dict[str, Any]:
         """What was found so far, as builtins."""
@@ -103,9 +102,21 @@ def _places(target: Tensor, leaves: Sequence[Tensor], batch_size: int) -> list[P
     return sorted(places, key=lambda place: leaves[place[0]].is_floating_point())  # a feature may be 0 throughout
 
 
+def _column(leaf: Tensor, column: int, batch_size: int) -> Tensor | None:
+    """Whole numbers of one column, shape ``(B,)``, int64; None where there is no such column."""
+    if leaf.ndim == 1 and not column and _has_rows(leaf, batch_size):
+        return leaf.detach().long()  # as nearly always, and with half of the operations
+    columns = _columns(leaf, batch_size)
+    return None if columns is None or column >= columns.shape[1] else columns[:, column].long()
+
+
+def _has_rows(leaf: Tensor, batch_size: int) -> bool:
+    return leaf.layout is torch.strided and not leaf.is_complex() and leaf.shape[:1] == (batch_size,)
+
+
 def _columns(leaf: Tensor, batch_size: int) -> Tensor | None:
     """Shape ``(B, k)``; None where the tensor has no numbers of instances, or too many."""
-    if leaf.layout is not torch.strided or leaf.is_complex() or leaf.shape[:1] != (batch_size,):
+    if not _has_rows(leaf, batch_size):
         return None
     columns = leaf.detach().reshape(batch_size, -1)
     return columns if 1 <= columns.shape[1] <= _MOST_COLUMNS else None

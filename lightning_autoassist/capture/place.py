@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,12 @@ class Place(NamedTuple):
 
     @override
     def __str__(self) -> str:
-        return f"at {Path(self.file).name}:{self.line}"
+        return f"at {_name_of(self.file)}:{self.line}"
+
+
+@functools.cache
+def _name_of(file: str) -> str:
+    return Path(file).name
 
 
 def caller() -> str:

@@ -118,8 +118,8 @@ class NamedLoss:
     ) -> tuple[Tensor, Tensor | None]:
         """Losses and norms of some rows, see :meth:`elements`."""
         unreduced = self.function(**{**arguments, "reduction": "none"}) if unreduced is None else unreduced
-        # A copy: users write `loss *= mask` into what they were given.
-        losses = unreduced.detach().to(torch.float32, copy=True)
+        # A copy of what users were given: they write `loss *= mask` into it.
+        losses = unreduced.detach().to(torch.float32, copy=arguments["reduction"] == "none")
         if self.function is F.kl_div and losses.ndim:
             losses = losses.sum(distribution_axis(losses))
         if not with_norms:
