@@ -213,8 +213,8 @@ class StoredInstances(InstanceMemory):
         if observed.labels is not None:
             self._compare_labels(store, indices, observed.labels)
         probs = torch.ones(len(indices)) if observed.probs is None else observed.probs
-        finite = torch.from_numpy(np.isfinite(observed.losses.numpy()) & np.isfinite(observed.scores.numpy()))
-        are_finite = bool(finite.all())
+        are_numbers = np.isfinite(observed.losses.numpy()) & np.isfinite(observed.scores.numpy())
+        are_finite, finite = bool(are_numbers.all()), torch.from_numpy(are_numbers)
         if store.dynamics is not None:
             store.dynamics.loss_source = observed.source
             store.dynamics.observe(visits_in(observed, indices, None if are_finite else finite))

@@ -132,6 +132,8 @@ class InstanceStore(GrowingRows):
             columns: A subset of ``{"features", "labels", "scores", "ages", "tokens", "indices"}``.
             owner: Whose own columns go with them.
         """
+        if not columns and owner not in self.owned:
+            return Instances()
         gathered: dict[str, Any] = {}
         for name in ("features", "labels", "scores"):
             values: Tensor | None = getattr(self, name) if name in columns else None
