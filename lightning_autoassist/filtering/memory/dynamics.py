@@ -47,7 +47,8 @@ _STEP, _SPREAD_STEP = np.float32(1 / _SHORT_MAX), np.float32(0.5 / _SHORT_MAX)
 WRITTEN_TOGETHER = 8192  # visits, or candidates
 # A row as so many numbers of 2 bytes, and where the counts of candidates stand among them.
 _SHORTS = ROW.itemsize // 2
-_KEPT, _DROPPED = ((ROW.fields or {})[name][1] // 2 for name in ("kept", "dropped"))
+_OFFSETS: Any = ROW.fields
+_KEPT, _DROPPED = (_OFFSETS[name][1] // 2 for name in ("kept", "dropped"))
 
 _Words = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.floating[Any]]
