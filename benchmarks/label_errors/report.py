@@ -9,6 +9,7 @@ CLEANLAB = "cleanlab"
 NAMES = {
     "confidence": "mean confidence",
     "loss_mean": "mean loss",
+    "area_under_margin": "area under the margin",
     "self_confidence": "self-confidence",
     "normalized_margin": "normalized margin",
     "confidence_weighted_entropy": "confidence-weighted entropy",
@@ -53,13 +54,21 @@ def _table(rows: list[Row]) -> str:
         f"one. Of our columns `{best}` was the best on a seed of its own. cleanlab scores the probabilities that the "
         f"same network predicts in {_folds(final)}-fold cross-validation."
     )
-    return "\n".join([*lines, note])
+    return "\n".join([*lines, note + _suggested(final)])
 
 
 def _cells(rows: list[Row], name: str) -> str:
     steps = sum(row["updates"] for row in rows) / len(rows)
     aurocs = [100 * row["auroc"][name] for row in rows]
     return f"{rows[0]['runs']} | {steps:,.0f} | {with_error(aurocs)} | {len(rows)}"
+
+
+def _suggested(rows: list[Row]) -> str:
+    """How often the suggested label is the true one; rows of before say nothing."""
+    shares = [100 * row["suggested_right"] for row in rows if "suggested_right" in row]
+    if not shares:
+        return ""
+    return f" Of the wrong labels, the suggested one was the true one in {with_error(shares)} %."
 
 
 def _folds(rows: list[Row]) -> str:

@@ -28,6 +28,7 @@ STATISTICS = {
     "confidence": -1,
     "loss_spread": 1,
     "variability": 1,
+    "area_under_margin": -1,
     "times_forgotten": 1,
     "score": 1,
 }
@@ -51,20 +52,25 @@ class LabelErrorJob(ImageJob):
     folds: int = 1
 
 
-def run_job(job: LabelErrorJob, train_set: Images, is_wrong: npt.NDArray[np.bool_]) -> Row:
+def run_job(job: LabelErrorJob, train_set: Images, true_labels: npt.NDArray[np.int64]) -> Row:
     """Train, once or once a fold, and rank.
 
     Args:
         job: What to run.
         train_set: With wrong labels.
-        is_wrong: Which ones are wrong, shape ``(N,)``.
+        true_labels: Of the images, shape ``(N,)``.
 
     Returns:
-        The row: the job's own fields, and the AUROC of each ranking.
+        The row: the job's own fields, the AUROC of each ranking, and of ours the share of wrong labels for which the
+        true one is suggested.
     """
     torch.manual_seed(job.seed)
-    ranked = _by_cleanlab if job.method == CLEANLAB else _by_dynamics
-    row, rankings = ranked(job, train_set)
+    is_wrong = train_set.labels.numpy() != true_labels
+    if job.method == CLEANLAB:
+        row, rankings = _by_cleanlab(job, train_set)
+    else:
+        row, rankings, suggested = _by_dynamics(job, train_set)
+        row["suggested_right"] = round(float((suggested == true_labels)[is_wrong].mean()), 5)
     aurocs = {name: round(auroc(scores, is_wrong), 5) for name, scores in rankings.items()}
     return {**row, "train_instances": len(is_wrong), "wrong_labels": int(is_wrong.sum()), "auroc": aurocs}
 
@@ -84,7 +90,7 @@ def _boss(job: LabelErrorJob, images: Images) -> ImageModule:
     return ImageModule(MODELS[job.model](images.images.shape[1:]), job.learning_rate, channels_last=True)
 
 
-def _by_dynamics(job: LabelErrorJob, train_set: Images) -> tuple[Row, dict[str, Scores]]:
+def _by_dynamics(job: LabelErrorJob, train_set: Images) -> tuple[Row, dict[str, Scores], npt.NDArray[np.int32]]:
     callback = Method(job.method).callback()
     assert callback is not None
     # What is validated on is not looked at: a thousand images, which cost next to nothing.
@@ -96,7 +102,8 @@ def _by_dynamics(job: LabelErrorJob, train_set: Images) -> tuple[Row, dict[str, 
     assert callback.instances is not None
     columns = columns_of(callback.instances)
     rankings = {name: sign * columns[name].astype(np.float64) for name, sign in STATISTICS.items()}
-    return {**row, **filtering_of(callback), "runs": 1, "warnings": filter_warnings(caught)}, rankings
+    row = {**row, **filtering_of(callback), "runs": 1, "warnings": filter_warnings(caught)}
+    return row, rankings, columns["suggested_label"]
 
 
 def _by_cleanlab(job: LabelErrorJob, train_set: Images) -> tuple[Row, dict[str, Scores]]:

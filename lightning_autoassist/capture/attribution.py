@@ -108,8 +108,10 @@ class Attribution:
                 if not _goes_elsewhere(part):
                     continue
             elif is_shown[number]:
-                labels = (by_rows[node].labels for node in part.stopped)
-                losses.append(end.found(batch_size, next((each for each in labels if each is not None), None)))
+                inside = [by_rows[node] for node in part.stopped]
+                labels = next((found.labels for found in inside if found.labels is not None), None)
+                found = end.found(batch_size, labels)
+                losses.append(found._replace(margins=inside[0].margins) if _are_instances(inside) else found)
                 continue
             unshown.append(end)
         return _with_units(root, losses, ends, is_shown, factors), unshown
@@ -149,6 +151,11 @@ def _ends(root: Tensor, reductions: Sequence[Reduction]) -> list[Reduction]:
 def _goes_elsewhere(part: LossPart) -> bool:
     """Whether another way than by the named losses leads into the network or to parameters."""
     return bool(part.layers) or part.has_parameters
+
+
+def _are_instances(inside: Sequence[CapturedLoss]) -> bool:
+    """Whether a loss by hand, as a focal loss, is made of one named loss with a class for each instance."""
+    return len(inside) == 1 and inside[0].margins is not None and inside[0].margins.others is not None
 
 
 def _replaced(behind: Sequence[LossPart], is_shown: Sequence[bool]) -> set[Node]:

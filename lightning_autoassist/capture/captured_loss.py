@@ -18,10 +18,12 @@ from lightning_autoassist.capture.instance_layout import InstanceLayout, fold
 from lightning_autoassist.losses.functional import (
     Arguments,
     ElementwiseLoss,
+    NamedLoss,
     distribution_axis,
     nll_norms,
     nll_norms_in_backward,
 )
+from lightning_autoassist.losses.margins import RowMargins, row_margins
 
 
 class SoftmaxNorms(NamedTuple):
@@ -68,6 +70,7 @@ class CapturedLoss(NamedTuple):
         weigh: Lets weights, shape ``(B,)``, enter where they did not at the call.
         is_by_hand: Whether it is a guess from a reduction's shape.
         softmax: Where its norms are to come from, if they are not in ``elements``.
+        margins: Of its rows, where it is a classification and somebody asks.
     """
 
     source: str
@@ -80,6 +83,7 @@ class CapturedLoss(NamedTuple):
     weigh: Callable[[Tensor], None] | None = None
     is_by_hand: bool = False
     softmax: SoftmaxNorms | None = None
+    margins: RowMargins | None = None
 
     def with_norms(self, norms: Tensor) -> CapturedLoss:
         """This loss, with known gradient norms of its elements."""
@@ -100,7 +104,7 @@ class CapturedLoss(NamedTuple):
         return edge.node is self.edge.node and edge.output_nr == self.edge.output_nr
 
 
-def scripted(loss: GraphLoss, layout: InstanceLayout, labels: Tensor | None) -> CapturedLoss:
+def scripted(loss: GraphLoss, layout: InstanceLayout, labels: Tensor | None, *, with_margins: bool) -> CapturedLoss:
     """A loss whose call was not seen, by its node in the graph."""
     node, named, arguments = loss
 
@@ -109,7 +113,28 @@ def scripted(loss: GraphLoss, layout: InstanceLayout, labels: Tensor | None) -> 
         node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
 
     elements, edge = named.elements(arguments), GradientEdge(node, 0)
-    return CapturedLoss(loss.source, arguments["reduction"], edge, elements, layout, named.tokens, labels, weigh)
+    margins = margins_in(named, arguments, elements, layout) if with_margins else None
+    reduction = arguments["reduction"]
+    return CapturedLoss(loss.source, reduction, edge, elements, layout, named.tokens, labels, weigh, margins=margins)
+
+
+def margins_in(
+    named: NamedLoss, arguments: Arguments, elements: ElementwiseLoss, layout: InstanceLayout
+) -> RowMargins | None:
+    """Margins of a call's rows, where it has any; whose logit is the strongest other, where an instance has one row."""
+    is_single = elements.losses.numel() == layout.batch_size
+    try:
+        return row_margins(named.function, arguments, elements.mask, with_others=is_single)
+    except Exception:  # the losses are known all the same
+        return None
+
+
+def integer_target(arguments: Arguments, batch_size: int) -> Tensor | None:
+    """A call's target where that is integer and of shape ``(B,)``, int64, else None."""
+    target = arguments.get("target")
+    if not isinstance(target, Tensor) or target.shape != (batch_size,):
+        return None
+    return None if target.is_floating_point() else target.detach().long()
 
 
 def weigh_at(tensor: Tensor, layout: InstanceLayout) -> Callable[[Tensor], None]:
@@ -242,6 +267,27 @@ def combine(parts: Sequence[WeightedLoss]) -> tuple[Tensor, Tensor]:
     # Not a matrix product, which tensor cores would round.
     losses, scores = shares.unsqueeze(1) * losses, shares.unsqueeze(1) * scores
     return losses.sum(0), torch.linalg.vector_norm(scores, dim=0)
+
+
+def margins_of(parts: Sequence[WeightedLoss]) -> RowMargins | None:
+    """The margins of the instances, shape ``(B,)``, each the mean over its rows that count; NaN where none does.
+
+    Returns:
+        None where no loss is a classification, or several are, which may be of different classes. Strongest other
+        classes are there where each instance has one row.
+    """
+    known = [(part, part.found.margins) for part in parts if part.found.margins is not None]
+    if len(known) != 1:
+        return None
+    part, (values, others) = known[0]
+    layout, coefficient = part.found.layout, part.coefficient
+    if others is not None:
+        return RowMargins(values.reshape(layout.batch_size), others.reshape(layout.batch_size))
+    counts = ~values.isnan()
+    if coefficient is not None and coefficient.ndim:  # the user's own mask of rows
+        counts &= _by_rows(coefficient.detach(), values) != 0
+    counts, values = layout.per_instance(counts), layout.per_instance(values)
+    return RowMargins(values.where(counts, 0.0).sum(1) / counts.sum(1), None)  # 0 / 0 where none counts
 
 
 def _is_direct(part: WeightedLoss) -> bool:

@@ -30,6 +30,9 @@ from lightning_autoassist.capture.captured_loss import (
     combine,
     contributions,
     explained,
+    integer_target,
+    margins_in,
+    margins_of,
     scored_in_backward,
     scripted,
     weigh_at,
@@ -76,6 +79,7 @@ class CapturedStep(TorchFunctionMode):
         batch_size: int,
         weights: Tensor | None,
         module: nn.Module | None,
+        with_margins: bool = False,
     ) -> None:
         super().__init__()
         self.reason: str | None = None
@@ -86,6 +90,7 @@ class CapturedStep(TorchFunctionMode):
         self._batch_size = batch_size
         self._weights = weights
         self._module = module
+        self._with_margins = with_margins
         self._named: list[CapturedLoss] = []
         self._reduced: list[Reduction] = []
         self._backwards: list[list[WeightedLoss]] = []
@@ -209,20 +214,13 @@ class CapturedStep(TorchFunctionMode):
             edge = result if torch.compiler.is_compiling() else get_gradient_edge(result)
             is_open = arguments["reduction"] == "none" and isinstance(edge, GradientEdge)
             weigh = weigh_at(result, layout) if is_open and self._weights is not None else None
-            labels = self._labels(arguments)
+            labels = integer_target(arguments, self._batch_size)
         except Exception as error:  # the step itself went well: it must go on
             self._miss(because_of(source, error), result)
             return
-        reduction = arguments["reduction"]
-        self._named.append(
-            CapturedLoss(source, reduction, edge, elements, layout, named.tokens, labels, weigh, False, softmax)
-        )
-
-    def _labels(self, arguments: Arguments) -> Tensor | None:
-        target = arguments.get("target")
-        if not isinstance(target, Tensor) or target.shape != (self._batch_size,):
-            return None
-        return None if target.is_floating_point() else target.detach().long()
+        margins = margins_in(named, arguments, elements, layout) if self._with_margins else None
+        whole = source, arguments["reduction"], edge, elements, layout, named.tokens, labels, weigh, False
+        self._named.append(CapturedLoss(*whole, softmax, margins))
 
     def _note_backward(self, root: Tensor) -> None:
         """Look at the loss of manual optimization before its backward, which frees the graph."""
@@ -303,8 +301,10 @@ class CapturedStep(TorchFunctionMode):
         losses, scores = scored_in_backward(parts[0]) if is_left_to_backward else combine(parts)
         targets = [part.found.labels for part in parts if part.found.labels is not None]
         labels = self._capture.own_labels.of(targets, self._leaves, self._batch_size)
-        source = sources(parts)
-        return InstanceLosses(losses, losses.clone() if self._capture.score == "loss" else scores, labels, source)
+        scores = losses.clone() if self._capture.score == "loss" else scores
+        margins, others = margins_of(parts) or (None, None)
+        # Where targets are no property of the instances, their classes are none either.
+        return InstanceLosses(losses, scores, labels, sources(parts), margins, None if labels is None else others)
 
     def _attribute(self, root: Any) -> list[WeightedLoss]:
         """The losses behind ``root``; weights enter where they have not yet."""
@@ -341,7 +341,8 @@ class CapturedStep(TorchFunctionMode):
             if isinstance(layout, str):
                 self._miss(layout)
             else:
-                found.append(scripted(loss, layout, self._labels(loss.arguments)))
+                labels = integer_target(loss.arguments, self._batch_size)
+                found.append(scripted(loss, layout, labels, with_margins=self._with_margins))
         return found
 
     def _given(self, losses: Any, root: Any, giver: str) -> InstanceLosses | None:

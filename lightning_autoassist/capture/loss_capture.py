@@ -78,7 +78,13 @@ class InstanceLossCapture:
         self._is_warned = False
 
     def step(
-        self, batch: Any, batch_size: int, *, weights: Tensor | None = None, module: nn.Module | None = None
+        self,
+        batch: Any,
+        batch_size: int,
+        *,
+        weights: Tensor | None = None,
+        module: nn.Module | None = None,
+        margins: bool = False,
     ) -> CapturedStep:
         """Watch one training step.
 
@@ -88,11 +94,12 @@ class InstanceLossCapture:
             weights: Shape ``(B,)``, on the model's device: instance i's gradient is multiplied by ``weights[i]``;
                 the loss keeps its value. None leaves everything as it is, bit for bit.
             module: The module whose step it is, for its ``instance_loss`` method and for messages.
+            margins: Whether the observation tells the margins of a classification, and its strongest other classes.
 
         Returns:
             A context manager for the step.
         """
-        return CapturedStep(self, batch, batch_size, weights, module)
+        return CapturedStep(self, batch, batch_size, weights, module, margins)
 
     def note_on_share(self) -> str | None:
         """For the user, once, if more than a tenth of the loss was missed; None: there is nothing to be said."""

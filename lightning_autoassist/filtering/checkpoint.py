@@ -15,14 +15,16 @@ from lightning_autoassist.trainer_support.process_group import Ranks
 from lightning_autoassist.trainer_support.variants import LightningModule, Trainer
 
 # To be counted up by whoever changes what a state_dict of the callback or of the data module holds.
-LAYOUT = 6
+LAYOUT = 7
+# Those that are read: 6 had no margins of instances.
+_READ_LAYOUTS = (6, LAYOUT)
 
 # Several processes send their gradients to the one that saves; more bytes than this might cost the run its memory.
 MAX_GATHERED = 2**30
 
 
 def is_readable(state: Mapping[str, Any], *, warns: bool = True) -> bool:
-    """Whether a state is of this layout; warns where it is of another version's.
+    """Whether a state is of a layout that is read; warns where it is of another version's.
 
     Args:
         state: What a ``state_dict`` gave, with its ``"layout"``.
@@ -32,7 +34,7 @@ def is_readable(state: Mapping[str, Any], *, warns: bool = True) -> bool:
         >>> is_readable({"layout": LAYOUT})
         True
     """
-    if state.get("layout") == LAYOUT:
+    if state.get("layout") in _READ_LAYOUTS:
         return True
     if warns:
         rank_zero_warn(

@@ -152,7 +152,10 @@ class ObservedSteps:
         with self._report.timed():
             features = self._selector.new_features(draw, step.batch)
             weights = None if draw.weights is None else on_device(torch.from_numpy(draw.weights), self._module.device)
-            captured = self.capture.step(step.batch, len(draw.indices), weights=weights, module=self._module)
+            margins = self._selector.keeps_dynamics and draw.rows is None  # a stream's instances have no dynamics
+            captured = self.capture.step(
+                step.batch, len(draw.indices), weights=weights, module=self._module, margins=margins
+            )
         with captured:
             output = step.run() if self._layers is None else self._layers.observe(step, len(draw.indices), weights)
         with self._report.timed():

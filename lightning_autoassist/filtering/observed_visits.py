@@ -26,13 +26,13 @@ def visits_in(observed: PendingUpdate, rows: Tensor, finite: Tensor | None) -> V
         rows: Of the store, shape ``(B,)``.
         finite: Which losses and scores are finite, shape ``(B,)``; None for all of them.
     """
-    columns = (rows, observed.losses, observed.probs)
+    columns = (rows, observed.losses, observed.probs, observed.margins, observed.others)
     if finite is not None:
         columns = tuple(None if column is None else column[finite] for column in columns)  # type: ignore[assignment]
-    places, losses, probs = (None if column is None else column.numpy() for column in columns)
+    places, losses, probs, margins, others = (None if column is None else column.numpy() for column in columns)
     assert places is not None
     assert losses is not None
-    return Visits(places, losses, probs, observed.pass_index)
+    return Visits(places, losses, probs, observed.pass_index, margins, others)
 
 
 def visits_of(store: InstanceStore, steps: Iterable[PendingUpdate]) -> list[Visits]:

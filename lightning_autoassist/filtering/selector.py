@@ -95,7 +95,7 @@ class InstanceSelector(Selector):
         self.status = FilterStatus(watches_losses, self._waiting.clear, only_observes=self._is_blind)
         self._dynamics = dynamics
         parts = assistant, policy, extractor(assistant), report
-        self._stored = StoredInstances(*parts, self._waiting, feature_memory, self._keeps_dynamics)
+        self._stored = StoredInstances(*parts, self._waiting, feature_memory, self.keeps_dynamics)
         self._streamed = StreamedInstances(*parts)
         self.is_on_stream = False
         self._extractor, self._suits_data = extractor, suits_data
@@ -226,13 +226,14 @@ class InstanceSelector(Selector):
         return not self.policy.needs_scores and (self.keeps_everything or self.reweighting == "none")
 
     @property
-    def _keeps_dynamics(self) -> bool:
+    def keeps_dynamics(self) -> bool:
+        """Whether training dynamics are kept of a data set's instances."""
         return self.policy.needs_scores if self._dynamics is None else self._dynamics
 
     @property
     def _remembers(self) -> bool:
         """Whether anything is remembered of the instances of a data set."""
-        return self.policy.needs_scores or self._keeps_dynamics
+        return self.policy.needs_scores or self.keeps_dynamics
 
     @property
     def scores_unseen(self) -> bool:
@@ -289,7 +290,7 @@ class InstanceSelector(Selector):
     @override
     def note_considered(self, indices: IndexArray, probs: Any, kept: Any) -> None:
         self.log.count(indices, probs, kept)
-        if self._keeps_dynamics and self.is_filtering:
+        if self.keeps_dynamics and self.is_filtering:
             with self.status.unfiltered_on_error:
                 self._stored.note_considered(indices, kept)
 
@@ -361,14 +362,14 @@ class InstanceSelector(Selector):
         self._learn_in_turn([by_rank for by_rank, *_ in told])
 
     def _tell_candidates(self) -> None:
-        if self._keeps_dynamics and self._ranks.world_size > 1:
+        if self.keeps_dynamics and self._ranks.world_size > 1:
             self._stored.note_told(self._ranks.gather(self._stored.untold_candidates()))
 
     def end_fit(self) -> None:
         """Training has ended: who looks now gets to know of all steps of all processes, which must all call this."""
         self.wait_all()
         self._tell_candidates()
-        if self._keeps_dynamics and self._ranks.world_size > 1:
+        if self.keeps_dynamics and self._ranks.world_size > 1:
             self._waiting.of_all = list(chain.from_iterable(self._ranks.gather(self._waiting.all())))
 
     def _drop_refused_labels(self) -> None:
@@ -383,7 +384,7 @@ class InstanceSelector(Selector):
     def _learn(self, observed: PendingUpdate) -> None:
         """Let the Assistant learn from one batch of the model."""
         if self.refuses_labels:
-            observed = observed._replace(labels=None)
+            observed = observed._replace(labels=None, others=None)
         if observed.pass_index > self._pass_index:  # of several processes, the first to get there
             self._pass_index = observed.pass_index
             self.assistant.begin_pass()

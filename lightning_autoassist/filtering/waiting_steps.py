@@ -29,6 +29,8 @@ class PendingUpdate(NamedTuple):
     probs: Tensor | None = None
     progress: float = 0.0
     source: str = ""  # the calls that the losses are from
+    margins: Tensor | None = None
+    others: Tensor | None = None  # the classes with the largest other logits
 
 
 def to_host(
@@ -52,6 +54,8 @@ def to_host(
         probs=None if draw.probs is None else torch.from_numpy(draw.probs),
         progress=progress,
         source=observation.source,
+        margins=None if observation.margins is None else started(observation.margins),
+        others=None if observation.others is None else started(observation.others),
     )
 
 

@@ -15,6 +15,7 @@ Columns = dict[str, npt.NDArray[Any]]
 # Visits from which on "never learnt" says something.
 MIN_VISITS = 3
 HARDEST_SHARE = 0.01
+MOST_SUGGESTED = 3  # labels of a class's suspects, on its line
 
 
 class Findings(NamedTuple):
@@ -96,7 +97,7 @@ def class_lines(columns: Columns, found: Findings, names: list[str]) -> list[lis
     """
     if "label" not in columns:
         return []
-    lines = []
+    lines, suggested = [], columns.get("suggested_label")
     for label in np.unique(columns["label"][found.is_seen]):
         of_class = found.is_seen & (columns["label"] == label)
         num = int(of_class.sum())
@@ -104,9 +105,19 @@ def class_lines(columns: Columns, found: Findings, names: list[str]) -> list[lis
         redundant = int((of_class & found.is_redundant).sum())
         confidence = float(columns["confidence"][of_class].mean())
         cells = [f"{num:,}", f"{suspects:,}", f"{suspects / num:.1%}", f"{redundant / num:.1%}", f"{confidence:.3f}"]
+        if suggested is not None:
+            cells.append(_most_suggested(suggested[of_class & found.is_suspect], names))
         lines.append((-suspects / num, [name_of(int(label), names), *cells]))
     headings = ["class", "seen", "suspects", "suspects, %", "learnt at once, %", "mean confidence"]
+    headings += [] if suggested is None else ["suggested instead"]
     return [headings, *(cells for _, cells in sorted(lines, key=lambda line: line[0]))]
+
+
+def _most_suggested(suggested: npt.NDArray[Any], names: list[str]) -> str:
+    """The labels that are suggested most often, with the numbers of instances."""
+    labels, counts = np.unique(suggested[suggested >= 0], return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:MOST_SUGGESTED]
+    return ", ".join(f"{name_of(int(labels[place]), names)} ({counts[place]:,})" for place in most)
 
 
 def name_of(label: int, names: list[str]) -> str:

@@ -70,7 +70,7 @@ def write_page(path: Path, store: InstanceStore, names: Names, instance_at: Inst
 def page_data(store: InstanceStore, names: Names, instance_at: InstanceAt | None = None) -> dict[str, Any]:
     """What the page shows; see :func:`write_page`."""
     assert store.dynamics is not None
-    columns = columns_of(store)
+    columns = _known(columns_of(store))
     found = findings(columns)
     kinds = _kinds(found)
     places = _chosen(columns, found, kinds)
@@ -89,6 +89,15 @@ def page_data(store: InstanceStore, names: Names, instance_at: InstanceAt | None
         "num_instances": len(store),
         "shown": {} if instance_at is None else _shown(places[:MAX_SHOWN], instance_at),
     }
+
+
+def _known(columns: Columns) -> Columns:
+    """The columns, without margins and suggested labels where no instance has any."""
+    is_known = {
+        "area_under_margin": np.isfinite(columns["area_under_margin"]).any(),
+        "suggested_label": (columns["suggested_label"] >= 0).any(),
+    }
+    return {name: column for name, column in columns.items() if is_known.get(name, True)}
 
 
 def _kinds(found: Findings) -> npt.NDArray[np.int64]:
@@ -118,11 +127,21 @@ def _rows(
     columns: Columns, kinds: npt.NDArray[np.int64], places: npt.NDArray[np.int64], names: list[str]
 ) -> list[list[Any]]:
     """Index, kind, class and the other columns of each row."""
-    labels = columns.get("label", np.full(len(kinds), -1))[places]
-    cells = [column[places].tolist() for name, column in columns.items() if name != "label"]
-    numbers = ([float(f"{cell:.5g}") if isinstance(cell, float) else cell for cell in column] for column in cells)
-    classes = [shortened(name_of(int(label), names)) for label in labels]
-    return [list(row) for row in zip(places.tolist(), kinds[places].tolist(), classes, *numbers, strict=True)]
+
+    def classes_of(labels: npt.NDArray[Any]) -> list[str]:
+        return [shortened(name_of(label, names)) for label in labels[places].tolist()]
+
+    cells = [
+        classes_of(column) if name == "suggested_label" else [_brief(cell) for cell in column[places].tolist()]
+        for name, column in columns.items()
+        if name != "label"
+    ]
+    classes = classes_of(columns.get("label", np.full(len(kinds), -1)))
+    return [list(row) for row in zip(places.tolist(), kinds[places].tolist(), classes, *cells, strict=True)]
+
+
+def _brief(cell: Any) -> Any:
+    return float(f"{cell:.5g}") if isinstance(cell, float) else cell
 
 
 def _shown(places: npt.NDArray[np.int64], instance_at: InstanceAt) -> dict[str, dict[str, str]]:

@@ -14,12 +14,14 @@ pytest.importorskip("sklearn")
 
 
 def test_a_filtered_run_of_a_few_steps_ranks_wrong_labels_first():
-    images, is_wrong = command.wrong_labels(DEFAULT_DATA_DIR, "digits")
+    images, true_labels = command.wrong_labels(DEFAULT_DATA_DIR, "digits")
+    is_wrong = images.labels.numpy() != true_labels
     assert is_wrong.mean() == pytest.approx(0.2, abs=0.03)
     job = replace(command.TEMPLATE, dataset="digits", epochs=5, batch_size=64)
-    row = run_job(job, images, is_wrong)
+    row = run_job(job, images, true_labels)
     assert row["auroc"].keys() == STATISTICS.keys()
-    assert row["auroc"]["confidence"] > 0.9
+    assert min(row["auroc"][name] for name in ("confidence", "area_under_margin")) > 0.9
+    assert row["suggested_right"] > 0.6
     assert row["wrong_labels"] == is_wrong.sum()
     assert (row["runs"], row["warnings"]) == (1, [])
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.filtering.memory.frame import COLUMNS, columns_of
-from tests.helpers.observed_losses import EVERY, LossLog, assert_are, by_hand, fit
+from tests.helpers.observed_losses import EVERY, Line, LossLog, assert_are, by_hand, fit
 from tests.helpers.ordinary import Classifier, ClustersData, CountingDataset, trainer
 from tests.helpers.processes import run_with_children
 
@@ -115,7 +115,7 @@ def test_losses_that_are_no_numbers_are_left_out():
     trainer(max_epochs=3, callbacks=[callback]).fit(
         module, datamodule=AutoAssistDataModule(ClustersData(100, 10), budget=1.0)
     )
-    assert_are(columns_of(callback.instances), by_hand([line for line in module.lines if line[2] == line[2]], 100))
+    assert_are(columns_of(callback.instances), by_hand([line for line in module.lines if line.loss == line.loss], 100))
     assert callback.summary()["nonfinite_instances"] == 1
 
 
@@ -144,12 +144,15 @@ def on_two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     ended = run_with_children([sys.executable, "-m", "tests.helpers.observed_losses", str(folder)], timeout=250)
     assert ended.returncode == 0, ended.output
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    processes = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    for seen in (seen for fits in processes for seen in fits):
+        seen["lines"] = [Line(*line) for line in seen["lines"]]
+    return processes
 
 
 def test_on_two_processes_each_knows_what_both_saw(on_two_processes):
     first, second = (whole for whole, _ in on_two_processes)
-    lines = [(line[0] // EVERY, rank, line) for rank, seen in enumerate((first, second)) for line in seen["lines"]]
+    lines = [(line.step // EVERY, rank, line) for rank, seen in enumerate((first, second)) for line in seen["lines"]]
     expected = by_hand([line for *_, line in sorted(lines, key=lambda line: line[:2])], 200)
     for seen in (first, second):
         assert_are(seen["columns"], expected)

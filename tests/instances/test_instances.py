@@ -47,7 +47,7 @@ def in_tmp_path(tmp_path, monkeypatch):
 def test_a_checkpoint_tells_what_the_run_knew_with_all_of_its_steps(run):
     folder, lines = run
     store = instances_in(folder / f"step={LAST}.ckpt")
-    assert_are(columns_of(store), by_hand([line for line in lines if line[0] < LAST], 200))
+    assert_are(columns_of(store), by_hand([line for line in lines if line.step < LAST], 200))
 
 
 def test_the_command_reads_the_newest_checkpoint(run, in_tmp_path, capsys):
@@ -59,9 +59,9 @@ def test_the_command_reads_the_newest_checkpoint(run, in_tmp_path, capsys):
     with (in_tmp_path / "autoassist-instances.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["index", *COLUMNS]
-    expected = by_hand([line for line in lines if line[0] < LAST], 200)
+    expected = by_hand([line for line in lines if line.step < LAST], 200)
     for name, values in expected.items():
-        np.testing.assert_allclose([float(row[name]) for row in rows], values, rtol=1e-4, atol=2e-4, err_msg=name)
+        np.testing.assert_allclose([float(row[name]) for row in rows], values, rtol=2e-3, atol=2e-3, err_msg=name)
     assert "autoassist instances" in (in_tmp_path / "autoassist-instances.html").read_text()
 
 
@@ -119,14 +119,19 @@ def test_what_cannot_be_read_is_said_in_one_line(run, in_tmp_path, capsys):
 
 
 def made_store(num_instances=12, num_classes=3):
-    """Instances with known ends: the first is never learnt, the last never seen, one is forgotten, all else learnt."""
+    """Instances with known ends: the first is never learnt, the last never seen, one is forgotten, all else learnt.
+
+    The strongest other class is the next one; at the first visit, the one after that.
+    """
     store = InstanceStore(num_instances, dynamics=True)
     rows = np.arange(num_instances - 1)
     store.put_labels(torch.arange(num_instances), torch.arange(num_instances) % num_classes)
     for number in range(4):
         losses = np.linspace(0.1, 0.4, len(rows), dtype=np.float32)
         losses[0], losses[1] = 3.0, 2.0 if number == 2 else 0.2
-        store.dynamics.observe(Visits(rows, losses, None, number))
+        margins = np.where(losses < 1, 2.0, -1.5).astype(np.float32)
+        others = (rows + (1 if number else 2)) % num_classes
+        store.dynamics.observe(Visits(rows, losses, None, number, margins, others))
     store.dynamics.loss_source = "cross_entropy at train.py:31"
     return store
 
@@ -142,9 +147,23 @@ def test_findings_are_those_of_the_losses():
     assert "11 of 12 instances were seen, 4.0 times each" in said
     assert "9 (81.8%) were learnt in the first pass and never forgotten" in said
     assert "1 (9.1%) were seen 3 times or more and never learnt" in said
-    lines = class_lines(columns, found, ["cat"])
-    assert [line[0] for line in lines] == ["class", "cat", "1", "2"]
+    lines = class_lines(columns, found, ["cat", "dog"])
+    assert [line[0] for line in lines] == ["class", "cat", "dog", "2"]
     assert lines[1][1:5] == ["4", "1", "25.0%", "75.0%"]
+    assert [line[-1] for line in lines] == ["suggested instead", "dog (1)", "", ""]
+
+
+def test_the_page_names_the_suggested_labels_where_there_are_any():
+    store = made_store()
+    data = page_data(store, Names("a.ckpt", ["cat", "dog"]))
+    row = dict(zip(["index", "kind", "class", *data["columns"]], data["rows"][0], strict=True))
+    assert (row["index"], row["class"], row["suggested_label"], row["area_under_margin"]) == (0, "cat", "dog", -1.5)
+    assert data["classes"][0][-1] == "suggested instead"
+    store.dynamics = without = InstanceStore(12, dynamics=True).dynamics
+    without.observe(Visits(np.arange(5), np.ones(5, np.float32), None, 0))
+    data = page_data(store, Names("a.ckpt", ["cat", "dog"]))
+    assert not {"suggested_label", "area_under_margin"} & data["columns"].keys()
+    assert data["classes"][0][-1] == "mean confidence"
 
 
 def test_a_page_of_many_instances_stays_small(tmp_path):
@@ -255,6 +274,8 @@ def test_search_sort_and_choice(dom, tmp_path):
     assert found[6:8] == ["true", "0"]
     assert found[8].startswith("100 of 299 on this page")
     assert found[9].startswith("instance 0, class cat\nsuspected wrong label")
+    assert "-1.5 area_under_margin" in found[9]
+    assert found[9].endswith("dog suggested_label")
     assert found[10] == "0"
 
 

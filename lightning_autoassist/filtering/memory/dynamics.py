@@ -3,8 +3,9 @@ r"""How each instance's loss went over a run: mean and spread, times learnt and 
 Visits are not random under filtering: an instance that was kept with p counts 1/p in means and spreads, so that they
 estimate those of a run that visits every instance in every pass.
 
-Sources: confidence and variability, Swayamdipta et al., EMNLP 2020, arXiv:2009.10795; learnt and forgotten, Toneva et
-al., ICLR 2019, arXiv:1812.05159; means and spreads over weighted visits, West, CACM 22(9), 1979.
+Sources: confidence and variability, Swayamdipta et al., EMNLP 2020, arXiv:2009.10795; area under the margin, Pleiss et
+al., NeurIPS 2020, arXiv:2001.10528; learnt and forgotten, Toneva et al., ICLR 2019, arXiv:1812.05159; means and spreads
+over weighted visits, West, CACM 22(9), 1979; the majority of votes, Boyer & Moore, Automated Reasoning, 1991.
 
 Shapes: N data set, n instances.
 """
@@ -27,14 +28,17 @@ LEARNT_BELOW = math.log(2)
 
 ROW = np.dtype(
     [
-        ("weight", "f4"),  # sum of 1/p
         ("loss", "f4"),  # mean
-        ("loss_variance", "f4"),
+        ("loss_spread", "f2"),
+        ("excess", "f2"),  # mean of 1/p - 1 over the visits: 0 where nothing is filtered, so that nothing is rounded
+        ("margin", "f2"),  # mean; NaN where it was not known at some visit
         ("confidence", "u2"),  # mean, in steps of 1/65535
         ("variability", "u2"),  # standard deviation, in steps of 1/131070
         ("seen", "u2"),
-        ("kept", "u2"),
         ("dropped", "u2"),
+        ("candidate", "u2"),  # for the majority of votes, and one more than the class; 0: none
+        ("lead", "u1"),  # votes for the candidate less others, since it became that
+        ("unseen", "i1"),  # times kept less times seen
         ("turns", "u1"),  # from not learnt to learnt and back: odd while the instance is learnt
         ("first_pass", "u1"),  # in which it was learnt, from 1; 0: never
     ]
@@ -42,13 +46,17 @@ ROW = np.dtype(
 COLUMNS = ROW.names or ()
 _WORDS = ROW.itemsize // 8  # a row is gathered and written as so many numbers of 8 bytes, which is fastest
 _SHORT_MAX, _BYTE_MAX = 65535, 255
+_HALF_MAX = np.float32(np.finfo(np.float16).max)
+_CUT_OFF = np.uint32(2**13 - 1)  # the bits that single precision has and half precision has not
+_UNSEEN = np.iinfo(np.int8)
+_NO_ROWS = np.empty(0, np.int64)
 _STEP, _SPREAD_STEP = np.float32(1 / _SHORT_MAX), np.float32(0.5 / _SHORT_MAX)
 
 WRITTEN_TOGETHER = 8192  # visits, or candidates
-# A row as so many numbers of 2 bytes, and where the counts of candidates stand among them.
+# A row as so many numbers of 2 bytes, and where the count of dropped candidates stands among them.
 _SHORTS = ROW.itemsize // 2
 _OFFSETS: Any = ROW.fields
-_KEPT, _DROPPED = (_OFFSETS[name][1] // 2 for name in ("kept", "dropped"))
+_DROPPED = _OFFSETS["dropped"][1] // 2
 
 _Words = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.floating[Any]]
@@ -62,20 +70,31 @@ class Visits(NamedTuple):
         losses: Shape ``(n,)``, float32, finite.
         probs: What they were kept with, shape ``(n,)``, float32; None: certain to be kept.
         pass_index: Number of the pass, from 0.
+        margins: The label's logit less the largest other one, shape ``(n,)``, float32; None, or no finite number, where
+            it is not known.
+        others: The class with the largest other logit, shape ``(n,)``, integer; None, or negative, where that is not
+            known.
     """
 
     rows: IndexArray
     losses: FloatArray
     probs: FloatArray | None
     pass_index: int
+    margins: FloatArray | None = None
+    others: npt.NDArray[np.integer[Any]] | None = None
 
 
 class InstanceDynamics:
     """Training dynamics of N instances, 24 bytes each, on the CPU.
 
     Confidence is the exponential of minus the loss: the label's probability where the loss is a cross-entropy. It is
-    kept to 16 bits, and so to about 1e-4 after a hundred visits. Counts end at 65535, times forgotten at 127, and the
-    first pass in which an instance was learnt at 254, which then mean "so many or more".
+    kept to 16 bits, and so to about 1e-4 after a hundred visits; margin and spread of the loss in half precision, and
+    so to about a thousandth of themselves. Counts end at 65535, times forgotten at 127, and the first pass in which an
+    instance was learnt at 254, which then mean "so many or more"; times kept are at most 127 more than times seen.
+
+    Each visit is a vote for the class with the largest other logit, and the majority of them is suggested, or, without
+    a majority, a class that had many. Votes count alike, whatever p was: a label that was learnt by heart is visited
+    rarely, and votes of that time tell least. Classes from 65535 on are never suggested.
 
     Args:
         num_rows: N.
@@ -126,44 +145,43 @@ class InstanceDynamics:
         self._visits.append(visits)
         self._num_visits += len(visits.rows)
         if self._num_visits >= WRITTEN_TOGETHER:
-            self._write_visits()
+            self._write()
 
     def count(self, rows: IndexArray, kept: npt.NDArray[np.bool_]) -> None:
         """Instances were candidates, and were kept or not; each of shape ``(n,)``."""
         self._candidates.append((rows, kept))
         self._num_candidates += len(rows)
         if self._num_candidates >= WRITTEN_TOGETHER:
-            self._write_candidates()
+            self._write()
 
     def _write(self) -> None:
-        self._write_visits()
-        self._write_candidates()
-
-    def _write_visits(self) -> None:
         visits, self._visits, self._num_visits = self._visits, [], 0
-        if not visits:
-            return
-        rows, losses = (np.concatenate([one[place] for one in visits]) for place in (0, 1))
-        probs = np.concatenate([_probs(one) for one in visits])
-        passes = np.repeat([one.pass_index for one in visits], [len(one.rows) for one in visits])
-        for part in _distinct(rows):
-            words = self._words.take(rows[part], 0)
-            with np.errstate(over="ignore", invalid="ignore"):  # squares of losses of a run that diverges
-                _add_visits(words.view(ROW)[:, 0], losses[part], probs[part], passes[part])
-            self._words[rows[part]] = words
-
-    def _write_candidates(self) -> None:
         candidates, self._candidates, self._num_candidates = self._candidates, [], 0
-        if not candidates:
-            return
-        rows, kept = (np.concatenate(column) for column in zip(*candidates, strict=True))
-        # The two numbers alone, and not the rows that hold them: there may be ten candidates for one that is kept.
-        shorts, places = self._words.view(np.uint16).reshape(-1), rows * _SHORTS + np.where(kept, _KEPT, _DROPPED)
+        seen = self._write_visits(_Together.of(visits)) if visits else _NO_ROWS
+        kept = self._write_candidates(*map(np.concatenate, zip(*candidates, strict=True))) if candidates else _NO_ROWS
+        # Together: of the two, neither alone might fit a byte.
+        rows, changes = _sums(kept, seen)
+        unseen = self._table["unseen"]
+        unseen[rows] = (unseen[rows] + changes).clip(_UNSEEN.min, _UNSEEN.max)
+
+    def _write_visits(self, together: _Together) -> IndexArray:
+        for part in _distinct(together.rows):
+            some = _Together._make(column[part] for column in together)
+            words = self._words.take(some.rows, 0)
+            with np.errstate(over="ignore", invalid="ignore"):  # squares of losses of a run that diverges
+                _add_visits(words.view(ROW)[:, 0], some)
+            self._words[some.rows] = words
+        return together.rows
+
+    def _write_candidates(self, rows: IndexArray, kept: npt.NDArray[np.bool_]) -> IndexArray:
+        # The one number alone, and not the rows that hold it: there may be ten candidates for one that is kept.
+        shorts, places = self._words.view(np.uint16).reshape(-1), rows[~kept] * _SHORTS + _DROPPED
         if int(shorts.take(places).max(initial=0)) + len(places) <= _SHORT_MAX:
             np.add.at(shorts, places, np.uint16(1))
-            return
-        for part in _distinct(places):
-            shorts[places[part]] += shorts[places[part]] < _SHORT_MAX
+        else:
+            for part in _distinct(places):
+                shorts[places[part]] += shorts[places[part]] < _SHORT_MAX
+        return rows[kept]
 
     # ---- somebody looks
 
@@ -178,12 +196,14 @@ class InstanceDynamics:
         return {
             "times_seen": seen,
             # Where nothing is ever dropped, nobody counts what is kept.
-            "times_kept": np.maximum(table["kept"], seen).astype(np.int32),
+            "times_kept": seen + np.maximum(table["unseen"], 0).astype(np.int32),
             "times_dropped": table["dropped"].astype(np.int32),
             "loss_mean": known(table["loss"]),
-            "loss_spread": known(np.sqrt(table["loss_variance"])),
+            "loss_spread": known(table["loss_spread"]),
             "confidence": known(table["confidence"] * _STEP),
             "variability": known(table["variability"] * _SPREAD_STEP),
+            "area_under_margin": known(table["margin"]),
+            "suggested_label": table["candidate"].astype(np.int32) - 1,
             "times_learnt": (turns + 1) // 2,
             "times_forgotten": turns // 2,
             "first_pass_learnt": table["first_pass"].astype(np.int32) - 1,
@@ -212,12 +232,67 @@ class InstanceDynamics:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         self.loss_source = state["loss_source"]
-        columns = {name: column.numpy() for name, column in state["columns"].items() if name in COLUMNS}
+        columns = _of_this_layout({name: column.numpy() for name, column in state["columns"].items()})
         self._visits, self._candidates = [], []
         self._num_visits = self._num_candidates = 0
         self._words = np.zeros((len(columns["seen"]), _WORDS), np.int64)
         for name, column in columns.items():
             self._table[name] = column.view(ROW[name])
+
+
+class _Together(NamedTuple):
+    """Visits of several batches, each of shape ``(n,)``."""
+
+    rows: IndexArray
+    losses: FloatArray
+    probs: FloatArray
+    passes: IndexArray
+    margins: FloatArray
+    others: npt.NDArray[np.integer[Any]]
+
+    @staticmethod
+    def of(visits: list[Visits]) -> _Together:
+        lengths = [len(one.rows) for one in visits]
+
+        def column(parts: list[npt.NDArray[Any] | None], missing: float, kind: type[np.generic]) -> npt.NDArray[Any]:
+            if all(part is None for part in parts):
+                return np.full(sum(lengths), missing, kind)
+            pairs = zip(parts, lengths, strict=True)
+            return np.concatenate([np.full(num, missing, kind) if part is None else part for part, num in pairs])
+
+        return _Together(
+            np.concatenate([one.rows for one in visits]),
+            np.concatenate([one.losses for one in visits]),
+            column([one.probs for one in visits], 1, np.float32),
+            np.repeat([one.pass_index for one in visits], lengths),
+            column([one.margins for one in visits], math.nan, np.float32),
+            column([one.others for one in visits], -1, np.int64),
+        )
+
+
+def _of_this_layout(columns: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The columns of a checkpoint, also of one without margins, whose visits stay without."""
+    if "margin" in columns:
+        return columns
+    seen = columns["seen"].view(np.uint16).astype(np.int64)
+    unseen = (columns["kept"].view(np.uint16) - seen).clip(_UNSEEN.min, _UNSEEN.max)
+    excess = columns["weight"] / np.maximum(seen, 1) - (seen > 0)
+    halves = {"loss_spread": np.sqrt(columns["loss_variance"]), "excess": excess, "margin": np.where(seen, np.nan, 0)}
+    kept = {name: column for name, column in columns.items() if name in COLUMNS}
+    rounded = {name: _half(column.astype(np.float32), seen) for name, column in halves.items()}
+    return kept | rounded | {"unseen": unseen.astype(np.int8)}
+
+
+def _half(values: npt.NDArray[np.float32], seen: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float16]:
+    """Values as half precision holds them, rounded up or down by turns.
+
+    Of many visits each moves a mean by less than half precision can tell; rounded to the nearest, it would stand still.
+    What is added to the bits that are cut off begins at a half, and runs evenly through all of their values: in steps
+    of the golden ratio.
+    """
+    bits = values.clip(-_HALF_MAX, _HALF_MAX).view(np.uint32)
+    turns = (seen * 5063 + 4096).astype(np.uint32) & _CUT_OFF
+    return ((bits + turns) & ~_CUT_OFF).view(np.float32).astype(np.float16)
 
 
 def _tensor(column: npt.NDArray[Any]) -> Tensor:
@@ -240,20 +315,48 @@ def _distinct(rows: IndexArray) -> list[slice | IndexArray]:
     return groups
 
 
-def _add_visits(table: npt.NDArray[Any], losses: FloatArray, probs: FloatArray, passes: IndexArray) -> None:
+def _sums(added: IndexArray, taken: IndexArray) -> tuple[IndexArray, IndexArray]:
+    """Rows that were added and taken unequally often, and how much more often they were added."""
+    keys = np.sort(np.concatenate([2 * added, 2 * taken + 1]))
+    rows = keys >> 1
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    sums = np.add.reduceat(1 - 2 * (keys & 1), starts) if len(starts) else _NO_ROWS
+    return rows[starts[sums != 0]], sums[sums != 0]
+
+
+def _add_visits(table: npt.NDArray[Any], visits: _Together) -> None:
     """Add a visit to each of some rows, shape ``(n,)``."""
-    weights = 1 / probs
-    table["weight"] += weights
-    share = weights / table["weight"]
-    mean, variance = _moved(table["loss"], table["loss_variance"], losses, share)
-    table["loss"], table["loss_variance"] = mean, variance
-    confidence = np.exp(-np.maximum(losses, 0))
+    seen, excess = table["seen"].astype(np.int32), table["excess"].astype(np.float32)
+    weights, num = 1 / visits.probs, seen.astype(np.float32)
+    share = weights / (num * (1 + excess) + weights)
+    table["excess"] = _half(excess + (weights - 1 - excess) / (num + 1), seen)
+    spread = table["loss_spread"].astype(np.float32)
+    mean, variance = _moved(table["loss"], spread * spread, visits.losses, share)
+    table["loss"], table["loss_spread"] = mean, _half(np.sqrt(variance), seen)
+    confidence = np.exp(-np.maximum(visits.losses, 0))
     spread = table["variability"] * _SPREAD_STEP
     mean, variance = _moved(table["confidence"] * _STEP, spread * spread, confidence, share)
     table["confidence"] = mean * _SHORT_MAX + np.float32(0.5)
     table["variability"] = np.sqrt(variance) * (2 * _SHORT_MAX) + np.float32(0.5)
+    margin = table["margin"].astype(np.float32)
+    margins = np.where(np.isfinite(visits.margins), visits.margins, np.float32(np.nan))
+    table["margin"] = _half(margin + share * (margins - margin), seen)
     table["seen"] += table["seen"] < _SHORT_MAX
-    _add_turns(table, losses < LEARNT_BELOW, passes)
+    _add_votes(table, visits.others)
+    _add_turns(table, visits.losses < LEARNT_BELOW, visits.passes)
+
+
+def _add_votes(table: npt.NDArray[Any], others: npt.NDArray[np.integer[Any]]) -> None:
+    """Add a vote for a class to each of some rows, shape ``(n,)``: a candidate stays while it has a lead."""
+    is_vote = (others >= 0) & (others < _SHORT_MAX)
+    votes = np.where(is_vote, others + 1, 0).astype(np.uint16)
+    lead = table["lead"]
+    is_new = is_vote & (lead == 0)
+    is_same = is_vote & (votes == table["candidate"])
+    gains = (is_new | is_same) & (lead < _BYTE_MAX)
+    loses = is_vote & ~is_new & ~is_same
+    table["candidate"] = np.where(is_new, votes, table["candidate"])
+    table["lead"] = lead + gains - loses
 
 
 def _moved(mean: _Floats, variance: _Floats, values: _Floats, share: _Floats) -> tuple[_Floats, _Floats]:
@@ -271,7 +374,3 @@ def _add_turns(table: npt.NDArray[Any], is_learnt: npt.NDArray[np.bool_], passes
     turns = turns + turned
     turns[turned & (turns == 0)] = _BYTE_MAX - 1  # one more than a byte holds; even, as 256 is
     table["turns"] = turns
-
-
-def _probs(visits: Visits) -> FloatArray:
-    return np.ones(len(visits.rows), np.float32) if visits.probs is None else visits.probs

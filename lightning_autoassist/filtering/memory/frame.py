@@ -27,6 +27,9 @@ COLUMNS = MappingProxyType(
         "loss_spread": "standard deviation of the loss over the visits, weighted by 1/p, in the same unit",
         "confidence": "mean of exp(-loss), weighted by 1/p, in [0, 1]: of a cross-entropy the label's probability",
         "variability": "standard deviation of exp(-loss), weighted by 1/p, in [0, 0.5]",
+        "area_under_margin": "mean of the label's logit less the largest other one, weighted by 1/p; NaN: not known at "
+        "every visit",
+        "suggested_label": "the class with the largest other logit at the majority of visits; -1: not known",
         "times_learnt": "times that the loss fell below ln 2 (0.693), or was below at the first visit",
         "times_forgotten": "times that the loss was ln 2 or more at a visit after one below",
         "first_pass_learnt": "number of the pass, from 0, in which the loss was first below ln 2; -1: in none",
@@ -40,6 +43,8 @@ def columns_of(store: InstanceStore) -> dict[str, npt.NDArray[Any]]:
     found = {} if store.dynamics is None else store.dynamics.columns()
     if store.labels is not None:
         found["label"] = store.labels.numpy().copy()
+    elif store.dynamics is not None:
+        found["suggested_label"].fill(-1)  # of classes that are no property of the instances
     if store.seen.any():
         found["score"] = np.where(store.seen.numpy(), store.scores.numpy(), np.float32(np.nan))
     return {name: found[name] for name in COLUMNS if name in found}
