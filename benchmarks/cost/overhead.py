@@ -41,6 +41,7 @@ from lightning_autoassist.filtering.memory.store import InstanceStore
 from lightning_autoassist.filtering.observed_visits import visits_in
 from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
 from lightning_autoassist.filtering.waiting_steps import PendingUpdate
+from lightning_autoassist.losses.margins import row_margins
 
 BATCH_SIZE = 128
 NUM_CLASSES = 10
@@ -108,6 +109,14 @@ LOSSES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "cross-entropy, 32x64 tokens of 8000 logits": (nn.Identity, (32 * 64, 8000), 8000),
     "cross-entropy, 128 rows of 1000 logits": (nn.Identity, (128, 1000), 1000),
     "resnet18, 32x3x64x64, forward and backward": (resnet18, (32, 3, 64, 64), NUM_CLASSES),
+}
+
+
+# Rows and classes.
+MARGINS = {
+    "128 rows of 10 logits": (BATCH_SIZE, 10),
+    "128 rows of 1000 logits": (BATCH_SIZE, 1000),
+    "32x64 tokens of 8000 logits": (32 * 64, 8000),
 }
 
 
@@ -295,6 +304,23 @@ def dynamics_cost(num_instances: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def margin_cost(name: str, rounds: int) -> dict[str, Any]:
+    """CPU microseconds, at the fastest, of a batch's margins; of one row an instance with the strongest other class."""
+    num_rows, num_classes = MARGINS[name]
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(num_rows, num_classes, generator=generator)
+    arguments = {"input": logits, "target": torch.randint(0, num_classes, (num_rows,), generator=generator)}
+    threads, seconds = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    for _ in range(rounds):
+        started = time.process_time()
+        for _ in range(IN_A_ROW):
+            row_margins(F.cross_entropy, arguments, None, with_others=num_rows == BATCH_SIZE)
+        seconds.append((time.process_time() - started) / IN_A_ROW)
+    torch.set_num_threads(threads)
+    return {"case": f"margins of a batch: {name}", "dynamics_us": round(1e6 * min(seconds), 1)}
+
+
 def capture_cost(name: str, rounds: int) -> dict[str, Any]:
     """Forward and backward of a loss, or of a network with it, with capture (score and weights) against without."""
     pairs = _capture_times(name, rounds)
@@ -368,6 +394,10 @@ def _assistants(quick: bool) -> None:
 def _dynamics(quick: bool) -> None:
     for num_instances in (20_000,) if quick else (20_000, 1_000_000):
         row = dynamics_cost(num_instances, 3 if quick else 15)
+        print(f"{row['case']:52s} {row['dynamics_us']:8.1f} us of CPU a batch")
+        _keep(row, quick)
+    for name in MARGINS:
+        row = margin_cost(name, 3 if quick else 30)
         print(f"{row['case']:52s} {row['dynamics_us']:8.1f} us of CPU a batch")
         _keep(row, quick)
 

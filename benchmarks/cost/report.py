@@ -33,7 +33,7 @@ def overhead_table() -> str:
     dynamics = [row for row in rows if "dynamics_us" in row]
     if dynamics:
         lines += ["", "| one core | CPU time a batch, us | bytes an instance |", "|---|---|---|"]
-        lines += [f"| {row['case']} | {row['dynamics_us']:.0f} | {row['dynamics_bytes']} |" for row in dynamics]
+        lines += [f"| {row['case']} | {row['dynamics_us']:.0f} | {row.get('dynamics_bytes', '')} |" for row in dynamics]
     measured = sorted({f"{row['hardware']}; torch {row['versions']['torch']}" for row in rows})
     return "\n".join([*lines, "", f"Measured on {', '.join(measured)}. Medians of runs in turns with plain ones."])
 

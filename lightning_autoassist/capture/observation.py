@@ -5,7 +5,7 @@ Shapes: B batch.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -35,5 +35,5 @@ class InstanceLosses(NamedTuple):
         """This observation in plain tensors: subclasses of tensors, such as MONAI's, may forbid later operations."""
         if all(type(value) is Tensor or not isinstance(value, Tensor) for value in self):
             return self
-        tensors = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
         return self._replace(**{name: value.as_subclass(Tensor) for name, value in tensors.items()})

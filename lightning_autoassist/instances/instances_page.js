@@ -66,7 +66,7 @@ function hover(svg, points) {
     if (!points.length) return;
     const row = nearest(event).row;
     const told = ["confidence", "variability", "loss_mean", "area_under_margin", "times_seen", "suggested_label"]
-      .filter(name => place(name) >= 0).map(name => `${textIn(row[place(name)])} ${name}`);
+      .filter(name => place(name) >= 0).map(name => `${textOfCell(row[place(name)])} ${name}`);
     tip.textContent = [`instance ${row[0]}, class ${row[2]}`, data.kinds[row[1]], ...told].join("\n");
     tip.style.display = "block";
     tip.style.left = Math.max(5, Math.min(event.clientX + 14, window.innerWidth - tip.offsetWidth - 5)) + "px";
@@ -134,7 +134,7 @@ function table() {
   for (const row of rows.slice(0, numShown)) {
     const line = add(body, "tr");
     row.forEach((cell, number) => {
-      const text = number === 1 ? data.kinds[cell] : number === 0 ? String(cell) : textIn(cell);
+      const text = number === 1 ? data.kinds[cell] : number === 0 ? String(cell) : textOfCell(cell);
       add(line, "td", typeof cell === "string" ? {"class": "name", title: text} : {}, text);
     });
     if (hasShown) show(add(line, "td"), data.shown[row[0]]);
@@ -144,7 +144,7 @@ function table() {
   byId("count").textContent = `${rows.length.toLocaleString("en")} of ${data.rows.length.toLocaleString("en")} on this page${all}`;
 }
 
-function textIn(cell) { return typeof cell === "string" ? cell : shown(cell); }
+function textOfCell(cell) { return typeof cell === "string" ? cell : shown(cell); }
 
 function show(cell, one) {
   if (!one) return;

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.filtering.memory.frame import COLUMNS, columns_of
-from tests.helpers.observed_losses import EVERY, Line, LossLog, assert_are, by_hand, fit
+from tests.helpers.observed_losses import EVERY, SAVED_AT, Line, LossLog, assert_are, by_hand, fit
 from tests.helpers.ordinary import Classifier, ClustersData, CountingDataset, trainer
 from tests.helpers.processes import run_with_children
 
@@ -137,6 +137,42 @@ def test_a_checkpoint_without_dynamics_is_gone_on_from_with_a_warning(tmp_path):
     ):
         seen = fit(tmp_path / "after", resume=checkpoint)
     assert_are(seen["columns"], by_hand(seen["lines"], 200))
+
+
+def without_margins(checkpoint):
+    """A checkpoint as it was written before there were margins: another layout, columns and waiting steps."""
+    state = checkpoint["callbacks"]["AutoAssistCallback"]
+    state["layout"] = checkpoint["AutoAssistDataModule"]["layout"] = 6
+    columns = state["selector"]["store"]["dynamics"]["columns"]
+    seen = columns["seen"].int()
+    columns["weight"] = seen * (1 + columns.pop("excess").float())
+    columns["loss_variance"] = columns.pop("loss_spread").float().square()
+    columns["kept"] = (seen + columns.pop("unseen").clamp(min=0)).short()
+    waiting = [step for rank in state["selector"]["ranks"] for step in (*rank["ready"], *rank["pending"])]
+    for lacking, names in (
+        (columns, ("margin", "candidate", "lead")),
+        *((step, ("margins", "others")) for step in waiting),
+    ):
+        for name in names:
+            del lacking[name]
+    return len(waiting)
+
+
+def test_a_checkpoint_of_before_there_were_margins_is_gone_on_from(tmp_path):
+    whole = fit(tmp_path / "whole", lag=3)
+    checkpoint = torch.load(tmp_path / "whole" / f"step={SAVED_AT}.ckpt", weights_only=True)
+    assert without_margins(checkpoint) == 3
+    torch.save(checkpoint, tmp_path / "before.ckpt")
+    columns = fit(tmp_path / "resumed", lag=3, resume=tmp_path / "before.ckpt")["columns"]
+    before = {line.index for line in whole["lines"] if line.step < SAVED_AT}
+    after = {line.index for line in whole["lines"] if line.step >= SAVED_AT}
+    expected = by_hand(whole["lines"], 200)
+    expected["area_under_margin"][list(before)] = np.nan
+    late = by_hand([line for line in whole["lines"] if line.step >= SAVED_AT], 200)
+    expected["suggested_label"] = late["suggested_label"]
+    assert before & after
+    assert after - before
+    assert_are(columns, expected)
 
 
 @pytest.fixture(scope="module")

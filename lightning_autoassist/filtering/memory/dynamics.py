@@ -279,18 +279,18 @@ def _of_this_layout(columns: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArr
     excess = columns["weight"] / np.maximum(seen, 1) - (seen > 0)
     halves = {"loss_spread": np.sqrt(columns["loss_variance"]), "excess": excess, "margin": np.where(seen, np.nan, 0)}
     kept = {name: column for name, column in columns.items() if name in COLUMNS}
-    rounded = {name: _half(column.astype(np.float32), seen) for name, column in halves.items()}
+    rounded = {name: _half(column, seen) for name, column in halves.items()}
     return kept | rounded | {"unseen": unseen.astype(np.int8)}
 
 
-def _half(values: npt.NDArray[np.float32], seen: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float16]:
+def _half(values: _Floats, seen: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float16]:
     """Values as half precision holds them, rounded up or down by turns.
 
     Of many visits each moves a mean by less than half precision can tell; rounded to the nearest, it would stand still.
     What is added to the bits that are cut off begins at a half, and runs evenly through all of their values: in steps
     of the golden ratio.
     """
-    bits = values.clip(-_HALF_MAX, _HALF_MAX).view(np.uint32)
+    bits = values.astype(np.float32, copy=False).clip(-_HALF_MAX, _HALF_MAX).view(np.uint32)
     turns = (seen * 5063 + 4096).astype(np.uint32) & _CUT_OFF
     return ((bits + turns) & ~_CUT_OFF).view(np.float32).astype(np.float16)
 
