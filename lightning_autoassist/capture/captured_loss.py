@@ -104,7 +104,7 @@ class CapturedLoss(NamedTuple):
         return edge.node is self.edge.node and edge.output_nr == self.edge.output_nr
 
 
-def scripted(loss: GraphLoss, layout: InstanceLayout, labels: Tensor | None, *, with_margins: bool) -> CapturedLoss:
+def scripted(loss: GraphLoss, layout: InstanceLayout, *, with_margins: bool) -> CapturedLoss:
     """A loss whose call was not seen, by its node in the graph."""
     node, named, arguments = loss
 
@@ -113,6 +113,7 @@ def scripted(loss: GraphLoss, layout: InstanceLayout, labels: Tensor | None, *, 
         node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
 
     elements, edge = named.elements(arguments), GradientEdge(node, 0)
+    labels = integer_target(arguments, layout.batch_size)
     margins = margins_in(named, arguments, elements, layout) if with_margins else None
     reduction = arguments["reduction"]
     return CapturedLoss(loss.source, reduction, edge, elements, layout, named.tokens, labels, weigh, margins=margins)

@@ -341,8 +341,7 @@ class CapturedStep(TorchFunctionMode):
             if isinstance(layout, str):
                 self._miss(layout)
             else:
-                labels = integer_target(loss.arguments, self._batch_size)
-                found.append(scripted(loss, layout, labels, with_margins=self._with_margins))
+                found.append(scripted(loss, layout, with_margins=self._with_margins))
         return found
 
     def _given(self, losses: Any, root: Any, giver: str) -> InstanceLosses | None:
