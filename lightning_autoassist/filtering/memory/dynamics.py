@@ -159,10 +159,17 @@ class InstanceDynamics:
         candidates, self._candidates, self._num_candidates = self._candidates, [], 0
         seen = self._write_visits(_Together.of(visits)) if visits else _NO_ROWS
         kept = self._write_candidates(*map(np.concatenate, zip(*candidates, strict=True))) if candidates else _NO_ROWS
-        # Together: of the two, neither alone might fit a byte.
-        rows, changes = _sums(kept, seen)
+        self._write_unseen(kept, seen)
+
+    def _write_unseen(self, kept: IndexArray, seen: IndexArray) -> None:
+        """Rows were kept and seen, some of them several times; of the two, neither alone might fit a byte."""
+        changes = np.zeros(len(self), np.int16)  # of these pages only those are ever in memory that are touched
+        np.add.at(changes, kept, np.int16(1))
+        np.subtract.at(changes, seen, np.int16(1))
+        rows = np.concatenate([kept, seen])
+        rows = rows[changes[rows] != 0]
         unseen = self._table["unseen"]
-        unseen[rows] = (unseen[rows] + changes).clip(_UNSEEN.min, _UNSEEN.max)
+        unseen[rows] = np.clip(unseen[rows] + changes[rows], _UNSEEN.min, _UNSEEN.max)
 
     def _write_visits(self, together: _Together) -> IndexArray:
         for part in _distinct(together.rows):
@@ -313,15 +320,6 @@ def _distinct(rows: IndexArray) -> list[slice | IndexArray]:
         groups.append(places[np.sort(first)])
         places = np.delete(places, first)
     return groups
-
-
-def _sums(added: IndexArray, taken: IndexArray) -> tuple[IndexArray, IndexArray]:
-    """Rows that were added and taken unequally often, and how much more often they were added."""
-    keys = np.sort(np.concatenate([2 * added, 2 * taken + 1]))
-    rows = keys >> 1
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    sums = np.add.reduceat(1 - 2 * (keys & 1), starts) if len(starts) else _NO_ROWS
-    return rows[starts[sums != 0]], sums[sums != 0]
 
 
 def _add_visits(table: npt.NDArray[Any], visits: _Together) -> None:
