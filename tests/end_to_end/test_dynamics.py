@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.filtering.memory.frame import COLUMNS, columns_of
+from lightning_autoassist.instances.checkpoints import instances_in
 from tests.helpers.observed_losses import EVERY, SAVED_AT, Line, LossLog, assert_are, by_hand, fit
 from tests.helpers.ordinary import Classifier, ClustersData, CountingDataset, trainer
 from tests.helpers.processes import run_with_children
@@ -163,8 +164,11 @@ def test_a_checkpoint_of_before_there_were_margins_is_gone_on_from(tmp_path):
     checkpoint = torch.load(tmp_path / "whole" / f"step={SAVED_AT}.ckpt", weights_only=True)
     assert without_margins(checkpoint) == 3
     torch.save(checkpoint, tmp_path / "before.ckpt")
+    read = columns_of(instances_in(tmp_path / "before.ckpt"))
+    seen = [line.index for line in whole["lines"] if line.step < SAVED_AT]
+    np.testing.assert_array_equal(read["times_seen"], np.bincount(seen, minlength=200))
     columns = fit(tmp_path / "resumed", lag=3, resume=tmp_path / "before.ckpt")["columns"]
-    before = {line.index for line in whole["lines"] if line.step < SAVED_AT}
+    before = set(seen)
     after = {line.index for line in whole["lines"] if line.step >= SAVED_AT}
     expected = by_hand(whole["lines"], 200)
     expected["area_under_margin"][list(before)] = np.nan

@@ -111,6 +111,17 @@ def test_the_majority_of_visits_suggests_a_class():
     assert dynamics.columns()["suggested_label"].tolist() == [7] * 50 + [65_534, -1, -1]
 
 
+def test_no_label_is_suggested_where_none_is_known():
+    """As where the targets are positions in the batch, and so no property of the instances."""
+    store = InstanceStore(2, dynamics=True)
+    store.dynamics.observe(visits([0, 1], [1.0] * 2, others=[3, 4]))
+    assert columns_of(store)["suggested_label"].tolist() == [-1, -1]
+    store.put_labels(torch.arange(2), torch.tensor([1, 2]))
+    assert columns_of(store)["suggested_label"].tolist() == [3, 4]
+    store.dynamics.forget()
+    assert columns_of(store)["suggested_label"].tolist() == [-1, -1]
+
+
 def test_a_lead_ends_where_its_byte_does():
     dynamics = InstanceDynamics(1)
     for number in range(300 + 255):
