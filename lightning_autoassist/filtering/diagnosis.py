@@ -40,7 +40,8 @@ class Diagnosis:
         losses: The captured losses; empty where training would be unfiltered.
         reason: Why training would be unfiltered, with the ways out; None where it is filtered.
         plain_ms: Median milliseconds of a step without capture.
-        captured_ms: Median milliseconds of a step with capture and Assistant.
+        captured_ms: Median milliseconds of a step with capture and with what the Assistant learns from it. Candidates
+            are judged and batches drawn after the first pass alone, so that this is not in it.
         captured_share: How much of the loss's gradient comes from the captured losses, in [0, 1].
         missed: The parts of the loss whose instances are not known.
         advice: Whether filtering can pay, as far as so few steps tell; None where no gradient's norm was captured.
@@ -70,7 +71,10 @@ class Diagnosis:
         widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * width for width in widths))
-        cost = f"a step takes {self.plain_ms:.2f} ms, {self.captured_ms:.2f} ms with capture and Assistant"
+        cost = (
+            f"a step takes {self.plain_ms:.2f} ms, {self.captured_ms:.2f} ms with capture and Assistant; judging "
+            "candidates begins after the first pass and is not in it"
+        )
         if math.isnan(self.plain_ms + self.captured_ms):
             cost = f"an epoch has too few batches to time its steps; at least {WARM_UP + 2} are needed"
         share = f"the captured losses give {self.captured_share:.0%} of the loss's gradient"
@@ -109,7 +113,7 @@ def diagnose(
         ----------------------------  ---------  --------------------  -----------
         cross_entropy at train.py:31  mean       one row each          1
         the captured losses give 100% of the loss's gradient
-        a step takes 21.40 ms, 21.72 ms with capture and Assistant
+        a step takes 21.40 ms, 21.72 ms with capture and Assistant; judging candidates begins after the first pass ...
         Filtering can pay: after these few steps the gradient's concentration is 3.4 already.
     """
     flavour = _flavour_of(module)
@@ -201,6 +205,14 @@ class _Watching(AutoAssistCallback):
         """Capture in even steps only."""
         if self._learner.reason is None:
             self._learner.status.is_filtering = step % 2 == 0
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._learner.is_filtering:
+            self._learner.wait_all()  # else several batches wait to be learnt from together, most of them to the end
 
     def diagnosis(self, module: str) -> Diagnosis:
         """The diagnosis of the steps that were watched."""

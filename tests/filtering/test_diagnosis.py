@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_autoassist import AutoAssistDataModule, diagnose
+from lightning_autoassist.filtering.diagnosis import _watched
 from tests.end_to_end.test_streaming_runs import Stream
 from tests.helpers.ordinary import Classifier, ClustersData
 
@@ -35,6 +37,11 @@ def test_the_table_names_call_folding_coefficient_and_cost(capsys):
     assert "cross_entropy at test_diagnosis.py" in printed
     assert "one row each" in printed
     assert "ms with capture and Assistant" in printed
+
+
+def test_each_step_that_is_timed_with_the_assistant_is_learnt_from_in_it():
+    watching = _watched(pl, Classifier(), ClustersData(200, 10), 14, {})
+    assert watching._learner.store.num_batches == len(watching.milliseconds[True]) + 1 == 7  # one to warm up
 
 
 def test_a_loss_that_cannot_be_read_is_explained(capsys):
