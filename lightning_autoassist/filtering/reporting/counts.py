@@ -44,6 +44,7 @@ class InstanceCounts:
         self.dropped = np.zeros(num_counted, np.int32)
         self.probs = np.full(num_counted, np.nan, np.float32)
         self._before = self.kept.copy(), self.dropped.copy()
+        self._dropped_before = False  # in an epoch before this one
 
     @property
     def indices(self) -> IndexArray:
@@ -53,7 +54,7 @@ class InstanceCounts:
     @property
     def begins_to_drop(self) -> bool:
         """Whether an instance was dropped in this epoch, and none in those before."""
-        return bool(self.dropped.any()) and not self._before[1].any()
+        return not self._dropped_before and bool(self.dropped.any())
 
     def add(self, candidates: IndexArray, probs: npt.NDArray[Any], kept: npt.NDArray[np.bool_]) -> None:
         """Candidates were considered, each of shape ``(n,)``: their keep probabilities, and whether they were kept."""
@@ -73,6 +74,7 @@ class InstanceCounts:
     def start_epoch(self) -> None:
         """Count what follows as a new epoch."""
         self._before = self.kept.copy(), self.dropped.copy()
+        self._dropped_before = bool(self.dropped.any())
 
     def state_dict(self) -> dict[str, Any]:
         """The counts, as tensors of the smallest type that holds them, and builtins."""
@@ -81,14 +83,17 @@ class InstanceCounts:
             "kept": _packed(self.kept),
             "dropped": _packed(self.dropped),
             "probs": torch.from_numpy(self.probs.copy()),
+            "dropped_before": self._dropped_before,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`, of as many instances; the epoch begins anew."""
+        """Restore :meth:`state_dict`, of as many instances; what is counted of an epoch begins anew."""
         assert state["num_instances"] == self.num_instances
         self.kept, self.dropped = (state[name].numpy().astype(np.int32) for name in ("kept", "dropped"))
         self.probs = state["probs"].numpy().copy()
         self.start_epoch()
+        # Of an epoch that was interrupted the gallery is still to come. Not in checkpoints of before.
+        self._dropped_before = state.get("dropped_before", self._dropped_before)
 
     def by_class(self, labels: npt.NDArray[Any]) -> dict[int, tuple[int, int]]:
         """How many candidates of each class were kept and dropped in this epoch.

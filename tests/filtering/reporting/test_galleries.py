@@ -113,6 +113,21 @@ def sizes(folder):
     return len(media), sum(path.stat().st_size for path in media), log.stat().st_size
 
 
+@pytest.mark.parametrize("is_resumed_in_epoch", [True, False])
+def test_the_first_gallery_is_due_where_its_epoch_was_interrupted(is_resumed_in_epoch):
+    interrupted, resumed = InstanceCounts(4), InstanceCounts(4)
+    interrupted.start_epoch()
+    interrupted.add(np.array([0, 1]), np.array([0.5, 0.5]), np.array([True, False]))
+    assert is_due(None, interrupted, 1, 100)
+    if not is_resumed_in_epoch:
+        interrupted.start_epoch()
+    resumed.load_state_dict(interrupted.state_dict())
+    resumed.add(np.array([2, 3]), np.array([0.5, 0.5]), np.array([True, False]))
+    assert is_due(None, resumed, 1, 100) == is_resumed_in_epoch
+    resumed.start_epoch()
+    assert not is_due(None, resumed, 2, 100)
+
+
 def test_the_files_of_a_run_do_not_grow_with_its_epochs(fit_offline):
     (short, _), (long, _) = (fit_offline(str(num_epochs), num_epochs) for num_epochs in (4, 16))
     (num_short, bytes_short, log_short), (num_long, bytes_long, log_long) = sizes(short), sizes(long)
