@@ -65,12 +65,25 @@ class GraphLoss(NamedTuple):
 
 def losses_in_graph(root: Tensor) -> list[GraphLoss]:
     """The losses of torch near the end of the graph, those nearest to ``root`` first."""
-    found = []
-    for node in _walk(root, lambda node: node.name() in _LOSS_NODES):
-        if node.name() in _LOSS_NODES:
-            named = LOSSES[_LOSS_NODES[node.name()]]
-            found.append(GraphLoss(node, named, _arguments(node, named)))
-    return found
+    nodes = _walk(root, lambda node: node.name() in _LOSS_NODES)
+    return [loss for node in nodes if (loss := _loss_of(node)) is not None]
+
+
+def loss_at(result: Tensor) -> GraphLoss | None:
+    """The loss of torch that a tensor is the very result of; None where it is another's."""
+    return None if result.grad_fn is None else _loss_of(result.grad_fn)
+
+
+def _loss_of(node: Node) -> GraphLoss | None:
+    if node.name() not in _LOSS_NODES:
+        return None
+    named = LOSSES[_LOSS_NODES[node.name()]]
+    return GraphLoss(node, named, _arguments(node, named))
+
+
+def holds_compiled_code(root: Tensor) -> bool:
+    """Whether compiled code has computed a part of what ``root`` comes from."""
+    return any("CompiledFunction" in node.name() for node in _walk(root, lambda node: False, limit=None))
 
 
 def _arguments(node: Any, named: NamedLoss) -> Arguments:

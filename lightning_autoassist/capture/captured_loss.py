@@ -12,18 +12,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn import functional as F
 
-from lightning_autoassist.capture.autograd_graph import GraphLoss
+from lightning_autoassist.capture.autograd_graph import GraphLoss, loss_at
 from lightning_autoassist.capture.instance_layout import InstanceLayout, fold
 from lightning_autoassist.losses.functional import (
     Arguments,
     ElementwiseLoss,
     NamedLoss,
     distribution_axis,
+    has_class_indices,
     nll_norms,
     nll_norms_in_backward,
 )
 from lightning_autoassist.losses.margins import RowMargins, row_margins
+
+# From so many logits on, a norm is cheaper than another softmax; below, a hook in backward costs more than it saves.
+MANY_LOGITS = 2**19
 
 
 class SoftmaxNorms(NamedTuple):
@@ -54,6 +59,14 @@ class SoftmaxNorms(NamedTuple):
                 then(nll_norms_in_backward(rest, gradients[0], upstream[0]))
 
         self.node.register_hook(hook)
+
+
+def norms_in_backward(arguments: Arguments) -> SoftmaxNorms | None:
+    """Norms of an ``nll_loss`` of log-probabilities, where backward computes them for less; else None."""
+    log_probs = arguments["input"]
+    if torch.compiler.is_compiling() or log_probs.grad_fn is None or log_probs.numel() < MANY_LOGITS:
+        return None
+    return SoftmaxNorms(log_probs.grad_fn, arguments)
 
 
 class CapturedLoss(NamedTuple):
@@ -104,7 +117,7 @@ class CapturedLoss(NamedTuple):
         return edge.node is self.edge.node and edge.output_nr == self.edge.output_nr
 
 
-def scripted(loss: GraphLoss, layout: InstanceLayout, *, with_margins: bool) -> CapturedLoss:
+def scripted(loss: GraphLoss, layout: InstanceLayout, *, with_margins: bool, with_norms: bool = True) -> CapturedLoss:
     """A loss whose call was not seen, by its node in the graph."""
     node, named, arguments = loss
 
@@ -112,7 +125,7 @@ def scripted(loss: GraphLoss, layout: InstanceLayout, *, with_margins: bool) -> 
         factor = layout.spread(weights, arguments["input"])
         node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
 
-    elements, edge = named.elements(arguments), GradientEdge(node, 0)
+    elements, edge = named.elements(arguments, with_norms=with_norms), GradientEdge(node, 0)
     labels = integer_target(arguments, layout.batch_size)
     margins = margins_in(named, arguments, elements, layout) if with_margins else None
     reduction = arguments["reduction"]
@@ -136,6 +149,16 @@ def integer_target(arguments: Arguments, batch_size: int) -> Tensor | None:
     if not isinstance(target, Tensor) or target.shape != (batch_size,):
         return None
     return None if target.is_floating_point() else target.detach().long()
+
+
+def inside_of(named: NamedLoss, arguments: Arguments, result: Tensor) -> tuple[NamedLoss, Arguments]:
+    """The ``nll_loss`` that a cross-entropy under autocast ends in, as the graph has it; any other call as it is."""
+    if named.function is not F.cross_entropy or arguments["reduction"] == "none" or torch.compiler.is_compiling():
+        return named, arguments
+    if not has_class_indices(arguments) or arguments["input"].numel() >= MANY_LOGITS:
+        return named, arguments
+    loss = loss_at(result)
+    return (named, arguments) if loss is None else (loss.named, loss.arguments)
 
 
 def weigh_at(tensor: Tensor, layout: InstanceLayout) -> Callable[[Tensor], None]:

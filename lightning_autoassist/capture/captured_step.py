@@ -9,7 +9,6 @@ Shapes: B batch, R rows of a loss (B, or a multiple of it), d further dimensions
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -30,9 +29,11 @@ from lightning_autoassist.capture.captured_loss import (
     combine,
     contributions,
     explained,
+    inside_of,
     integer_target,
     margins_in,
     margins_of,
+    norms_in_backward,
     scored_in_backward,
     scripted,
     weigh_at,
@@ -42,8 +43,12 @@ from lightning_autoassist.capture.loss_weights import IN_FORCE, weigh_given, wei
 from lightning_autoassist.capture.messages import (
     WAYS_OUT,
     because_of,
-    on_hand_written,
+    out_of_order,
+    several_backwards,
     sources,
+    why_changed,
+    why_no_layout,
+    why_no_weights,
     why_nothing,
     why_too_little,
 )
@@ -58,9 +63,6 @@ if TYPE_CHECKING:
 
 # By these a hand-written loss ends in one number.
 _REDUCTIONS = frozenset({torch.mean, torch.sum, Tensor.mean, Tensor.sum})
-
-# From so many logits on, a norm is cheaper than another softmax; below, a hook in backward costs more than it saves.
-_MANY_LOGITS = 2**19
 
 
 class CapturedStep(TorchFunctionMode):
@@ -91,18 +93,18 @@ class CapturedStep(TorchFunctionMode):
         self._weights = weights
         self._module = module
         self._with_margins = with_margins
-        self._named: list[CapturedLoss] = []
-        self._reduced: list[Reduction] = []
+        self._named, self._reduced = list[CapturedLoss](), list[Reduction]()
         self._backwards: list[list[WeightedLoss]] = []
         # Now: the step may take them out of the batch.
         self._leaves = [] if capture.own_labels.is_refused else list(leaves_of(batch))
         self._rows = capture._row_checks.tracker(batch, batch_size)
-        self._missed: list[Missed] = []
-        self._unshown: list[Reduction] = []
+        self._is_watched = self._rows is not None or capture.explain is not None or not capture._direct.is_known
+        self._missed, self._unshown = list[Missed](), list[Reduction]()
 
     @override
     def __enter__(self) -> Self:
-        super().__enter__()  # type: ignore[no-untyped-call]
+        if self._is_watched:
+            super().__enter__()  # type: ignore[no-untyped-call]
         self._outer_weights = IN_FORCE.set(self._weights)
         return self
 
@@ -110,7 +112,8 @@ class CapturedStep(TorchFunctionMode):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        super().__exit__(exc_type, exc_value, traceback)  # type: ignore[no-untyped-call]
+        if self._is_watched:
+            super().__exit__(exc_type, exc_value, traceback)  # type: ignore[no-untyped-call]
         IN_FORCE.reset(self._outer_weights)
         if exc_type is not None:
             self._release()
@@ -128,6 +131,7 @@ class CapturedStep(TorchFunctionMode):
             observation = self._observe(output)
         except Exception as error:  # whatever it is, it must not cost the user the run
             observation = None
+            self._capture._direct.refuse()
             self.reason = f"{type(error).__name__} while the losses were looked at: {error}. {WAYS_OUT}"
         self._release()
         return None if observation is None else observation.plain()
@@ -175,7 +179,7 @@ class CapturedStep(TorchFunctionMode):
             logits, _ = arguments["input"], arguments.pop("label_smoothing")
             arguments["input"] = F.log_softmax(logits, class_axis(logits))
             args, kwargs = (), arguments
-            softmax = self._softmax_norms(arguments)
+            softmax = norms_in_backward(arguments) if self._capture.score == "gradient_norm" else None
         unreduced = None
         # Of unreduced rows it is not known yet whether the weights are to enter there, or where the user reduces them.
         if self._weights is None or (arguments["reduction"] == "none" and not torch.compiler.is_compiling()):
@@ -187,15 +191,9 @@ class CapturedStep(TorchFunctionMode):
                 return self._miss(because_of(source, error), named.function(*args, **kwargs))
         if unreduced is None and arguments["reduction"] == "none":
             unreduced = result
+        named, arguments = inside_of(named, arguments, result)
         self._note(named, arguments, source, layout, result, unreduced, softmax)
         return result
-
-    def _softmax_norms(self, arguments: Arguments) -> SoftmaxNorms | None:
-        """Let backward compute the norms, where that costs less than computing them here."""
-        log_probs = arguments["input"]
-        if self._capture.score != "gradient_norm" or torch.compiler.is_compiling() or log_probs.grad_fn is None:
-            return None
-        return SoftmaxNorms(log_probs.grad_fn, arguments) if log_probs.numel() >= _MANY_LOGITS else None
 
     def _note(
         self,
@@ -248,23 +246,12 @@ class CapturedStep(TorchFunctionMode):
 
     def _layout(self, named: NamedLoss, arguments: Arguments, source: str) -> InstanceLayout | str:
         """The instances that the loss's rows belong to, or a message that says why they are unknown."""
-        orders = self._capture._row_orders
+        orders, given = self._capture._row_orders, (self._batch, self._batch_size)
         try:
-            layout = orders.layout(named, arguments, source, self._batch, self._batch_size)
+            layout = orders.layout(named, arguments, source, *given, is_seen=self._is_watched)
         except Exception as error:  # the step must go on
             return because_of(source, error)
-        return self._why_no_layout(source, named.num_rows(arguments)) if layout is None else layout
-
-    def _why_no_layout(self, source: str, num_rows: int) -> str:
-        if num_rows == self._batch_size:
-            return (
-                f"{source} has {num_rows} rows for as many instances here, and another number of them in other steps, "
-                "so that the rows need not be the instances'"
-            )
-        return (
-            f"{source} has {num_rows} rows for {self._batch_size} instances, and nothing tells which are whose "
-            "(row_order= does, where all instances have equally many)"
-        )
+        return why_no_layout(source, named.num_rows(arguments), self._batch_size) if layout is None else layout
 
     def _miss(self, note: str, result: Any = None) -> Any:
         node = result.grad_fn if isinstance(result, Tensor) and not torch.compiler.is_compiling() else None
@@ -281,20 +268,21 @@ class CapturedStep(TorchFunctionMode):
         if inspect.isfunction(method):  # and not some attribute that happens to have this name
             return self._given(method(self._module, self._batch, output), root, "instance_loss")
         if len(self._backwards) > 1:
-            self.reason = (
-                f"{self._where()} runs backward {len(self._backwards)} times, so that no single loss is an "
-                f"instance's. {WAYS_OUT}"
-            )
+            self.reason = several_backwards(self._where(), len(self._backwards))
             return None
         parts = self._backwards[0] if self._backwards else self._attribute(root)
         if not parts:
-            self.reason = why_nothing(self._where(), self._missed, self._unshown, self._named)
+            self._capture._direct.refuse()
+            nothing = self._missed, self._unshown, self._named
+            self.reason = why_nothing(self._where(), *nothing) if self._is_watched else why_changed(self._where())
             return None
         if self._capture.share.ratio < MINOR_SHARE:
             self.reason = why_too_little(self._where(), self._capture.share, parts)
             return None
         if self._is_out_of_order([part.found.source for part in parts]):
             return None
+        if self._is_watched and self._capture._direct.is_wanted:
+            self._compare(root, parts)
         if self._capture.explain is not None:
             self._capture.explain([explained(part) for part in parts])
         is_left_to_backward = len(parts) == 1 and parts[0].found.softmax is not None and not self._backwards
@@ -310,13 +298,15 @@ class CapturedStep(TorchFunctionMode):
         """The losses behind ``root``; weights enter where they have not yet."""
         if not _requires_grad(root):
             return []
+        if not self._is_watched:
+            return self._unwatched(root)
         capture, attribution = self._capture, self._capture._attribution
         parts, self._unshown = attribution.parts(root, self._named, self._reduced, self._batch_size)
         if not parts and not self._missed:  # else the graph holds just what was missed
             parts = contributions(root, self._scripted(root))
         if not parts:
             return []
-        self._warn_of_hand_written(parts)
+        capture.warn_of_hand_written(parts)
         capture.share = attribution.share(root, parts, self._missed, self._unshown)
         if capture.share.ratio >= MINOR_SHARE:
             capture.has_other_terms |= capture.share.has_other_terms
@@ -327,11 +317,6 @@ class CapturedStep(TorchFunctionMode):
         for part in parts:
             if part.found.weigh is not None and self._weights is not None:
                 part.found.weigh(self._weights)
-
-    def _warn_of_hand_written(self, parts: list[WeightedLoss]) -> None:
-        if all(part.found.is_by_hand for part in parts) and not self._capture._is_warned:
-            self._capture._is_warned = True
-            warnings.warn(on_hand_written(parts[0].found.source), stacklevel=2)
 
     def _scripted(self, root: Tensor) -> list[CapturedLoss]:
         """The losses whose calls were not seen, such as those in scripted code; the graph has them."""
@@ -344,6 +329,27 @@ class CapturedStep(TorchFunctionMode):
                 found.append(scripted(loss, layout, with_margins=self._with_margins))
         return found
 
+    def _unwatched(self, root: Tensor) -> list[WeightedLoss]:
+        """The losses behind what an unwatched step returned; none where anything else is in it."""
+        found, capture = self._read(root), self._capture
+        parts = [] if found is None else [WeightedLoss(found, None)]
+        if found is None:
+            capture._direct.refuse()
+            parts = contributions(root, self._scripted(root))
+            if parts and capture._attribution.share(root, parts, self._missed, []).has_other_terms:
+                return []
+        self._weigh(parts)
+        return parts
+
+    def _read(self, root: Tensor) -> CapturedLoss | None:
+        capture = self._capture
+        return capture._direct.read(root, self._layout, capture.score, with_margins=self._with_margins)
+
+    def _compare(self, root: Any, parts: list[WeightedLoss]) -> None:
+        capture, is_only = self._capture, len(self._named) == 1 and not self._missed and not self._backwards
+        is_plain = is_only and capture._row_orders.are_all_told
+        capture._direct.compare(root, parts, self._read if is_plain else None)
+
     def _given(self, losses: Any, root: Any, giver: str) -> InstanceLosses | None:
         """What the user says the instances' losses are."""
         source = f"instance_loss of {self._where(giver)}"
@@ -351,10 +357,7 @@ class CapturedStep(TorchFunctionMode):
         if self.reason is not None:
             return None
         if self._weights is not None and not self._is_weighted(losses, root):
-            self.reason = (
-                f"The {source} is not part of the returned loss's graph, so that the instances' weights cannot "
-                "enter: return it from training_step, undetached, or pass reweighting='none'."
-            )
+            self.reason = why_no_weights(source)
             return None
         self._check_rows(source, [losses], [], InstanceLayout((self._batch_size,), 0, 1))
         if self._is_out_of_order([source]):
@@ -380,10 +383,7 @@ class CapturedStep(TorchFunctionMode):
         problem = self._capture._row_checks.end(self._rows, sources)
         if problem is not None:
             self.is_final = True
-            self.reason = (
-                f"{problem}, so that a loss cannot be assigned to its instance. Put the rows back in the batch's order "
-                "before the loss, or sort instances in the loader's collate_fn, which is followed."
-            )
+            self.reason = out_of_order(problem)
         return problem is not None
 
     def _where(self, method: str = "training_step") -> str:

@@ -18,6 +18,8 @@ from lightning_autoassist.trainer_support.autograd_internals import saved_argume
 from lightning_autoassist.trainer_support.batch_parts import tensors_in
 
 ROW_ORDERS = ("auto", "batch_major", "time_major")
+# Stands for a call at any place.
+_UNSEEN = "a call that was not seen"
 
 
 class InstanceLayout(NamedTuple):
@@ -162,18 +164,33 @@ class RowOrders:
         """Restore :meth:`state_dict`."""
         self._untold = set(state)
 
+    @property
+    def are_all_told(self) -> bool:
+        """Whether the number of rows has told whose they are in each call so far."""
+        return not self._untold
+
     def layout(
-        self, named: NamedLoss, arguments: Arguments, source: str, batch: Any, batch_size: int
+        self, named: NamedLoss, arguments: Arguments, source: str, batch: Any, batch_size: int, *, is_seen: bool = True
     ) -> InstanceLayout | None:
-        """Layout of a call's rows; None where R is no multiple of B, in an order that nothing tells, or B by chance."""
+        """Layout of a call's rows; None where R is no multiple of B, in an order that nothing tells, or B by chance.
+
+        Args:
+            named: The loss.
+            arguments: Of the call.
+            source: Which call it is.
+            batch: What the step is given.
+            batch_size: B.
+            is_seen: Whether the call is being made now, so that its place is known.
+        """
         layout = self._layout(named, arguments, source, batch, batch_size)
         if batch_size == 1 or (layout is not None and not self._untold):
             return layout
         place = place_of_call()
-        key = f"{named.name} {place} {place.from_line}"
+        key = f"{named.name} {place} {place.from_line}" if is_seen else _UNSEEN
         if layout is None and named.num_rows(arguments):
             self._untold.add(key)
-        return layout if key not in self._untold or _is_column_of(arguments.get("target"), batch) else None
+        is_told = self._untold.isdisjoint((key, _UNSEEN))
+        return layout if is_told or _is_column_of(arguments.get("target"), batch) else None
 
     def _layout(
         self, named: NamedLoss, arguments: Arguments, source: str, batch: Any, batch_size: int

@@ -7,16 +7,18 @@ Shapes: B batch, R rows of a loss (B, or a multiple of it).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_autoassist.capture.attribution import WHOLE_SHARE, Attribution, Share
-from lightning_autoassist.capture.captured_loss import Explanation
+from lightning_autoassist.capture.captured_loss import Explanation, WeightedLoss
 from lightning_autoassist.capture.captured_step import CapturedStep
+from lightning_autoassist.capture.direct_loss import DirectLoss
 from lightning_autoassist.capture.instance_layout import ROW_ORDERS, RowOrders
-from lightning_autoassist.capture.messages import on_share
+from lightning_autoassist.capture.messages import on_hand_written, on_share
 from lightning_autoassist.capture.own_labels import OwnLabels
 from lightning_autoassist.capture.row_order import RowChecks
 
@@ -75,6 +77,7 @@ class InstanceLossCapture:
         self._row_orders = RowOrders(row_order)
         self._row_checks = RowChecks()
         self._attribution = Attribution()
+        self._direct = DirectLoss()
         self._is_warned = False
 
     def step(
@@ -107,6 +110,12 @@ class InstanceLossCapture:
             return None
         self.is_share_told = True
         return on_share(self.share)
+
+    def warn_of_hand_written(self, parts: Sequence[WeightedLoss]) -> None:
+        """Tell the user once where all of a step's losses are guesses from the shapes of what is reduced."""
+        if not self._is_warned and all(part.found.is_by_hand for part in parts):
+            self._is_warned = True
+            warnings.warn(on_hand_written(parts[0].found.source), stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]:
         """What the first steps showed, as builtins."""

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lightning_autoassist.capture.autograd_graph import loss_at
+from lightning_autoassist.capture.captured_loss import MANY_LOGITS, times
 from lightning_autoassist.capture.instance_layout import InstanceLayout
-from lightning_autoassist.losses.functional import Arguments, NamedLoss, class_axis, counted
+from lightning_autoassist.losses.functional import Arguments, NamedLoss, class_axis, counted, has_class_indices
 
 # What the step that runs now is weighted with.
 IN_FORCE: ContextVar[Tensor | None] = ContextVar("IN_FORCE", default=None)
@@ -47,12 +49,29 @@ def weighted_call(
         return ScaleGradient.apply(rows, layout.spread(weights, rows)), rows.detach()
     if named.function is F.nll_loss and arguments["weight"] is None:
         return nll_by_rows(arguments, layout.spread(weights, arguments["target"]))
+    if named.function is F.cross_entropy and has_class_indices(arguments):
+        result = _weighted_at_node(named, arguments, layout, weights)
+        if result is not None:
+            return result, None
     inputs = {
         name: weighted_rows(arguments[name], named, layout, weights, arguments)
         for name in named.inputs
         if isinstance(arguments[name], Tensor) and arguments[name].requires_grad
     }
     return named.function(**{**arguments, **inputs}), None
+
+
+def _weighted_at_node(named: NamedLoss, arguments: Arguments, layout: InstanceLayout, weights: Tensor) -> Tensor | None:
+    """A cross-entropy under autocast, weighted at the log-probabilities inside; None where these are many."""
+    if arguments["input"].numel() >= MANY_LOGITS or torch.compiler.is_compiling():
+        return None
+    result = named.function(**arguments)
+    loss = loss_at(result)
+    if loss is None:
+        return None
+    factor = layout.spread(weights, loss.arguments["input"])
+    loss.node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
+    return result
 
 
 def weighted_rows(

@@ -62,3 +62,45 @@ def on_hand_written(source: str) -> str:
         f"{source} is taken for the mean of one loss an instance, since each of the values that it reduces depends on "
         f"one instance; its score is the loss. Where that is wrong: {WAYS_OUT}"
     )
+
+
+def why_no_layout(source: str, num_rows: int, batch_size: int) -> str:
+    """Why the rows of a loss cannot be assigned to instances."""
+    if num_rows == batch_size:
+        return (
+            f"{source} has {num_rows} rows for as many instances here, and another number of them in other steps, "
+            "so that the rows need not be the instances'"
+        )
+    return (
+        f"{source} has {num_rows} rows for {batch_size} instances, and nothing tells which are whose "
+        "(row_order= does, where all instances have equally many)"
+    )
+
+
+def out_of_order(problem: str) -> str:
+    """That the rows of a loss are in another order than the batch's, with the ways out."""
+    return (
+        f"{problem}, so that a loss cannot be assigned to its instance. Put the rows back in the batch's order before "
+        "the loss, or sort instances in the loader's collate_fn, which is followed."
+    )
+
+
+def several_backwards(where: str, count: int) -> str:
+    """Why the losses of a step that runs backward several times are no instances'."""
+    return f"{where} runs backward {count} times, so that no single loss is an instance's. {WAYS_OUT}"
+
+
+def why_no_weights(source: str) -> str:
+    """Why weights cannot enter at losses that the user gave."""
+    return (
+        f"The {source} is not part of the returned loss's graph, so that the instances' weights cannot enter: return "
+        "it from training_step, undetached, or pass reweighting='none'."
+    )
+
+
+def why_changed(where: str) -> str:
+    """Why nothing is known of a step that was not watched."""
+    return (
+        f"{where} returned another loss than in the steps before, each of which returned one loss of torch, so that "
+        f"this step was not watched. From here on all steps are. {WAYS_OUT}"
+    )
