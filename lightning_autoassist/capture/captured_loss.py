@@ -315,10 +315,9 @@ def margins_of(parts: Sequence[WeightedLoss]) -> RowMargins | None:
 
 
 def _is_direct(part: WeightedLoss) -> bool:
-    """Whether a loss's rows are the instances' own as they stand: one each, all of which count, and nothing beside."""
-    losses, _, mask = part.found.elements
-    is_whole = part.coefficient is None and mask is None and part.found.softmax is None
-    return is_whole and losses.shape == (part.found.layout.batch_size,)
+    """Whether rows are the instances' own as they stand: one each, 0 where it does not count, and nothing beside."""
+    is_whole = part.coefficient is None and part.found.softmax is None
+    return is_whole and part.found.elements.losses.shape == (part.found.layout.batch_size,)
 
 
 def _fold(part: WeightedLoss) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,7 +23,6 @@ from lightning_autoassist.trainer_support.arrays import on_device
 Arguments = dict[str, Any]
 Norms = Callable[[Arguments, Tensor], Tensor]
 
-
 _CACHED_NUMBERS = 2**17
 
 
@@ -33,7 +32,8 @@ class ElementwiseLoss(NamedTuple):
     Attributes:
         losses: Unreduced losses, shape ``(R, *d)``, float32.
         norms: Gradient norms of the elements of ``losses``, same shape; None: the losses stand for them.
-        mask: False where an element does not count (``ignore_index``), same shape; None where all are known to count.
+        mask: False where ``ignore_index`` makes an element count for nothing, so that its loss and norm are 0, same
+            shape; None where all are known to count.
     """
 
     losses: Tensor
@@ -206,7 +206,7 @@ def nll_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     axis = class_axis(log_probs)
     hot, counts = _hot(arguments, axis)
     norms = _norms(torch.exp, log_probs, hot, axis)
-    norms = norms if counts is None else norms * counts
+    norms = norms if counts is None else norms.where(counts, 0.0)
     return norms if weight is None else norms * weight[hot.squeeze(axis)]
 
 
@@ -266,7 +266,7 @@ def cross_entropy_norms(arguments: Arguments, losses: Tensor) -> Tensor:
         hot, _ = _hot(arguments, axis)
         if weight is None:
             softmax = functools.partial(torch.softmax, dim=axis)
-            smoothed: Tensor = _norms(softmax, logits, hot, axis, arguments["label_smoothing"]) * counts
+            smoothed: Tensor = _norms(softmax, logits, hot, axis, arguments["label_smoothing"]).where(counts, 0.0)
             return smoothed
         target = torch.zeros_like(logits).scatter_(axis, hot, 1.0)
     smoothing = arguments["label_smoothing"]
@@ -274,7 +274,7 @@ def cross_entropy_norms(arguments: Arguments, losses: Tensor) -> Tensor:
     if weight is not None:
         target = target * weight.reshape(-1, *[1] * (logits.ndim - 1 - axis))
     gradient = logits.softmax(axis).mul_(target.sum(axis, keepdim=True)).sub_(target)
-    norms: Tensor = torch.linalg.vector_norm(gradient, dim=axis) * counts
+    norms: Tensor = torch.linalg.vector_norm(gradient, dim=axis).where(counts, 0.0)
     return norms
 
 
