@@ -16,7 +16,8 @@ un-shuffles after shuffling for batch normalisation             in order
 loses sight of the logits (compiled code); sorts the target     refused
 ==============================================================  ==========
 
-Looking at index tensors waits for the device, so that this is done in a run's first steps only.
+Looking at index tensors waits for the device, so that this is done in a run's first steps, and in every hundredth: a
+step may begin to reorder late, as in the second stage of a curriculum.
 
 Shapes: B batch, n rows.
 """
@@ -35,13 +36,13 @@ from lightning_autoassist.capture.row_propagation import RowPropagation
 from lightning_autoassist.trainer_support.arrays import IndexArray
 from lightning_autoassist.trainer_support.batch_parts import leaves_of
 
-_FEWEST_STEPS, _MOST_STEPS = 3, 32
+_FEWEST_STEPS, _MOST_STEPS, _INTERVAL = 3, 32, 100
 # A target whose values are those of the batch in another order: by chance in one of a million cases.
 _ENOUGH_BITS = 20.0
 
 
 class RowChecks:
-    """Decides in which steps of a run rows are followed: the first ones, more where something reorders them.
+    """Decides in which steps of a run rows are followed: the first ones, more where something reorders them, then few.
 
     Attributes:
         problem: What was wrong in one of them; it stays wrong.
@@ -49,13 +50,21 @@ class RowChecks:
 
     def __init__(self) -> None:
         self.problem: str | None = None
-        self._num_steps = self._num_plain = 0
+        self._num_steps = self._num_plain = self._num_skipped = 0
 
     def tracker(self, batch: Any, batch_size: int) -> RowTracker | None:
         """What follows the rows of one step; None where the step need not be looked at."""
-        if batch_size < 2 or self._num_steps >= _MOST_STEPS or self._num_plain >= _FEWEST_STEPS:
+        if batch_size < 2 or (self._is_settled and not self._is_due()):
             return None
         return RowTracker(batch, batch_size)
+
+    @property
+    def _is_settled(self) -> bool:
+        return self._num_steps >= _MOST_STEPS or self._num_plain >= _FEWEST_STEPS
+
+    def _is_due(self) -> bool:
+        self._num_skipped = (self._num_skipped + 1) % _INTERVAL
+        return self._num_skipped == 0
 
     def end(self, tracker: RowTracker | None, sources: Sequence[str]) -> str | None:
         """A step has ended: what is wrong with the rows of its losses, if anything is.

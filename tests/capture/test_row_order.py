@@ -322,16 +322,32 @@ def test_instance_losses_given_in_another_order_are_refused(net, data):
     assert "another order" in seen(step, (x, y))[1]
 
 
-def test_nothing_is_looked_at_after_the_first_steps(net, data):
+def test_after_the_first_steps_one_in_a_hundred_is_looked_at(net, data):
     x, y = data
     capture = InstanceLossCapture()
-    trackers = []
-    for _ in range(6):
+    looked_at = []
+    for number in range(210):
         with capture.step((x, y), batch_size=B) as captured:
-            trackers.append(captured._rows)
+            if captured._rows is not None:
+                looked_at.append(number)
             loss = F.cross_entropy(net(x), y)
         captured.observe(loss)
-    assert [tracker is None for tracker in trackers] == [False] * 3 + [True] * 3
+    assert looked_at == [0, 1, 2, 102, 202]
+
+
+def test_rows_that_are_reordered_late_are_refused_within_a_hundred_steps(net, data):
+    x, y = data
+    capture = InstanceLossCapture()
+    reasons = []
+    for number in range(150):
+        order = torch.randperm(B) if number >= 40 else torch.arange(B)
+        with capture.step((x, y), batch_size=B) as captured:
+            rows = (x[order], y[order]) if number >= 40 else (x, y)
+            loss = F.cross_entropy(net(rows[0]), rows[1])
+        captured.observe(loss)
+        reasons.append(captured.reason)
+    assert reasons[:102] == [None] * 102
+    assert all("in another order" in reason for reason in reasons[102:])
 
 
 def test_nothing_is_written_into_the_users_tensors(net, data):

@@ -1,7 +1,8 @@
 """Whether a batch's rows are still in the loader's order when the training step gets them.
 
 Hooks stand between the two: ``on_before_batch_transfer``, ``transfer_batch_to_device``, ``on_after_batch_transfer``
-and ``on_train_batch_start``. In a run's first steps the batch is compared with what left the loader.
+and ``on_train_batch_start``. In a run's first steps, and in every hundredth, the batch is compared with what left the
+loader: a hook may begin to reorder late.
 
 Shapes: B batch.
 """
@@ -20,8 +21,9 @@ from lightning_autoassist.trainer_support.internals import num_changes
 from lightning_autoassist.trainer_support.variants import overrides
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer", "on_train_batch_start")
-# Steps until the order is believed to stay: more, where some hook may change it now and then.
-_FEWEST_STEPS, _FEWEST_WITH_HOOKS, _MOST_STEPS = 3, 8, 16
+# So many batches are noted at first, as a hook may change their order now and then, and one in so many later. Where
+# each of so many told an order, it was no chance.
+_MOST_STEPS, _INTERVAL, _FEWEST_STEPS = 16, 100, 3
 # Larger tensors are not copied; one that was changed in place says nothing then.
 _MOST_COPIED = 2**18
 
@@ -46,16 +48,16 @@ class Leaf(NamedTuple):
 
 
 class Arrivals:
-    """Takes note of the batches that leave a loader, as long as somebody may ask."""
+    """Takes note of the batches that leave a loader: of the first ones, then of few."""
 
     def __init__(self) -> None:
-        self._left = _MOST_STEPS
+        self._num_batches = 0
 
     def noted(self, batch: Any, draw: SelectedBatch) -> SelectedBatch:
-        """The draw, with its batch in a run's first steps."""
-        if not self._left:
+        """The draw, with its batch in a run's first steps, and now and then later."""
+        self._num_batches += 1
+        if self._num_batches > _MOST_STEPS and self._num_batches % _INTERVAL:
             return draw
-        self._left -= 1
         arrived = [_leaf(tensor) for tensor in leaves_of(batch) if not tensor.is_inference()]
         return draw._replace(arrived=arrived, drawn=draw.drawn or draw)
 
@@ -66,7 +68,7 @@ def _leaf(tensor: Tensor) -> Leaf:
 
 
 class TransferOrder:
-    """Compares batches before and after the hooks, until enough was seen.
+    """Compares batches before and after the hooks, where they were noted.
 
     Args:
         hooks: Names of the hooks that the user wrote, for the message.
@@ -75,8 +77,7 @@ class TransferOrder:
     def __init__(self, hooks: list[str]) -> None:
         self.hooks = hooks
         self._steps = self._told = 0
-        self._bits = 0.0
-        self._is_settled = False
+        self._is_refused = False
 
     def refusal(self, draw: SelectedBatch, batch: Any) -> str | None:
         """Why a batch's rows cannot be assigned to instances; None where their order was not seen to change.
@@ -85,19 +86,16 @@ class TransferOrder:
             draw: Of the batch.
             batch: As the training step gets it.
         """
-        if self._is_settled or draw.arrived is None:
+        if draw.arrived is None or self._is_refused:
             return None
         found = _compare(draw.arrived, batch, len(draw.indices))
         self._steps += 1
         self._told += found is not None
-        self._bits += 0.0 if found is None else found.bits
-        fewest = _FEWEST_WITH_HOOKS if self.hooks else _FEWEST_STEPS
-        self._is_settled = (self._steps >= fewest and self._bits >= ENOUGH_BITS) or self._steps >= _MOST_STEPS
         # A few labels may have been drawn anew, and agree now and then.
         is_certain = found is not None and (found.is_certain or self._told == self._steps >= _FEWEST_STEPS)
         if found is None or found.is_identity or not is_certain:
             return None
-        self._is_settled = True
+        self._is_refused = True
         hooks = f" ({', '.join(self.hooks)})" if self.hooks else ""
         return (
             f"The rows of the batch that training_step gets are in another order than those that the loader gave: a "

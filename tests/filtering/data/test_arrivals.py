@@ -140,3 +140,31 @@ def test_a_data_modules_hook_is_named():
     run = trainer(max_epochs=4, callbacks=[AutoAssistCallback()])
     with pytest.warns(UserWarning, match=r"another order.*on_after_batch_transfer"):
         run.fit(Plain(), datamodule=AutoAssistDataModule(Data(), budget=0.6))
+
+
+class PermutingLate(Plain):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return [part.flip(0) for part in batch] if self.global_step >= 30 else batch
+
+
+class SortingLate(Plain):
+    def training_step(self, batch, batch_idx):
+        features, labels = batch
+        if self.global_step >= 30:
+            order = torch.randperm(len(labels))
+            features, labels = features[order], labels[order]
+        return F.cross_entropy(self.net(features), labels)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [(PermutingLate, "on_after_batch_transfer"), (SortingLate, "in another order")],
+    ids=lambda value: getattr(value, "__name__", "message"),
+)
+def test_rows_that_are_reordered_late_end_filtering(module, message):
+    torch.manual_seed(0)
+    loader = DataLoader(TensorDataset(torch.randn(N, D), torch.arange(N) % C), 10, shuffle=True)
+    callback = AutoAssistCallback()
+    with pytest.warns(UserWarning, match=message):
+        trainer(max_epochs=60, callbacks=[callback]).fit(module(), datamodule=AutoAssistDataModule(loader, budget=0.6))
+    assert callback.summary()["keep_rate"] > 0.7
