@@ -5,7 +5,7 @@ name                   class                        keeps a candidate
 ====================== ============================ ===========================================================
 ``autoassist``         ``AutoAssistPolicy``         with the score as its chance, above a floor
 ``proportional``       ``ProportionalPolicy``       in proportion to its score, at a mean rate
-``prioritized``        ``PrioritizedPolicy``        in proportion to a power of it, corrected in part; for rare events
+``prioritized``        ``PrioritizedPolicy``        in proportion to a power of it, corrected by half; the default
 ``infobatch``          ``InfoBatchPolicy``          always above the mean loss, with one chance below it
 ``selective_backprop`` ``SelectiveBackpropPolicy``  by its score's rank among recent ones, to a power
 ``threshold``          ``ThresholdPolicy``          where the loss exceeds a threshold (Progressive Data Dropout)
@@ -19,7 +19,7 @@ name                   class                        keeps a candidate
 ``class_balanced``     ``ClassBalancedPolicy``      by its class alone, as a baseline
 ====================== ============================ ===========================================================
 
-``AutoAssistCallback(policy="proportional")`` takes the name, ``AutoAssistCallback(policy=ProportionalPolicy(...))`` an
+``AutoAssistCallback(policy="prioritized")`` takes the name, ``AutoAssistCallback(policy=PrioritizedPolicy(...))`` an
 object with settings. A policy of your own is a subclass of :class:`Policy`.
 
 Example:

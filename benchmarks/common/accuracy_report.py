@@ -18,7 +18,7 @@ Row = dict[str, Any]
 MAX_SERIES = 10  # of a picture
 LINE_STYLES: tuple[Any, ...] = ("--", ":", "-.", (0, (1, 4)), (0, (5, 5)))
 # The summary's columns: policies with their own settings, the default first.
-SUMMARISED = ("proportional", "infobatch", "autoassist", "uniform")
+SUMMARISED = ("prioritized", "proportional", "infobatch", "autoassist", "uniform")
 
 
 @dataclass(frozen=True)

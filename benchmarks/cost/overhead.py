@@ -96,7 +96,7 @@ def resnet18() -> nn.Module:
 
 # What is trained, on which inputs, with which policy and score.
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = {
-    "mlp, F=256, proportional (the default)": (mlp, (1, 16, 16), "proportional", "auto"),
+    "mlp, F=256, prioritized (the default)": (mlp, (1, 16, 16), "prioritized", "auto"),
     "mlp, F=256, infobatch": (mlp, (1, 16, 16), "infobatch", "auto"),
     "mlp, F=256": (mlp, (1, 16, 16), "autoassist", "auto"),
     "resnet18, 3x64x64": (resnet18, (3, 64, 64), "autoassist", "auto"),

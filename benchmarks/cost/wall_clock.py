@@ -181,7 +181,7 @@ def main() -> None:
     for flavour in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(flavour).setLevel(logging.ERROR)
     torch.set_num_threads(args.threads)
-    for row in rows(args.policy or ["proportional", "autoassist"], args.quick):
+    for row in rows(args.policy or ["prioritized", "autoassist"], args.quick):
         print(
             f"{row['case']:60s} full {row['full_seconds']:7.2f} s ({row['full_step_ms']:.1f} ms a step), "
             f"at {BUDGET} {row['budget_seconds']:7.2f} s: {row['seconds_ratio']:.3f} of the seconds, "

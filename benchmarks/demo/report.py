@@ -18,10 +18,10 @@ NAMES = {
 
 
 def final_rows() -> dict[str, list[Row]]:
-    """The rows of the final runs, by method, in the plan's order."""
+    """The rows of the final runs, by method: those of the plan in its order, then what was tried beside them."""
     final = [row for row in rows_of(TABLE) if row["phase"] == "final"]
     found = {rows[0]["method"]: rows for rows in grouped(final, ("method",))}
-    return {method: found[method] for method in PLAN.methods if method in found}
+    return {method: found[method] for method in dict.fromkeys([*PLAN.methods, *found]) if method in found}
 
 
 def above_uniform(rows: list[Row], uniform: list[Row]) -> list[float]:

@@ -26,12 +26,12 @@ from benchmarks.common.jobs import FULL, TUNE_SEED, Method
 from benchmarks.common.training import fit
 from benchmarks.gpu.cost import Clock
 from benchmarks.gpu.data import DeviceData, OnDevice
-from benchmarks.gpu.part import Part, default_policy, part_of, policies
+from benchmarks.gpu.part import Part, default_policy, part_of
 from benchmarks.images.data import Images, load_images
 from benchmarks.images.runs import MODELS, ImageJob, ImageModule
 
 SIZES = (60_000, 50_000, 40_000, 30_000, 24_000, 18_000, 12_000)
-GRID = (0.1, 0.3)
+GRID = (0.03, 0.1, 0.3)
 BUDGETS = (0.6, 0.4)
 SEEDS, MOST_SEEDS = 2, 6
 HELD_OUT_SHARE = 1 / 6
@@ -182,7 +182,7 @@ class Runs:
 
 def plan_of(part: Part, epochs: int = 15) -> Plan:
     """All that is wanted, of all training images."""
-    methods = policies("uniform", default_policy(), "infobatch")
+    methods = ("uniform", default_policy(), "infobatch", "proportional")
     if part.is_quick:
         template = ImageJob(dataset="digits", instances=200, model="tiny", batch_size=20, epochs=3, augment=True)
         return Plan(template, methods, BUDGETS[:1], GRID, 1, (0,))

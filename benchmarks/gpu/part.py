@@ -15,10 +15,6 @@ import torch
 from benchmarks.common.command_line import be_quiet
 from benchmarks.gpu.places import add_arguments, keep_row
 from lightning_autoassist import AutoAssistCallback
-from lightning_autoassist.filtering.policies.registry import POLICIES
-
-# Beside what a benchmark names: compared where the package has it.
-LATER = ("prioritized",)
 
 
 @dataclass(frozen=True)
@@ -77,8 +73,3 @@ def part_of(name: str) -> Part:
 def default_policy() -> str:
     """The policy of a callback that is told nothing."""
     return str(inspect.signature(AutoAssistCallback.__init__).parameters["policy"].default)
-
-
-def policies(*names: str) -> tuple[str, ...]:
-    """Names of policies, each once, and those that the package may have got since this was written."""
-    return tuple(dict.fromkeys([*names, *(name for name in LATER if name in POLICIES)]))

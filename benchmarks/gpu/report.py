@@ -38,8 +38,8 @@ def gpu_line() -> str:
     least, most = (bound(each["added_ms"] for each in cost) for bound in (min, max))
     where = "; ".join(sorted({row["hardware"] for row in gpu_rows("cost")}))
     return (
-        f"On {where} every test of `tests/gpu` passes. The default adds {least:.1f} to {most:.1f} ms to a step, all of "
-        f"it on the host, which is what steps waited for there: {large[0]['ratio'] - 1:.0%} of a step of ResNet-18 "
+        f"On {where} every test of `tests/gpu` passes. `proportional` adds {least:.1f} to {most:.1f} ms to a "
+        f"step, all on the host, for which steps waited there: {large[0]['ratio'] - 1:.0%} of a step of ResNet-18 "
         f"with batches of 512, where {LARGEST_RATIO - 1:.0%} was the goal.{_accuracy_line()}"
     )
 

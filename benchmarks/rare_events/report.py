@@ -30,7 +30,7 @@ NAMES = {
     "uniform": "`uniform`: the shortened schedule",
     BALANCED: "class-balanced sampler",
     UNDERSAMPLED: "majority undersampled 10:1, corrected logits",
-    "proportional": "`proportional`, the default",
+    "proportional": "`proportional`",
     "autoassist": "`autoassist`, the paper's",
     "infobatch": "`infobatch`",
     "selective_backprop": "`selective_backprop`",
@@ -193,7 +193,7 @@ def _percent(rows: list[Row], name: str) -> list[float]:
 
 
 def _plain_name(method: str) -> str:
-    names = {PRIORITIZED: "prioritized", UNCORRECTED: "prioritized, uncorrected"}
+    names = {PRIORITIZED: "prioritized, keep rate 0.1", UNCORRECTED: "0.05, uncorrected"}
     return {FULL: "full run", BALANCED: "class-balanced sampler", **names}.get(method, method)
 
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from lightning_autoassist.demo.rare_events import EventSplit
 
 FULL, UNIFORM = "full", "uniform"
-DEFAULT_POLICY, PAPERS_POLICY = "proportional", "autoassist"
+DEFAULT_POLICY, PAPERS_POLICY = "prioritized", "autoassist"
 # What the full run and the shortened schedule are compared with.
-POLICIES_SHOWN = (DEFAULT_POLICY, "prioritized", PAPERS_POLICY)
+POLICIES_SHOWN = (DEFAULT_POLICY, PAPERS_POLICY)
 # Draws by class alone: what a policy has to beat where classes are known, and as frequent in the test set.
 CONTROL = "class_balanced"
 RARE_COVER_TYPE = 5
@@ -88,7 +88,7 @@ DEMO_DATA = {
             FULL: 0.05,
             UNIFORM: 0.4,
             "proportional": 0.05,
-            "prioritized": 0.1,
+            "prioritized": 0.4,
             "autoassist": 0.8,
             CONTROL: 0.05,
         },

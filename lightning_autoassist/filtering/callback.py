@@ -107,7 +107,7 @@ class AutoAssistCallback(RunAnswers, CallbackBase):
 
     def __init__(
         self,
-        policy: GivenPolicyName | Policy = "proportional",
+        policy: GivenPolicyName | Policy = "prioritized",
         assistant: GivenAssistantName | Assistant = "auto",
         *,
         score: ScoreName | Literal["auto"] = "auto",

@@ -13,13 +13,14 @@ from lightning_autoassist.filtering.assistants.base import Assistant
 from lightning_autoassist.filtering.checks.schedules import ScheduleCheck
 from lightning_autoassist.filtering.data.data_module import HOW_TO_USE, AutoAssistDataModule
 from lightning_autoassist.filtering.policies.base import Policy
+from lightning_autoassist.filtering.policies.prioritized import LOW_RATE
 from lightning_autoassist.filtering.reporting.metrics import warn_about_limits
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream
 from lightning_autoassist.trainer_support.internals import data_of_fit
 from lightning_autoassist.trainer_support.variants import LightningModule, Trainer
 
-# Below the first, with weights of an exponent above the second, scores that are old do harm.
-LOW_RATE, FULL_CORRECTION = 0.3, 0.75
+# With a low keep rate, and weights of an exponent above it, scores that are old do harm.
+FULL_CORRECTION = 0.75
 
 
 def check_is_alone(callback_type: type, trainer: Any) -> None:

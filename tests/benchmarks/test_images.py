@@ -48,7 +48,7 @@ def test_tables_are_those_of_the_rows(tmp_path, monkeypatch):
     assert "| full run | 100 | - | 81.00 ± 1.00 | - | 3 | 2 | 0.1 |" in table
     assert "| uniform, budget 0.6 | 60 | 40% | 79.50 ± 0.50 | -1.50 ± 0.50 | 3 | 2 | 0.1 |" in table
     summary = accuracy_report.summary_table([image_report.IMAGES])
-    assert "| digits, small residual network | 0.6 | 81.00 ± 1.00 | - | - | - | -1.50 ± 0.50 |" in summary
+    assert "| digits, small residual network | 0.6 | 81.00 ± 1.00 | - | - | - | - | -1.50 ± 0.50 |" in summary
     assert accuracy_report.stale_curves(image_report.IMAGES) == ["images-digits-24-cpu.png"]
     accuracy_report.write_curves(image_report.IMAGES)
     assert accuracy_report.stale_curves(image_report.IMAGES) == []

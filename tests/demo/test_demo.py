@@ -25,7 +25,7 @@ from tests.command_line.test_cli import one_line_error
 from tests.helpers.wandb_files import records_of
 
 NUM_TRAIN, BATCH_SIZE, NUM_EPOCHS, BUDGET = 377, 32, 6, 0.6
-METHODS = (FULL, UNIFORM, "proportional")
+METHODS = (FULL, UNIFORM, "prioritized")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def results(out):
     threads, backend = torch.get_num_threads(), mpl.get_backend(auto_select=False)
     results = run_demo(
         "digits",
-        policies=["proportional"],
+        policies=["prioritized"],
         num_seeds=2,
         budget=BUDGET,
         num_epochs=NUM_EPOCHS,
@@ -70,7 +70,7 @@ def test_budgeted_runs_make_the_budgets_steps(results):
 
 def test_only_the_policys_runs_drop_instances(results):
     assert all(result.keep_rate is None for method in (FULL, UNIFORM) for result in of(results, method))
-    assert all(0.3 < result.keep_rate < 1 for result in of(results, "proportional"))
+    assert all(0.3 < result.keep_rate < 1 for result in of(results, "prioritized"))
 
 
 def test_every_run_is_validated_and_the_last_point_is_its_end(results):
@@ -87,7 +87,7 @@ def test_table_shows_means_errors_and_paired_differences(results):
     with console.capture() as printed:
         console.print(as_table(results, "test accuracy"))
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.get().splitlines() if "│" in line]
-    assert [row[0] for row in rows] == ["full", "uniform, 60%", "proportional (default), 60%"]
+    assert [row[0] for row in rows] == ["full", "uniform, 60%", "prioritized (default), 60%"]
     uniform = of(results, UNIFORM)
     for row, method in zip(rows, METHODS, strict=True):
         values = [100 * result.value for result in of(results, method)]
@@ -159,7 +159,7 @@ def test_demo_from_the_command_line(tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "random, 100%" in printed
     assert "seta, 100%" in printed
-    assert "proportional" not in printed
+    assert "prioritized" not in printed
     assert DEMO_DATA["digits-balanced"].caveat.split(":")[0] in printed
     assert [path.name for path in out.iterdir()] == [PLOT_NAME]
 

@@ -247,7 +247,7 @@ def test_a_loss_with_other_terms_falls_to_mean_weights_with_a_warning():
             penalty = sum(parameter.square().sum() for parameter in self.parameters())
             return super().training_step(batch, batch_idx) + 1e-3 * penalty
 
-    run = trainer(max_epochs=6, callbacks=[AutoAssistCallback()])
+    run = trainer(max_epochs=6, callbacks=[AutoAssistCallback("proportional")])
     data = AutoAssistDataModule(ClustersData(100, 10), budget=0.6)
     with pytest.warns(
         UserWarning, match='terms beside the instances\' own.*reweighting="normalized" is used'

@@ -26,7 +26,7 @@ pytestmark = [
 
 CASES = {
     "the default": {},
-    "a policy that weighs": {"policy": "prioritized"},
+    "a policy that corrects in full": {"policy": "proportional"},
     "only observed": {"policy": "uniform", "dynamics": True, "budget": 1.0},
     "shortened": {"policy": "uniform", "dynamics": True},
     "drawn at random": {"policy": "random", "dynamics": True},

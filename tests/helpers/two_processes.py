@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, WeightedRandomSampler
 
-from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, LogisticAssistant
+from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, LogisticAssistant, PrioritizedPolicy
 from tests.helpers.ordinary import Classifier, CountingDataset, index_of
 from tests.helpers.texts import BagOfWords, TextSet, collate
 
@@ -180,7 +180,7 @@ CASES = {
     "filtered": {},
     "workers": {"workers": 2},
     "proportional": {"policy": "proportional"},
-    "prioritized": {"policy": "prioritized"},
+    "prioritized": {"policy": PrioritizedPolicy(0.15)},
     "layers": {"policy": "proportional", "score": "layer_gradient_norm"},
     "file": {"feature_memory": 0},
     "logged": {"policy": "proportional", "logs": True},

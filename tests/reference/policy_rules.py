@@ -5,6 +5,9 @@ from collections import Counter
 
 import numpy as np
 
+# PrioritizedPolicy(0.15)
+FEW = "prioritized, few"
+
 
 class Rule:
     """One policy: the candidates' scores in, their keep probabilities out.
@@ -47,20 +50,24 @@ class Rule:
 class Prioritized(Rule):
     """Scores are mixed with those of the class, weights are the inverse root of the chances with mean 1."""
 
-    def __init__(self, name, num_instances, class_mix=0.2, decay=0.99):
+    def __init__(self, name, num_instances, decay=0.99):
         super().__init__(name, num_instances)
-        self.class_mix, self.decay, self.classes, self.num_learnt = class_mix, decay, {}, 0
-        self.unfiltered_tail, self.filters_first_pass = 0.0, True
+        self.class_mix, self.filters_first_pass = (0.2, True) if name == FEW else (0.0, False)
+        self.decay, self.classes, self.num_learnt = decay, {}, 0
+        self.unfiltered_tail = 0.0
 
     def mean_square(self, label):
         squares, weights, count = self.classes.get(int(label), (0.0, 0.0, 0))
         return squares / weights if count >= 8 else None
 
     def unseen(self, instance):
-        square = self.mean_square(instance[1]) if self.num_learnt >= self.num_instances / 10 else None
+        is_judged = self.filters_first_pass and self.num_learnt >= self.num_instances / 10
+        square = self.mean_square(instance[1]) if is_judged else None
         return None if square is None else square**0.5
 
     def keep_probability(self, indices, scores, data):
+        if not self.class_mix:
+            return super().keep_probability(indices, scores, data)
         mixed = []
         for i, score in zip(indices, scores, strict=True):
             square = self.mean_square(data[i][1])
@@ -211,7 +218,7 @@ def proportional(recent, keep_rate=0.5, floor=0.2):
     return lambda score: chance(score, high)
 
 
-def prioritized(recent):
+def proportional_few(recent):
     return proportional(recent, keep_rate=0.15, floor=0.03)
 
 
@@ -241,7 +248,8 @@ def selective_backprop(recent, floor=0.05):
 RULES = {
     "autoassist": (autoassist, "loss", 0),
     "proportional": (proportional, "gradient_norm", 1),
-    "prioritized": (prioritized, "gradient_norm", 0.5),
+    "prioritized": (proportional, "gradient_norm", 0.5),
+    FEW: (proportional_few, "gradient_norm", 0.5),
     "infobatch": (infobatch, "loss", 1),
     "selective_backprop": (selective_backprop, "loss", 0),
     "threshold": (threshold, "loss", 0),
@@ -258,6 +266,7 @@ RULES = {
 
 KINDS = {
     "prioritized": Prioritized,
+    FEW: Prioritized,
     "seta": SeTa,
     "ies": Ies,
     "class_budget": ClassBudget,

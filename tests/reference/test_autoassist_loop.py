@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
-from lightning_autoassist.policies import POLICIES
+from lightning_autoassist.policies import POLICIES, PrioritizedPolicy
 from tests.helpers.ordinary import trainer
 from tests.helpers.paths import ROOT
 from tests.reference.autoassist_loop import Logistic, Memory, autoassist
-from tests.reference.policy_rules import rule_of
+from tests.reference.policy_rules import FEW, rule_of
 
 # 50 instances are no multiple of the batch: some are judged in the second pass before the model has seen them.
 NUM_INSTANCES, BATCH_SIZE, NUM_CLASSES, NUM_EPOCHS = 50, 8, 3, 12
@@ -61,13 +61,14 @@ def instances():
     return TensorDataset(features, labels)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [*POLICIES, FEW])
 def test_the_pipeline_equals_the_plain_loop(policy):
     torch.manual_seed(0)
     data, net = instances(), nn.Linear(5, NUM_CLASSES)
     model, optimizer = Model(net), torch.optim.SGD((reference := copy.deepcopy(net)).parameters(), lr=0.1)
     loader = DataLoader(data, batch_size=BATCH_SIZE, sampler=Shuffled())
-    run = trainer(max_epochs=NUM_EPOCHS, callbacks=[AutoAssistCallback(policy)])
+    callback = AutoAssistCallback(PrioritizedPolicy(0.15) if policy == FEW else policy)
+    run = trainer(max_epochs=NUM_EPOCHS, callbacks=[callback])
     run.fit(model, datamodule=AutoAssistDataModule(loader, seed=3))
 
     rule, assistant = rule_of(policy, NUM_INSTANCES), Logistic() if policy == "autoassist" else Memory()

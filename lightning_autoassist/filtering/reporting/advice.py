@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # a command that compares runs gives advice without waiting f
 
 # Below the first a shorter schedule does as well; from the second on a quarter of the steps may be enough.
 PAYS, PAYS_MUCH = 3.0, 10.0
-# What a default run would keep, for runs that keep everything.
+# What such a policy keeps by default, for runs that keep everything.
 _KEEP_RATE, _FLOOR = 0.5, 0.2
 # Scores of the epoch's last batches, from which that is computed.
 _MAX_SCORES = 8192
@@ -108,7 +108,10 @@ def outlook(concentration: float) -> str:
         concentration: Of an epoch in which the model had learnt something.
     """
     if concentration >= PAYS_MUCH:
-        return "few instances have most of it, so filtering pays, with budgets down to 0.25"
+        return (
+            "few instances have most of it, so filtering pays, with budgets down to 0.25 and "
+            "PrioritizedPolicy(keep_rate=0.1)"
+        )
     if concentration >= PAYS:
         return "a part of the instances has most of it, so filtering pays where a shorter schedule loses something"
     return "it is spread over most instances, so expect little more than of a shorter schedule"

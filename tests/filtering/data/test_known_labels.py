@@ -9,7 +9,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
+from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, PrioritizedPolicy
 from lightning_autoassist.filtering.data.known_labels import labels_in
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 
@@ -70,8 +70,8 @@ class Shifted(Dataset):
         return self.dataset[index]
 
 
-def fit(dataset, policy="prioritized", **options):
-    callback = AutoAssistCallback(policy)
+def fit(dataset, policy=None, **options):
+    callback = AutoAssistCallback(policy or PrioritizedPolicy(0.15))
     data = AutoAssistDataModule(DataLoader(dataset, 10, shuffle=True), budget=0.5, **options)
     trainer(max_epochs=2, callbacks=[callback]).fit(Classifier(), datamodule=data)
     return callback

@@ -127,12 +127,12 @@ def test_auto_keeps_few_where_few_have_most_of_the_gradient():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PrioritizedPolicy(0.02), r"keep_rate must be in \[0.03, 1\), got 0.02"),
+        (lambda: PrioritizedPolicy(0.02, 0.03), r"keep_rate must be in \[0.03, 1\), got 0.02"),
         (
             lambda: PrioritizedPolicy("often"),
             "keep_rate must be a number, a schedule or 'auto', got the",
         ),
-        (lambda: PrioritizedPolicy(lambda progress: progress), r"keep_rate at 0% of training must be in \[0.03, 1\)"),
+        (lambda: PrioritizedPolicy(lambda progress: progress), r"keep_rate at 0% of training must be in \[0.02, 1\)"),
         (lambda: PrioritizedPolicy(exponent=-1), "exponent must not be negative"),
         (lambda: PrioritizedPolicy(correction=2), r"correction must be in \[0, 1\], got 2"),
         (lambda: PrioritizedPolicy(class_mix=2), "class_mix must be in"),
@@ -146,7 +146,7 @@ def test_arguments_outside_their_range_are_refused(make, message):
 
 def keep_rates(data, **options):
     """Of each pass but the last, and the callback."""
-    callback, considered = AutoAssistCallback(PrioritizedPolicy(0.3, 0.1, **options)), {}
+    callback, considered = AutoAssistCallback(PrioritizedPolicy(0.25, **options)), {}
     wrapped = AutoAssistDataModule(data, budget=1.0)
 
     class Watching(pl.Callback):
@@ -188,7 +188,7 @@ def test_the_first_pass_is_filtered_by_class_where_the_data_set_tells_the_classe
 def test_labels_that_the_user_gives_need_not_be_the_losses():
     dataset = NoLabels(ClustersData(1000, 10).train_dataloader().dataset)
     groups = torch.arange(1000) % 5
-    callback = AutoAssistCallback("prioritized")
+    callback = AutoAssistCallback(PrioritizedPolicy(0.1))
     data = AutoAssistDataModule(loader_of(dataset), budget=0.5, labels=groups)
     trainer(max_epochs=2, callbacks=[callback]).fit(Classifier(), datamodule=data)
     assert torch.equal(callback.instances.labels.long(), groups)
@@ -218,3 +218,21 @@ def test_with_full_correction_the_weights_of_a_pass_add_up():
     assert sampler.recent_keep_rate == pytest.approx(0.3, abs=0.01)
     expected = np.bincount(groups, minlength=4) / 3000
     assert totals / sampler.num_considered == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("policy", "floor", "class_mix", "first_pass"),
+    [
+        (PrioritizedPolicy(), 0.2, 0, "keep"),
+        (PrioritizedPolicy(0.3), 0.12, 0, "keep"),
+        (PrioritizedPolicy(0.1), 0.02, 0.2, "class_prior"),
+        (PrioritizedPolicy("auto"), 0.02, 0.2, "class_prior"),
+        (PrioritizedPolicy(LinearSchedule(0.6, 0.2)), 0.02, 0.2, "class_prior"),
+        (PrioritizedPolicy(0.1, 0.05, class_mix=0, first_pass="keep"), 0.05, 0, "keep"),
+    ],
+    ids=["half", "at the limit", "few", "auto", "schedule", "given"],
+)
+def test_what_is_not_given_follows_the_keep_rate(policy, floor, class_mix, first_pass):
+    assert policy.floor == pytest.approx(floor)
+    assert (policy.class_mix, policy.first_pass) == (class_mix, first_pass)
+    assert policy.required_columns == (("labels",) if class_mix else ())

@@ -86,9 +86,9 @@ def test_full_weights_of_old_scores_at_a_low_keep_rate_are_warned_of():
     with pytest.warns(UserWarning, match=r"ProportionalPolicy keeps 25% of the candidates.*PrioritizedPolicy\("):
         fit(ProportionalPolicy(0.25, 0.05))
     with pytest.warns(UserWarning, match="PrioritizedPolicy keeps 15% of the candidates"):
-        fit(PrioritizedPolicy(correction=1, class_mix=0))
-    fit(PrioritizedPolicy(correction=1))
-    fit(PrioritizedPolicy(class_mix=0))
+        fit(PrioritizedPolicy(0.15, correction=1, class_mix=0))
+    fit(PrioritizedPolicy(0.15, correction=1))
+    fit(PrioritizedPolicy(0.15, class_mix=0))
     fit(ProportionalPolicy(0.25, 0.05), reweighting="none")
     fit(ProportionalPolicy(0.25, 0.05), assistant="logistic")
 
