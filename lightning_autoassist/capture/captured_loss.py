@@ -29,6 +29,8 @@ from lightning_autoassist.losses.margins import RowMargins, row_margins
 
 # From so many logits on, a norm is cheaper than another softmax; below, a hook in backward costs more than it saves.
 MANY_LOGITS = 2**19
+# Their targets are 0 and 1 in floating point.
+_BINARY = (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
 
 
 class SoftmaxNorms(NamedTuple):
@@ -126,7 +128,7 @@ def scripted(loss: GraphLoss, layout: InstanceLayout, *, with_margins: bool, wit
         node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
 
     elements, edge = named.elements(arguments, with_norms=with_norms), GradientEdge(node, 0)
-    labels = integer_target(arguments, layout.batch_size)
+    labels = class_target(named, arguments, layout.batch_size)
     margins = margins_in(named, arguments, elements, layout) if with_margins else None
     reduction = arguments["reduction"]
     return CapturedLoss(loss.source, reduction, edge, elements, layout, named.tokens, labels, weigh, margins=margins)
@@ -143,12 +145,21 @@ def margins_in(
         return None
 
 
-def integer_target(arguments: Arguments, batch_size: int) -> Tensor | None:
-    """A call's target where that is integer and of shape ``(B,)``, int64, else None."""
+def class_target(named: NamedLoss, arguments: Arguments, batch_size: int) -> Tensor | None:
+    """A call's target where that is one class an instance, shape ``(B,)``, int64, else None.
+
+    Binary losses have it in floating point, of shape ``(B,)`` or ``(B, 1)``; what is between the classes is -1.
+    """
     target = arguments.get("target")
-    if not isinstance(target, Tensor) or target.shape != (batch_size,):
+    if not isinstance(target, Tensor) or target.shape[:1] != (batch_size,) or target.numel() != batch_size:
         return None
-    return None if target.is_floating_point() else target.detach().long()
+    if not target.is_floating_point():
+        return target.detach().long() if target.ndim == 1 else None
+    if named.function not in _BINARY:
+        return None
+    values = target.detach().reshape(batch_size)
+    classes = values.long()
+    return classes.where(classes == values, -1)
 
 
 def inside_of(named: NamedLoss, arguments: Arguments, result: Tensor) -> tuple[NamedLoss, Arguments]:

@@ -26,11 +26,11 @@ from lightning_autoassist.capture.captured_loss import (
     CapturedLoss,
     SoftmaxNorms,
     WeightedLoss,
+    class_target,
     combine,
     contributions,
     explained,
     inside_of,
-    integer_target,
     margins_in,
     margins_of,
     norms_in_backward,
@@ -212,7 +212,7 @@ class CapturedStep(TorchFunctionMode):
             edge = result if torch.compiler.is_compiling() else get_gradient_edge(result)
             is_open = arguments["reduction"] == "none" and isinstance(edge, GradientEdge)
             weigh = weigh_at(result, layout) if is_open and self._weights is not None else None
-            labels = integer_target(arguments, self._batch_size)
+            labels = class_target(named, arguments, self._batch_size)
         except Exception as error:  # the step itself went well: it must go on
             self._miss(because_of(source, error), result)
             return

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
+from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 from lightning_autoassist.capture.own_labels import OwnLabels
 from tests.helpers.ordinary import trainer
 
@@ -189,3 +190,23 @@ def test_the_column_that_agrees_each_time_is_taken():
         other = labels if number < 2 else labels.flip(0)
         assert torch.equal(own.of([labels], [other, labels], B), labels)
     assert torch.equal(own.of([torch.zeros(B).long()], [other, labels], B), labels)
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 1)])
+def test_the_classes_of_a_binary_loss_are_its_targets(shape):
+    capture = InstanceLossCapture()
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        x, y = torch.randn(8, 3, generator=generator), torch.randint(0, 2, shape, generator=generator).float()
+        weight = torch.randn(3, 1, requires_grad=True)
+        with capture.step((x, y), batch_size=8) as captured:
+            loss = F.binary_cross_entropy_with_logits((x @ weight).reshape(shape), y)
+        assert torch.equal(captured.observe(loss).labels, y.reshape(8).long())
+
+
+def test_soft_targets_of_a_binary_loss_are_no_classes():
+    x, y = torch.randn(8, 3), torch.rand(8) * 0.8 + 0.1
+    with (capture := InstanceLossCapture()).step((x, y), batch_size=8) as captured:
+        loss = F.binary_cross_entropy_with_logits(x @ torch.randn(3, requires_grad=True), y)
+    assert captured.observe(loss).labels is None
+    assert capture.own_labels.is_refused

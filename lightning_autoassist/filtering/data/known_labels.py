@@ -42,8 +42,9 @@ def labels_in(dataset: Any) -> LabelArray | None:
     """Labels of all instances of a data set, shape ``(N,)``; -1 where one is not known, None where none is.
 
     They are taken from an attribute ``targets`` or ``labels``, or from the last tensor of a ``TensorDataset`` that is
-    one whole number an instance; ``Subset`` and ``ConcatDataset`` are looked through. Numbers of which most stand for
-    one instance only are names of instances, and no classes.
+    one whole number an instance, or, where there is none, that is 0 or 1 in floating point, as binary losses want it;
+    ``Subset`` and ``ConcatDataset`` are looked through. Numbers of which most stand for one instance only are names of
+    instances, and no classes.
 
     Example:
         >>> import torch
@@ -69,9 +70,22 @@ def _labels_in(dataset: Any) -> LabelArray | None:
             return None
         return np.concatenate([np.full(size, -1, np.int32) if own is None else own for own, size in parts])
     columns = dataset.tensors[::-1] if isinstance(dataset, TensorDataset) else ()
-    stored = (getattr(dataset, name, None) for name in _ATTRIBUTES)
-    found = (as_labels(column) for column in (*columns, *stored) if column is not None)
+    stored = [getattr(dataset, name, None) for name in _ATTRIBUTES]
+    given = [column for column in (*columns, *stored) if column is not None]
+    found = (read(column) for read in (as_labels, _as_binary) for column in given)
     return next((labels for labels in found if labels is not None), None)
+
+
+def _as_binary(values: Any) -> LabelArray | None:
+    """Values in floating point as labels, shape ``(N,)``; None where they are not both 0 and 1, one an instance."""
+    if not isinstance(values, (Tensor, np.ndarray, list, tuple)):
+        return None
+    array = values.numpy(force=True) if isinstance(values, Tensor) else np.asarray(values)
+    if array.dtype.kind != "f" or array.shape[:1] != (array.size,):
+        return None
+    labels = np.asarray(array.reshape(-1) == 1)
+    is_binary = labels.any() and not labels.all() and not array.reshape(-1)[~labels].any()
+    return labels.astype(np.int32) if is_binary else None
 
 
 def as_labels(values: Any) -> LabelArray | None:

@@ -109,11 +109,11 @@ def outlook(concentration: float) -> str:
     """
     if concentration >= PAYS_MUCH:
         return (
-            "few instances have most of it, so filtering pays, with budgets down to 0.25 and "
+            "few instances have most of it, so filtering can pay, with budgets down to 0.25 and "
             "PrioritizedPolicy(keep_rate=0.1)"
         )
     if concentration >= PAYS:
-        return "a part of the instances has most of it, so filtering pays where a shorter schedule loses something"
+        return "a part of the instances has most of it, so filtering can pay where a shorter schedule loses something"
     return "it is spread over most instances, so expect little more than of a shorter schedule"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -30,6 +31,7 @@ class Listed(Dataset):
         raise AssertionError("an instance was loaded")
 
 
+BINARY = [0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
 TENSORS = TensorDataset(torch.rand(8, 2), torch.tensor(LABELS))
 FOUND = {
     "targets": (Listed(targets=LABELS), LABELS),
@@ -40,6 +42,11 @@ FOUND = {
     "a subset of a subset": (Subset(Subset(Listed(targets=LABELS), [6, 7, 3, 4]), [3, 1, 0, 2]), [1, 1, 0, 0]),
     "several": (ConcatDataset([TENSORS, Listed(targets=LABELS)]), LABELS * 2),
     "one of several": (ConcatDataset([Listed(), TENSORS]), [-1] * 8 + LABELS),
+    "binary targets": (TensorDataset(torch.rand(8, 2), torch.tensor(BINARY)), BINARY),
+    "one of them a row": (Listed(targets=np.array(BINARY)[:, None]), BINARY),
+    "a mask beside classes": (TensorDataset(*TENSORS.tensors, torch.tensor([0.0, 1] * 4)), LABELS),
+    "between the classes": (Listed(targets=[0.0, 1, 0.5, 0, 1, 0, 1, 0]), None),
+    "ones": (Listed(targets=[1.0] * 8), None),
     "truth values": (Listed(targets=[label > 0 for label in LABELS]), [min(label, 1) for label in LABELS]),
     "nothing": (Listed(), None),
     "texts": (Listed(targets=["a"] * 8), None),

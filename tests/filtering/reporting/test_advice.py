@@ -43,7 +43,7 @@ def test_where_everything_is_kept_the_ratio_is_what_proportional_would_have():
 
 
 @pytest.mark.parametrize(
-    ("concentration", "said"), [(1.9, "expect little more"), (3.2, "pays where"), (23.5, "budgets down to 0.25")]
+    ("concentration", "said"), [(1.9, "expect little more"), (3.2, "pay where"), (23.5, "budgets down to 0.25")]
 )
 def test_the_advice_follows_the_concentration(concentration, said):
     assert said in advice({"concentration": concentration})
