@@ -47,6 +47,7 @@ class Policy:
             :class:`~lightning_autoassist.assistants.Instances`.
         scores_unseen: Whether :meth:`unseen_scores` knows something of instances that the model has not seen: then
             labels are looked for in the data set, and the first pass is filtered, too.
+        needs_labels: Whether the rule does nothing of its own where no classes are known; a run warns of that.
         own_columns: What it remembers of each instance by itself: names, and the number (or the numbers) that an
             instance has at first, and again once it was forgotten. ``instances.memory[name]`` reads and writes them.
             Data sets only: a stream does not tell which instance came before.
@@ -65,6 +66,7 @@ class Policy:
     correction: float | Schedule = 1.0
     required_columns: tuple[str, ...] = ()
     scores_unseen: bool = False
+    needs_labels: bool = False
     own_columns: ColumnStarts = MappingProxyType({})
     progress: float = 0.0
     pass_index: int = 0

@@ -38,6 +38,7 @@ class ClassBalancedPolicy(Policy):
     """
 
     required_columns = ("labels",)
+    needs_labels = True
     scores_unseen = True
 
     def __init__(self, floor: float = 0.002) -> None:

@@ -50,6 +50,7 @@ class ClassBudgetPolicy(ProportionalPolicy):
     default_reweighting = "none"
     default_unfiltered_tail = 0.0
     required_columns = ("labels",)
+    needs_labels = True
 
     def __init__(
         self, keep_rate: float = 0.3, floor: float = 0.05, temperature: float = 1.0, decay: float = 0.99

@@ -41,6 +41,7 @@ class ClassQuotaPolicy(WrapperPolicy):
     """
 
     reads_labels = True
+    needs_labels = True
 
     def __init__(
         self, policy: GivenPolicyName | Policy = "proportional", min_rate: float = 0.4, decay: float = 0.99

@@ -122,3 +122,17 @@ def test_a_stream_refuses_a_policy_that_remembers_each_instance():
     data = AutoAssistDataModule(DataLoader(Stream(), 4), steps_per_epoch=2)
     with pytest.raises(MisconfigurationException, match="IESPolicy reads an instance's own 'losses'"):
         trainer(max_epochs=1, callbacks=[AutoAssistCallback("ies", "logistic")]).fit(Classifier(), datamodule=data)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("policy", ["class_balanced", "class_budget", "class_quota"])
+def test_policies_that_go_by_classes_warn_where_there_are_none(policy):
+    class Regression(Classifier):
+        def training_step(self, batch, batch_idx):
+            features, _ = batch
+            return torch.nn.functional.mse_loss(self.net(features), features[:, :1].expand(-1, 3).contiguous())
+
+    loader = DataLoader(TensorDataset(torch.randn(300, 8), torch.rand(300)), 10, shuffle=True)
+    run = trainer(max_epochs=3, callbacks=[AutoAssistCallback(policy)])
+    with pytest.warns(UserWarning, match="goes by classes, and none are known"):
+        run.fit(Regression(), datamodule=AutoAssistDataModule(loader, budget=0.9))
