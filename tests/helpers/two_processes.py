@@ -4,6 +4,7 @@ Run as ``python -m tests.helpers.two_processes FOLDER CASE...``; Lightning start
 """
 
 import faulthandler
+import inspect
 import sys
 import warnings
 from datetime import timedelta
@@ -121,6 +122,8 @@ def fit(
     data = TextLoaders(sampler) if reads_text else Loaders(sampler, workers)
     if isinstance(options.get("assistant"), type):
         options["assistant"] = options["assistant"]()
+    if inspect.isfunction(options.get("policy")):
+        options["policy"] = options["policy"]()
     if not plain:
         callback = AutoAssistCallback(**{"policy": "autoassist", "exchange_every": 4, **options})
         callbacks.append(callback)
@@ -180,7 +183,7 @@ CASES = {
     "filtered": {},
     "workers": {"workers": 2},
     "proportional": {"policy": "proportional"},
-    "prioritized": {"policy": PrioritizedPolicy(0.15)},
+    "prioritized": {"policy": lambda: PrioritizedPolicy(0.15)},
     "layers": {"policy": "proportional", "score": "layer_gradient_norm"},
     "file": {"feature_memory": 0},
     "logged": {"policy": "proportional", "logs": True},
