@@ -6,6 +6,7 @@ Shapes: B batch, R rows of a loss (B, or a multiple of it), d further dimensions
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -81,7 +82,7 @@ class CapturedLoss(NamedTuple):
         elements: Of its rows.
         layout: Whose the rows are.
         tokens: See ``NamedLoss``.
-        labels: Its target where that is integer and of shape ``(B,)``.
+        labels: Its target where that is one class an instance, shape ``(B,)``, int64.
         weigh: Lets weights, shape ``(B,)``, enter where they did not at the call.
         is_by_hand: Whether it is a guess from a reduction's shape.
         softmax: Where its norms are to come from, if they are not in ``elements``.
@@ -122,16 +123,18 @@ class CapturedLoss(NamedTuple):
 def scripted(loss: GraphLoss, layout: InstanceLayout, *, with_margins: bool, with_norms: bool = True) -> CapturedLoss:
     """A loss whose call was not seen, by its node in the graph."""
     node, named, arguments = loss
-
-    def weigh(weights: Tensor) -> None:
-        factor = layout.spread(weights, arguments["input"])
-        node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
-
+    weigh = functools.partial(weigh_at_node, loss, layout)
     elements, edge = named.elements(arguments, with_norms=with_norms), GradientEdge(node, 0)
     labels = class_target(named, arguments, layout.batch_size)
     margins = margins_in(named, arguments, elements, layout) if with_margins else None
     reduction = arguments["reduction"]
     return CapturedLoss(loss.source, reduction, edge, elements, layout, named.tokens, labels, weigh, margins=margins)
+
+
+def weigh_at_node(loss: GraphLoss, layout: InstanceLayout, weights: Tensor) -> None:
+    """Let weights, shape ``(B,)``, enter in backward at what goes into a loss's node."""
+    factor = layout.spread(weights, loss.arguments["input"])
+    loss.node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
 
 
 def margins_in(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from lightning_autoassist.capture.autograd_graph import loss_at
-from lightning_autoassist.capture.captured_loss import MANY_LOGITS, times
+from lightning_autoassist.capture.captured_loss import MANY_LOGITS, weigh_at_node
 from lightning_autoassist.capture.instance_layout import InstanceLayout
 from lightning_autoassist.losses.functional import Arguments, NamedLoss, class_axis, counted, has_class_indices
 
@@ -69,8 +69,7 @@ def _weighted_at_node(named: NamedLoss, arguments: Arguments, layout: InstanceLa
     loss = loss_at(result)
     if loss is None:
         return None
-    factor = layout.spread(weights, loss.arguments["input"])
-    loss.node.register_hook(lambda inputs, outputs: tuple(times(gradient, factor) for gradient in inputs))
+    weigh_at_node(loss, layout, weights)
     return result
 
 

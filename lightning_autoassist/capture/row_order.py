@@ -36,7 +36,9 @@ from lightning_autoassist.capture.row_propagation import RowPropagation
 from lightning_autoassist.trainer_support.arrays import IndexArray
 from lightning_autoassist.trainer_support.batch_parts import leaves_of
 
-_FEWEST_STEPS, _MOST_STEPS, _INTERVAL = 3, 32, 100
+_FEWEST_STEPS, _MOST_STEPS = 3, 32
+# What was found in order is looked at again in one of so many steps.
+INTERVAL = 100
 # A target whose values are those of the batch in another order: by chance in one of a million cases.
 _ENOUGH_BITS = 20.0
 
@@ -63,7 +65,7 @@ class RowChecks:
         return self._num_steps >= _MOST_STEPS or self._num_plain >= _FEWEST_STEPS
 
     def _is_due(self) -> bool:
-        self._num_skipped = (self._num_skipped + 1) % _INTERVAL
+        self._num_skipped = (self._num_skipped + 1) % INTERVAL
         return self._num_skipped == 0
 
     def end(self, tracker: RowTracker | None, sources: Sequence[str]) -> str | None:

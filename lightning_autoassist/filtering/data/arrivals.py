@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lightning_autoassist.capture.row_matching import Match, columns_of, match
+from lightning_autoassist.capture.row_order import INTERVAL
 from lightning_autoassist.filtering.data.collation import ENOUGH_BITS
 from lightning_autoassist.filtering.sampling.candidates import SelectedBatch
 from lightning_autoassist.trainer_support.batch_parts import leaves_of
@@ -21,9 +22,10 @@ from lightning_autoassist.trainer_support.internals import num_changes
 from lightning_autoassist.trainer_support.variants import overrides
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer", "on_train_batch_start")
-# So many batches are noted at first, as a hook may change their order now and then, and one in so many later. Where
-# each of so many told an order, it was no chance.
-_MOST_STEPS, _INTERVAL, _FEWEST_STEPS = 16, 100, 3
+# So many batches are noted at first, as a hook may change their order now and then.
+_MOST_STEPS = 16
+# Where each of so many told an order, it was no chance.
+_FEWEST_STEPS = 3
 # Larger tensors are not copied; one that was changed in place says nothing then.
 _MOST_COPIED = 2**18
 
@@ -56,7 +58,7 @@ class Arrivals:
     def noted(self, batch: Any, draw: SelectedBatch) -> SelectedBatch:
         """The draw, with its batch in a run's first steps, and now and then later."""
         self._num_batches += 1
-        if self._num_batches > _MOST_STEPS and self._num_batches % _INTERVAL:
+        if self._num_batches > _MOST_STEPS and self._num_batches % INTERVAL:
             return draw
         arrived = [_leaf(tensor) for tensor in leaves_of(batch) if not tensor.is_inference()]
         return draw._replace(arrived=arrived, drawn=draw.drawn or draw)

@@ -78,25 +78,28 @@ def _labels_in(dataset: Any) -> LabelArray | None:
 
 def _as_binary(values: Any) -> LabelArray | None:
     """Values in floating point as labels, shape ``(N,)``; None where they are not both 0 and 1, one an instance."""
-    if not isinstance(values, (Tensor, np.ndarray, list, tuple)):
+    array = _array_of(values)
+    if array is None or array.dtype.kind != "f" or array.shape[:1] != (array.size,):
         return None
-    array = values.numpy(force=True) if isinstance(values, Tensor) else np.asarray(values)
-    if array.dtype.kind != "f" or array.shape[:1] != (array.size,):
-        return None
-    labels = np.asarray(array.reshape(-1) == 1)
-    is_binary = labels.any() and not labels.all() and not array.reshape(-1)[~labels].any()
+    array = array.reshape(-1)
+    labels = np.asarray(array == 1)
+    is_binary = labels.any() and not labels.all() and not array[~labels].any()
     return labels.astype(np.int32) if is_binary else None
 
 
 def as_labels(values: Any) -> LabelArray | None:
     """Values as labels, shape ``(N,)``; None where they are not one whole number an instance."""
-    if not isinstance(values, (Tensor, np.ndarray, list, tuple)):
-        return None
-    array = values.numpy(force=True) if isinstance(values, Tensor) else np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in "iub" or not len(array):
+    array = _array_of(values)
+    if array is None or array.ndim != 1 or array.dtype.kind not in "iub" or not len(array):
         return None
     fits = array.dtype.kind == "b" or (array.min() >= _BOUNDS.min and array.max() <= _BOUNDS.max)
     return array.astype(np.int32) if fits else None
+
+
+def _array_of(values: Any) -> npt.NDArray[Any] | None:
+    if isinstance(values, Tensor):
+        return values.numpy(force=True)
+    return np.asarray(values) if isinstance(values, (np.ndarray, list, tuple)) else None
 
 
 def check_labels(labels: Any) -> LabelArray | None:
