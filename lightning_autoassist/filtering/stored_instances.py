@@ -307,7 +307,7 @@ class StoredInstances(InstanceMemory):
         if self._num_unlabelled == MOST_UNLABELLED and self.policy.needs_labels:
             rank_zero_warn(
                 f"{type(self.policy).__name__} goes by classes, and none are known: the losses have no target that is "
-                "one class for each instance. It selects nothing by them. Write "
+                "one class for each instance. So no class is preferred to another. Write "
                 "AutoAssistDataModule(data, labels=...) to give the class of each instance"
             )
 

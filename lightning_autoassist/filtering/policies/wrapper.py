@@ -32,6 +32,7 @@ class WrapperPolicy(Policy):
             setattr(self, name, getattr(self.policy, name))
         if self.policy.reads_labels:
             self.required_columns = tuple({*self.required_columns, "labels"})
+        self.needs_labels = self.needs_labels or self.policy.needs_labels
         self.needs_scores = not self.keeps_everything  # labels come with the losses
 
     @property

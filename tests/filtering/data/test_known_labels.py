@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, PrioritizedPolicy
 from lightning_autoassist.filtering.data.known_labels import labels_in
+from lightning_autoassist.policies import ScheduledPolicy
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
@@ -125,14 +126,15 @@ def test_a_stream_refuses_a_policy_that_remembers_each_instance():
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("wraps", [False, True])
 @pytest.mark.parametrize("policy", ["class_balanced", "class_budget", "class_quota"])
-def test_policies_that_go_by_classes_warn_where_there_are_none(policy):
+def test_policies_that_go_by_classes_warn_where_there_are_none(policy, wraps):
     class Regression(Classifier):
         def training_step(self, batch, batch_idx):
             features, _ = batch
             return torch.nn.functional.mse_loss(self.net(features), features[:, :1].expand(-1, 3).contiguous())
 
     loader = DataLoader(TensorDataset(torch.randn(300, 8), torch.rand(300)), 10, shuffle=True)
-    run = trainer(max_epochs=3, callbacks=[AutoAssistCallback(policy)])
+    run = trainer(max_epochs=3, callbacks=[AutoAssistCallback(ScheduledPolicy(policy) if wraps else policy)])
     with pytest.warns(UserWarning, match="goes by classes, and none are known"):
         run.fit(Regression(), datamodule=AutoAssistDataModule(loader, budget=0.9))
