@@ -16,7 +16,8 @@ class InstanceLosses(NamedTuple):
     Attributes:
         losses: Unweighted losses, shape ``(B,)``, float32, detached, on the model's device.
         scores: Scores, shape ``(B,)``, float32, detached; of a large cross-entropy NaN until backward has run.
-        labels: The captured loss's target where it is integer and has shape ``(B,)``, int64, else None.
+        labels: The captured loss's target where it is one class an instance, shape ``(B,)``, int64, else None; of a
+            binary loss -1 between the classes.
         source: Which call they come from, as "cross_entropy at train.py:31".
         margins: Where they were asked for, and one loss is a classification: the label's logit less the largest other
             one, the mean over an instance's rows, shape ``(B,)``, float32, detached; NaN where no row counts.

@@ -24,7 +24,7 @@ Place = tuple[int, int]
 
 
 class OwnLabels:
-    """Finds the column of the batch that a loss's integer target is, and gives the labels in it.
+    """Finds the column of the batch that the classes in a loss's target are, and gives the labels in it.
 
     In the first steps the target is compared with the batch's columns, by value. From then on the labels are taken
     from the column that it was each time, whatever the step makes of it.
@@ -43,7 +43,7 @@ class OwnLabels:
         """A step's labels, shape ``(B,)``, int64; None where it has none. Waits for the device in the first steps.
 
         Args:
-            targets: Integer targets of the step's losses, each of shape ``(B,)``.
+            targets: Classes in the targets of the step's losses, each of shape ``(B,)``, int64.
             leaves: The batch's tensors.
             batch_size: B.
         """

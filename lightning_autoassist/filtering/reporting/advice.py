@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # a command that compares runs gives advice without waiting f
 
 # Below the first a shorter schedule does as well; from the second on a quarter of the steps may be enough.
 PAYS, PAYS_MUCH = 3.0, 10.0
-# What such a policy keeps by default, for runs that keep everything.
+# What ``"proportional"`` keeps by default, for the ratio of runs that keep everything.
 _KEEP_RATE, _FLOOR = 0.5, 0.2
 # Scores of the epoch's last batches, from which that is computed.
 _MAX_SCORES = 8192
