@@ -25,7 +25,15 @@ from lightning_autoassist.compare.pays import verdicts
 from lightning_autoassist.filtering.reporting.metric_names import PREFIX
 
 # The metric where none is named: the first of these that all runs logged.
-_PREFERRED = ("(val|test).*acc", "acc", "(val|test).*(f1|auc|auroc|iou|bleu|map)", "(val|test).*loss", "loss")
+# Who logs an average precision has rare events, of which the accuracy says nothing.
+_PREFERRED = (
+    r"(val|test).*((^|[_/. -])ap($|[_/. -])|average_?precision|auprc)",
+    "(val|test).*acc",
+    "(val|test).*(f1|auc|auroc|iou|dice|bleu|map)",
+    "(val|test).*loss",
+    "acc",
+    "loss",
+)
 _NO_METRICS = re.compile(r"epoch|hp_metric|step|lr-.*|autoassist/.*")
 _LOWER_IS_BETTER = re.compile(
     r"loss|error|perplexity|(^|[_/. -])(err|ppl|nll|r?mse|mae|mape|wer|cer|ter|fid|ece)($|[_/. -])", re.IGNORECASE

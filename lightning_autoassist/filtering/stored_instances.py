@@ -237,7 +237,7 @@ class StoredInstances(InstanceMemory):
                 indices, scores, probs = indices[learnt], scores[learnt], probs[learnt]
                 labels = None if labels is None else labels[learnt]
         if len(indices):
-            if labels is not None and store.labels_from != "given":
+            if labels is not None and store.labels_from is None:  # others are there, and were compared with these
                 store.put_labels(indices, labels)
             self._update(store, indices, scores, probs)
 
@@ -315,7 +315,7 @@ class StoredInstances(InstanceMemory):
         """Forget what a checkpoint or the data set tells of other labels than the loss has."""
         if store.labels_from == "given":
             return
-        if store.labels_from == "data" and store.labels is not None and not labels.equal(store.labels[indices].long()):
+        if store.labels_from == "data" and not store.has_labels(indices, labels):
             warnings.warn(
                 "the labels in the data set are not the targets of the loss, so instances are kept until the model "
                 "has seen them; write AutoAssistDataModule(data, labels=...) to give the class of each",

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lightning_autoassist.trainer_support.rng import forked_generators, seed_generators
+
 HEADS = ("linear", "conv", "mlp_sr")
 HeadFunction = Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
 
@@ -152,7 +154,8 @@ def has_features_last(layer: nn.Module | None, shape: tuple[int, ...]) -> bool:
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """What ``make`` makes with torch's generator at a seed; the generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """What ``make`` makes on the CPU with torch's generator at a seed; the generator is left as it was."""
+    cpu = torch.device("cpu")
+    with forked_generators(cpu), cpu:
+        seed_generators(seed, cpu)
         return make()

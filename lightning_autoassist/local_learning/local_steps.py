@@ -29,6 +29,7 @@ from lightning_autoassist.local_learning.watched_calls import SavedBytes
 from lightning_autoassist.local_learning.weighted_losses import WeightedLosses
 from lightning_autoassist.trainer_support.batch_parts import leaves_of
 from lightning_autoassist.trainer_support.internals import is_in_backward
+from lightning_autoassist.trainer_support.rng import forked_generators, seed_generators
 from lightning_autoassist.trainer_support.variants import LightningModule
 
 _SEEDS = 2**62
@@ -226,9 +227,8 @@ class LocalSteps:
     @contextmanager
     def _in_blocks(self, current: CurrentStep) -> Iterator[None]:
         """Each block draws from a seed of its own, so that the run is the same on one device and on several."""
-        device = self._module.device
         counted = nullcontext() if current.saved is None else current.saved.counted()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), counted:
+        with forked_generators(self._module.device), counted:
             yield
 
     def _end_block(self, block: int, values: Any) -> Tensor | None:
@@ -324,7 +324,8 @@ class LocalSteps:
 
     def _seed(self, place: int) -> None:
         """Seed what is drawn from here on in this step: in a block, or behind it in its head."""
-        torch.manual_seed((self.base_seed + 1_000_003 * (self.num_steps + 1) + 7_919 * place) % _SEEDS)
+        seed = self.base_seed + 1_000_003 * (self.num_steps + 1) + 7_919 * place
+        seed_generators(seed % _SEEDS, self._module.device)
 
     def _on_another_order(self, block: int, values: Any) -> str:
         assert self.plan is not None

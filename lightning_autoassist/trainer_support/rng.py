@@ -1,9 +1,10 @@
-"""The states of the random generators that a run draws from: the global ones, and those of the user's loader."""
+"""The random generators that a run draws from, the global ones and those of its loader: their states and seeds."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,31 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def forked_generators(device: torch.device) -> AbstractContextManager[None]:
+    """A context behind which the generators of the CPU and of a device are as they were before it."""
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators that a model on a device draws from: the CPU's and the device's.
+
+    ``torch.manual_seed`` would seed those of all other devices too. Where CUDA is there and not in use it remembers the
+    seed with the text of the whole stack, which takes 3 ms within a Trainer.
+
+    Example:
+        >>> with forked_generators(torch.device("cpu")):
+        ...     seed_generators(3, torch.device("cpu"))
+        ...     first = torch.rand(2)
+        >>> torch.equal(first, torch.rand(2, generator=torch.Generator().manual_seed(3)))
+        True
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 class RunRng:

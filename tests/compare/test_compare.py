@@ -369,6 +369,21 @@ def test_losses_and_errors_are_better_when_they_are_low(metric, mode):
     assert compare([run], metric=metric).mode == mode
 
 
+@pytest.mark.parametrize(
+    ("logged", "chosen"),
+    [
+        (("val_loss", "val_acc", "val_ap"), "val_ap"),
+        (("val/AveragePrecision", "val/accuracy"), "val/AveragePrecision"),
+        (("val_loss", "val_map", "train_acc"), "val_map"),
+        (("val_loss", "val_mape", "val_f1"), "val_f1"),
+        (("val_loss", "val_gap"), "val_loss"),
+    ],
+)
+def test_the_metric_that_is_compared_where_none_is_named(logged, chosen):
+    run = LoggedRun("a", "a", (Row(0.0, None, dict.fromkeys(logged, 0.5)),))
+    assert compare([run]).metric == chosen
+
+
 def test_a_baseline_that_diverged_sets_no_target():
     comparison = compare([run_of("a", [0.5, math.nan]), run_of("b", [0.9, 0.9])], baseline="a")
     assert comparison.target is None

@@ -323,3 +323,11 @@ def test_a_run_without_it_imports_nothing_of_it():
         "assert not [name for name in sys.modules if 'local_learning' in name]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_blocks_are_seeded_without_torchs_manual_seed(monkeypatch):
+    # It seeds CUDA and others that the run does not use, and takes milliseconds where these are not initialised.
+    module, callback = made(dropout=0.1), LocalLearningCallback(blocks=BLOCKS)
+    monkeypatch.setattr(torch, "manual_seed", None)
+    fit(module, callback)
+    assert len(module.losses) == 12

@@ -52,7 +52,7 @@ _UNSEEN = np.iinfo(np.int8)
 _NO_ROWS = np.empty(0, np.int64)
 _STEP, _SPREAD_STEP = np.float32(1 / _SHORT_MAX), np.float32(0.5 / _SHORT_MAX)
 
-WRITTEN_TOGETHER = 8192  # visits, or candidates
+WRITTEN_TOGETHER = 32768  # visits, or candidates
 # A row as so many numbers of 2 bytes, and where the count of dropped candidates stands among them.
 _SHORTS = ROW.itemsize // 2
 _OFFSETS: Any = ROW.fields

@@ -214,6 +214,10 @@ class InstanceStore(GrowingRows):
             self.labels = torch.full((len(self),), -1, dtype=torch.int32)
         self.labels.numpy()[indices.numpy()] = labels.numpy()  # ten times as fast as torch on a batch
 
+    def has_labels(self, indices: Tensor, labels: Tensor) -> bool:
+        """Whether these integer labels, shape ``(n,)``, are the ones remembered."""
+        return self.labels is not None and np.array_equal(self.labels.numpy().take(indices.numpy()), labels.numpy())
+
     def know_labels(self, known: KnownLabels) -> None:
         """Remember labels of instances that the model has not seen, or of all of them where the user gave them."""
         labels = torch.full((len(self),), -1, dtype=torch.int32)
