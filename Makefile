@@ -42,6 +42,7 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python -m benchmarks.images --quick
 	$(BIN)/python -m benchmarks.text --quick
 	$(BIN)/python -m benchmarks.rare_events --quick
+	$(BIN)/python -m benchmarks.advice --quick
 	$(BIN)/python -m benchmarks.label_errors --quick
 	$(BIN)/python -m benchmarks.linear_svm --quick
 	$(BIN)/python -m benchmarks.local_learning --quick

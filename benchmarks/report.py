@@ -12,6 +12,7 @@ import re
 import sys
 from pathlib import Path
 
+from benchmarks.advice.report import advice_table
 from benchmarks.common.accuracy_report import stale_curves, summary_table, write_curves
 from benchmarks.common.rows import RESULTS
 from benchmarks.cost.report import overhead_table, scale_table, wall_clock_table
@@ -61,6 +62,7 @@ def short_accuracies() -> str:
 TABLES = {
     "accuracies": accuracies,
     "short_accuracies": short_accuracies,
+    "advice": advice_table,
     "rare_events_headline": headline_table,
     "rare_events": rare_tables,
     "images": image_tables,

@@ -17,6 +17,7 @@ from torch.utils.data import get_worker_info
 from benchmarks.common.controls import ControlledData
 from benchmarks.common.jobs import Job, Method, Row
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
+from lightning_autoassist.filtering.reporting.advice import GRADIENT_SPREAD
 
 NUM_CURVE_POINTS = 6
 MAX_WORKERS = 64
@@ -183,7 +184,8 @@ def filtering_of(callback: AutoAssistCallback | None) -> dict[str, Any]:
     if callback is None:
         return {"settings": {}, "keep_rate": None, "overhead_ms": None}
     summary = callback.summary()
-    figures = {name: round(summary[name], 4) for name in ("keep_rate", "overhead_ms")}
+    names = ("keep_rate", "overhead_ms", *(name for name in GRADIENT_SPREAD if name in summary))
+    figures = {name: round(summary[name], 4) for name in names}
     return {"settings": settings_of(callback), **figures}
 
 

@@ -44,7 +44,7 @@ NOT_MEASURED = "Not measured yet: `python -m benchmarks.rare_events`."
 
 def rare_tables() -> str:
     """One table for each setting."""
-    return "\n\n".join([*(_table(group) for group in _settings()), *_cost_tables()]) or NOT_MEASURED
+    return "\n\n".join([*(_table(group) for group in settings()), *_cost_tables()]) or NOT_MEASURED
 
 
 def headline_table() -> str:
@@ -54,14 +54,14 @@ def headline_table() -> str:
         f"| | budget | {' | '.join(_plain_name(method) for method in methods)} |",
         f"|---|---|{'---|' * len(methods)}",
     ]
-    for group in _settings():
+    for group in settings():
         if group[0]["epochs"] != SHOWN_EPOCHS:
             continue
         found = {(rows[0]["method"], rows[0]["budget"]): rows for rows in grouped(group, ("method", "budget"))}
         for budget in sorted({budget for method, budget in found if method == PRIORITIZED}, reverse=True):
             runs = [found.get((method, 1.0 if method == FULL else budget), []) for method in methods]
             cells = [with_error(_percent(rows, METRIC)) if rows else "-" for rows in runs]
-            lines.append(f"| {_case(group[0])}{_other_batch(group[0])} | {budget:g} | {' | '.join(cells)} |")
+            lines.append(f"| {case_of(group[0])}{_other_batch(group[0])} | {budget:g} | {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else NOT_MEASURED
 
 
@@ -92,7 +92,7 @@ def stale_rare_picture() -> list[str]:
 
 
 def _draw(axes: Any, group: list[Row]) -> None:
-    axes.set_title(_case(group[0]), fontsize="medium")
+    axes.set_title(case_of(group[0]), fontsize="medium")
     axes.set_xlabel("optimizer steps")
     for method in PICTURED:
         rows = [row for row in group if row["method"] == method]
@@ -110,7 +110,7 @@ def _pictured() -> list[list[Row]]:
     """The rows of the picture, by their setting: the full run, and what was trained on a quarter of its updates."""
     groups = [
         [row for row in group if row["method"] in PICTURED and row["budget"] in (1.0, SHOWN_BUDGET)]
-        for group in _settings()
+        for group in settings()
         if group[0]["epochs"] == SHOWN_EPOCHS and not _other_batch(group[0])
     ]
     return [group for group in groups if {row["method"] for row in group} >= set(PICTURED[:-1])][:2]
@@ -120,7 +120,7 @@ def _rows_of(groups: list[list[Row]]) -> list[Row]:
     return [row for group in groups for row in group]
 
 
-def _settings() -> list[list[Row]]:
+def settings() -> list[list[Row]]:
     """The rows of final runs, by their setting; shorter runs and the plan's batches first, then class 5, 4 and 7."""
     order = ["covtype-5", "covtype-4", "covtype-7"]
     final = (row for row in rows_of("rare_events", RESULTS) if row["phase"] == "final")
@@ -197,7 +197,8 @@ def _plain_name(method: str) -> str:
     return {FULL: "full run", BALANCED: "class-balanced sampler", **names}.get(method, method)
 
 
-def _case(row: Row) -> str:
+def case_of(row: Row) -> str:
+    """What a row's data set is, in few words."""
     share = row["train_positives"] / row["train_instances"]
     return f"covtype, class {COVTYPE_SETS[row['dataset']]} against the rest, {share:.1%} positives"
 
@@ -209,7 +210,7 @@ def _other_batch(row: Row) -> str:
 
 def _title(row: Row) -> str:
     parts = [
-        _case(row),
+        case_of(row),
         f"{row['train_instances']:,} training rows",
         f"MLP of two hidden layers of {row['width']}",
         f"batch {row['batch_size']}",

@@ -48,8 +48,9 @@ class RunAnswers:
         Returns:
             ``optimizer_steps``, ``instances_seen``, ``seconds`` (of training), ``saved_ratio`` (of an unfiltered run's
             optimizer steps), ``candidates_seen``, ``keep_rate``, ``mean_keep_prob``, ``nonfinite_instances``,
-            ``overhead_ms`` (a step), and with an Assistant ``assistant_loss`` (nats) and ``assistant_auroc`` of the
-            last epoch, and ``advice``: whether filtering is worth it here.
+            ``overhead_ms`` (a step); of the last epoch, where they are known, ``concentration`` and ``variance_ratio``
+            of the gradient, and the Assistant's ``assistant_loss`` (nats) and ``assistant_auroc``; and ``advice``:
+            whether filtering is worth it here.
         """
         self._learner.wait_all()
         return self.report.summary(self._fit.stream)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # a command that compares runs gives advice without waiting f
 
 # Below the first a shorter schedule does as well; from the second on a quarter of the steps may be enough.
 PAYS, PAYS_MUCH = 3.0, 10.0
+# The figures of an epoch.
+GRADIENT_SPREAD = ("concentration", "variance_ratio")
 # What ``"proportional"`` keeps by default, for the ratio of runs that keep everything.
 _KEEP_RATE, _FLOOR = 0.5, 0.2
 # Scores of the epoch's last batches, from which that is computed.
@@ -67,7 +69,7 @@ class GradientSpread:
         if not first:
             return {}
         ratio = over_p / total * (count / total) / (second / total) if count < total * (1 - 1e-9) else self._fresh()
-        return {"concentration": float(total * second / first**2), "variance_ratio": float(ratio)}
+        return dict(zip(GRADIENT_SPREAD, (float(total * second / first**2), float(ratio)), strict=True))
 
     def _fresh(self) -> float:
         norms = self._last

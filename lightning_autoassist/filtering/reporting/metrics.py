@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lightning_autoassist.filtering.assistants.base import UpdateResult
 from lightning_autoassist.filtering.checks.run_length import Limits
-from lightning_autoassist.filtering.reporting.advice import GradientSpread, advice
+from lightning_autoassist.filtering.reporting.advice import GRADIENT_SPREAD, GradientSpread, advice
 from lightning_autoassist.filtering.reporting.metric_names import AXES, PREFIX
 from lightning_autoassist.filtering.reporting.shared_totals import SharedTotals
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream
@@ -225,14 +225,14 @@ class FilterReport:
         zero = dict.fromkeys(self._totals(None), 0.0)
         stream = self._past if sampler is None else sampler
         said = advice(self.last_epoch)
-        assistant = {name: value for name, value in self.last_epoch.items() if name.startswith("assistant_")}
+        of_last_epoch = (*GRADIENT_SPREAD, "assistant_loss", "assistant_auroc")
         return {
             **{name: float(getattr(self, name)) for name in AXES},
             "saved_ratio": self.saved_ratio(stream),
             "candidates_seen": self._candidates_seen(stream),
             "nonfinite_instances": float(self.nonfinite_instances),
             **self._rates(zero, self._totals(stream)),
-            **assistant,
+            **{name: self.last_epoch[name] for name in of_last_epoch if name in self.last_epoch},
             **({} if said is None else {"advice": said}),
         }
 

@@ -1,0 +1,1 @@
+"""Whether what a run says of its own data comes true."""
