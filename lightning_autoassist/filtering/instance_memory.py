@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
@@ -16,6 +17,9 @@ from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.sampling.selection import Probabilities
 from lightning_autoassist.filtering.waiting_steps import PendingUpdate
+
+# Steps without a class, after which a policy that needs them is warned of.
+MOST_UNLABELLED = 16
 
 
 class InstanceMemory:
@@ -26,13 +30,19 @@ class InstanceMemory:
         policy: Turns them into keep probabilities.
         reader: Takes from a batch what the Assistant reads of it.
         report: Counts what was learnt.
+
+    Attributes:
+        where_classes_go: Says how a user gives the class of each instance.
     """
+
+    where_classes_go: str
 
     def __init__(self, assistant: Assistant, policy: Policy, reader: BatchReader, report: FilterReport) -> None:
         self.assistant = assistant
         self.policy = policy
         self._reader = reader
         self._report = report
+        self._num_unlabelled = 0  # steps in a row
 
     def use(self, assistant: Assistant, reader: BatchReader) -> None:
         """Take another Assistant than at first, before anything was asked."""
@@ -71,6 +81,15 @@ class InstanceMemory:
     def learn(self, observed: PendingUpdate) -> None:
         """Learn from a batch of the model; its instances with a score that is no finite number are left out."""
         raise NotImplementedError
+
+    def _count_unlabelled(self, *, is_labelled: bool) -> None:
+        """Take note of a step, and warn where a policy that goes by classes has had none for long."""
+        self._num_unlabelled = 0 if is_labelled else self._num_unlabelled + 1
+        if self._num_unlabelled == MOST_UNLABELLED and self.policy.needs_labels:
+            rank_zero_warn(
+                f"{type(self.policy).__name__} goes by classes, and none are known: the losses have no target that is "
+                f"one class for each instance. So no class is preferred to another. {self.where_classes_go}"
+            )
 
     def _chances(self, scores: Tensor, instances: Instances) -> Probabilities:
         """Keep probabilities of instances, shape ``(n,)``.

@@ -31,9 +31,6 @@ from lightning_autoassist.filtering.sampling.selection import Probabilities
 from lightning_autoassist.filtering.waiting_steps import PendingUpdate, WaitingSteps
 from lightning_autoassist.trainer_support.arrays import IndexArray
 
-# Steps without a class, after which a policy that needs them is warned of.
-MOST_UNLABELLED = 16
-
 
 class StoredInstances(InstanceMemory):
     """Remembers what the model answered of each instance of a data set.
@@ -50,6 +47,8 @@ class StoredInstances(InstanceMemory):
     Attributes:
         store: What is remembered; None before the first batch, and where neither scores nor dynamics are wanted.
     """
+
+    where_classes_go = "Write AutoAssistDataModule(data, labels=...) to give the class of each instance"
 
     def __init__(
         self,
@@ -69,7 +68,6 @@ class StoredInstances(InstanceMemory):
         self._candidates = Candidates()
         self._restored: dict[str, Any] | None = None
         self._labels = LabelComparison()
-        self._num_unlabelled = 0  # steps in a row
         # Of the Assistant and the policy before a checkpoint was restored, while its features are still to be compared.
         self._fresh: tuple[dict[str, Any], dict[str, Any]] | None = None
 
@@ -216,7 +214,7 @@ class StoredInstances(InstanceMemory):
         store, indices = self.store, self.store.places(observed.indices)
         if observed.labels is not None:
             self._compare_labels(store, indices, observed.labels)
-        self._count_unlabelled(store, observed.labels)
+        self._count_unlabelled(is_labelled=observed.labels is not None or store.labels is not None)
         probs = torch.ones(len(indices)) if observed.probs is None else observed.probs
         are_numbers = np.isfinite(observed.losses.numpy()) & np.isfinite(observed.scores.numpy())
         are_finite, finite = bool(are_numbers.all()), torch.from_numpy(are_numbers)
@@ -301,15 +299,6 @@ class StoredInstances(InstanceMemory):
         self.assistant.load_state_dict(assistant)
         self.policy.load_state_dict(policy)
         self._waiting.keep_features_of(num_features)
-
-    def _count_unlabelled(self, store: InstanceStore, labels: Tensor | None) -> None:
-        self._num_unlabelled = self._num_unlabelled + 1 if labels is None and store.labels is None else 0
-        if self._num_unlabelled == MOST_UNLABELLED and self.policy.needs_labels:
-            rank_zero_warn(
-                f"{type(self.policy).__name__} goes by classes, and none are known: the losses have no target that is "
-                "one class for each instance. So no class is preferred to another. Write "
-                "AutoAssistDataModule(data, labels=...) to give the class of each instance"
-            )
 
     def _compare_labels(self, store: InstanceStore, indices: Tensor, labels: Tensor) -> None:
         """Forget what a checkpoint or the data set tells of other labels than the loss has."""

@@ -80,6 +80,8 @@ class StreamedInstances(InstanceMemory):
         label_column: Where a batch's labels stand.
     """
 
+    where_classes_go = "On a stream they are the integers in the batch that the loss has as its target, unchanged"
+
     def __init__(self, assistant: Assistant, policy: Policy, reader: BatchReader, report: FilterReport) -> None:
         super().__init__(assistant, policy, reader, report)
         self.label_column = LabelColumn()
@@ -152,6 +154,7 @@ class StreamedInstances(InstanceMemory):
             return
         self.label_column.observe(observed.integers, observed.labels)
         labels, features = self.label_column.of(observed.integers), observed.features
+        self._count_unlabelled(is_labelled=labels is not None)
         finite = observed.scores.isfinite() & observed.losses.isfinite()
         self._report.count_nonfinite(int((~finite).sum()))
         if not finite.any() or (self.assistant.needs_batches and features is None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -138,3 +139,22 @@ def test_policies_that_go_by_classes_warn_where_there_are_none(policy, wraps):
     run = trainer(max_epochs=3, callbacks=[AutoAssistCallback(ScheduledPolicy(policy) if wraps else policy)])
     with pytest.warns(UserWarning, match="goes by classes, and none are known"):
         run.fit(Regression(), datamodule=AutoAssistDataModule(loader, budget=0.9))
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:The dataloader")
+@pytest.mark.parametrize("computes_target", [False, True])
+def test_on_a_stream_such_a_policy_warns_where_the_batch_has_no_classes(computes_target):
+    class Shifted(Classifier):
+        def training_step(self, batch, batch_idx):
+            features, labels = batch
+            return torch.nn.functional.cross_entropy(self.net(features), (labels + computes_target) % 3)
+
+    class Labelled(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([(torch.randn(8), index % 3) for index in range(400)])
+
+    data = AutoAssistDataModule(DataLoader(Labelled(), 10), steps_per_epoch=10, budget=0.9)
+    run = trainer(max_epochs=4, callbacks=[AutoAssistCallback("class_balanced", "logistic")])
+    warns = pytest.warns(UserWarning, match="goes by classes, and none are known.*integers in the batch")
+    with warns if computes_target else warnings.catch_warnings():
+        run.fit(Shifted(), datamodule=data)
