@@ -164,7 +164,7 @@ _AUTOENCODER_RATES = {
     "kfac": (0.03, 0.1, 0.3),
     "kaisa": (0.1, 0.3),
 }
-_RESIDUAL_RATES = {"sgd": (0.03, 0.1, 0.3), "adamw": (0.003, 0.01), "kfac": (0.03, 0.1), "kaisa": (0.1,)}
+_RESIDUAL_RATES = {"sgd": (0.03, 0.1, 0.2, 0.3), "adamw": (0.003, 0.01), "kfac": (0.03, 0.1), "kaisa": (0.1,)}
 
 CASES = {
     "mlp": Case(
@@ -179,13 +179,13 @@ CASES = {
     ),
     "residual": Case(
         partial(residual, has_norm=False),
-        "fashion-mnist", 14, 128, 2, _RESIDUAL_RATES, (0.1, 1.0), (1e-2, 1e-1), (10, 100), "sgd", 0.75,
+        "fashion-mnist", 14, 128, 6, _RESIDUAL_RATES, (0.1, 1.0), (1e-2, 1e-1), (10, 100), "sgd", 0.75,
         "residual network without BatchNorm, Fashion-MNIST at 14x14",
         check_every=20,
     ),
     "residual-norm": Case(
         partial(residual, has_norm=True),
-        "fashion-mnist", 14, 128, 2, _RESIDUAL_RATES, (0.1, 1.0), (1e-2, 1e-1), (10, 100), "sgd", 0.75,
+        "fashion-mnist", 14, 128, 6, _RESIDUAL_RATES, (0.1, 1.0), (1e-2, 1e-1), (10, 100), "sgd", 0.75,
         "residual network with BatchNorm, Fashion-MNIST at 14x14",
         check_every=20,
     ),

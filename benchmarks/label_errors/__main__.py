@@ -39,7 +39,8 @@ from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
 TABLE = "label_errors"
 BUDGET = 0.6
 NOISE_RATIO = 0.2
-TEMPLATE = LabelErrorJob(learning_rate=0.2, epochs=6, budget=BUDGET, method="proportional")
+OURS = "prioritized"
+TEMPLATE = LabelErrorJob(learning_rate=0.2, epochs=6, budget=BUDGET, method=OURS)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def quick() -> None:
     Raises:
         RuntimeError: If the rows are not what they should be.
     """
-    methods = ("proportional", CLEANLAB) if find_spec(CLEANLAB) else ("proportional",)
+    methods = (OURS, CLEANLAB) if find_spec(CLEANLAB) else (OURS,)
     plan = LabelErrorPlan(replace(TEMPLATE, dataset="digits", batch_size=64, epochs=5), (0,), methods)
     with tempfile.TemporaryDirectory() as name:
         num_run = runner_of(plan, Path(name), DEFAULT_DATA_DIR).run()
@@ -122,7 +123,7 @@ def parse() -> argparse.Namespace:
     parser = parser_of("label_errors", __doc__, "some seconds, on digits")
     add = parser.add_argument
     add("--seeds", type=int, default=3, help="final rows of each method")
-    add("--method", action="append", help=f"a policy or {CLEANLAB}; again for more; default: proportional {CLEANLAB}")
+    add("--method", action="append", help=f"a policy or {CLEANLAB}; again for more; default: {OURS} {CLEANLAB}")
     add("--model", choices=MODELS, default=TEMPLATE.model)
     add("--epochs", type=int, default=TEMPLATE.epochs)
     add("--learning-rate", type=float, default=TEMPLATE.learning_rate)
@@ -135,7 +136,7 @@ def main() -> None:
     """Run what is left of the rows that the command line asks for."""
     args = parse()
     template = replace(TEMPLATE, model=args.model, epochs=args.epochs, learning_rate=args.learning_rate)
-    plan = LabelErrorPlan(template, tuple(range(args.seeds)), tuple(args.method or ("proportional", CLEANLAB)))
+    plan = LabelErrorPlan(template, tuple(range(args.seeds)), tuple(args.method or (OURS, CLEANLAB)))
     run_command(args, quick, lambda: runner_of(plan, RESULTS, args.data_dir))
 
 
