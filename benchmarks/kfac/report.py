@@ -6,12 +6,13 @@ import statistics
 
 from benchmarks.common.accuracy_report import Row, grouped, mean_of, measured_on, with_error
 from benchmarks.common.rows import rows_of
-from benchmarks.kfac.runs import CASES, Case
+from benchmarks.kfac.runs import CASES, EIGHTH, Case
 
 NAMES = {
     "sgd": "SGD, momentum 0.9",
     "adamw": "AdamW",
     "kfac": "`KFACCallback()` over SGD",
+    EIGHTH: "`KFACCallback(factor_share=0.125)` over SGD",
     "kaisa": "`KFACCallback.kaisa()` over SGD",
 }
 NOT_MEASURED = "Not measured yet: `python -m benchmarks.kfac`."

@@ -20,6 +20,7 @@ from benchmarks.kfac.networks import Trained, autoencoder, mlp, residual
 from lightning_autoassist import KFACCallback
 
 NUM_HELD_OUT = 2000
+EIGHTH = "kfac_eighth"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class KFACJob:
         epochs: Of the Trainer.
         device: ``"cpu"`` or ``"cuda"``.
         precision: Of the Trainer.
-        method: ``"sgd"``, ``"adamw"``, ``"kfac"`` (the default rule over SGD) or ``"kaisa"`` (KAISA's over SGD).
+        method: ``"sgd"``, ``"adamw"``, or over SGD ``"kfac"`` (the default rule), ``"kfac_eighth"`` (the same with
+            factors of an eighth of the instances) or ``"kaisa"`` (KAISA's rule).
         learning_rate: At the beginning.
         damping: Of K-FAC; 0 for the others.
         seed: Of parameters and order.
@@ -149,8 +151,9 @@ def run_job(job: KFACJob, case: Case, data_dir: Path) -> Row:
 def callback_of(job: KFACJob, case: Case) -> KFACCallback | None:
     """What is beside the optimizer; None for SGD and AdamW alone."""
     factors, inverses = case.intervals
-    if job.method == "kfac":
-        return KFACCallback(job.damping, factor_update_steps=factors, inv_update_steps=inverses)
+    if job.method in ("kfac", EIGHTH):
+        share = 0.125 if job.method == EIGHTH else 1.0
+        return KFACCallback(job.damping, factor_update_steps=factors, factor_share=share, inv_update_steps=inverses)
     if job.method == "kaisa":
         return KFACCallback.kaisa(damping=job.damping, factor_update_steps=factors, inv_update_steps=inverses)
     return None
@@ -164,7 +167,13 @@ _AUTOENCODER_RATES = {
     "kfac": (0.03, 0.1, 0.3),
     "kaisa": (0.1, 0.3),
 }
-_RESIDUAL_RATES = {"sgd": (0.03, 0.1, 0.2, 0.3), "adamw": (0.003, 0.01), "kfac": (0.03, 0.1), "kaisa": (0.1,)}
+_RESIDUAL_RATES = {
+    "sgd": (0.03, 0.1, 0.2, 0.3),
+    "adamw": (0.003, 0.01),
+    "kfac": (0.03, 0.1),
+    EIGHTH: (0.03, 0.1),
+    "kaisa": (0.1,),
+}
 
 CASES = {
     "mlp": Case(

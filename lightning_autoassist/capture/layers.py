@@ -50,7 +50,7 @@ class LayerCall(NamedTuple):
             still in ``gradients``, where ``rows_per_instance`` is None.
         batch_size: B.
         num_terms: How many terms the step's loss consists of: B, or the tokens or pixels that count. A tensor of one
-            number where that depends on values.
+            number where that depends on values; of a thinned call the instances' share of them.
         rows_per_instance: k = R / B; None where it is not known whose the rows are.
         number: How many calls of this layer came before in the step's backward.
         num_seen: How many calls of this layer the step has made so far, of which a checkpointed block makes each twice.
@@ -62,10 +62,28 @@ class LayerCall(NamedTuple):
     gradients: Tensor
     weights: Tensor | None
     batch_size: int
-    num_terms: int | Tensor
+    num_terms: float | Tensor
     rows_per_instance: int | None
     number: int
     num_seen: int = 1
+
+    def thinned(self, every: int) -> LayerCall:
+        """This call of each ``every``-th instance alone; as it is where it is not known whose the rows are."""
+        if every == 1 or self.rows_per_instance is None:
+            return self
+        instances = range(0, self.batch_size, every)
+
+        def thin(rows: Tensor) -> Tensor:
+            thinned: Tensor = rows.unflatten(0, (self.batch_size, -1))[::every].flatten(0, 1)
+            return thinned
+
+        return self._replace(
+            inputs=thin(self.inputs),
+            gradients=thin(self.gradients),
+            weights=None if self.weights is None else thin(self.weights),
+            batch_size=len(instances),
+            num_terms=self.num_terms * (len(instances) / self.batch_size),
+        )
 
 
 class LayerCapture:

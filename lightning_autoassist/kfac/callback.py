@@ -55,6 +55,8 @@ class KFACCallback(CallbackBase):
         kl_clip: :math:`\kappa` of ``step="kl_clip"``.
         factor_decay: Of the running means of A and G, in [0, 1).
         factor_update_steps: Optimizer steps between two updates of A and G; or a function of the step.
+        factor_share: Share of a batch's instances, every n-th one, from which A and G are updated; 0.125 saves most of
+            the time that this takes with convolutions (Martens & Grosse, section 8).
         inv_update_steps: Optimizer steps between two inversions; or a function of the step.
         early_updates: Whether both are done at steps 1, 2, 4, 8, ... as well, until their interval is reached.
         compute_method: ``"eigen"``: exact damping by eigenvectors; ``"inverse"``: factored Tikhonov damping.
@@ -89,6 +91,7 @@ class KFACCallback(CallbackBase):
         kl_clip: float = 1e-3,
         factor_decay: float = 0.95,
         factor_update_steps: Interval = 10,
+        factor_share: float = 1.0,
         inv_update_steps: Interval = 100,
         early_updates: bool = True,
         compute_method: ComputeMethod = "eigen",

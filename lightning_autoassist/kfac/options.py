@@ -34,6 +34,7 @@ class KFACOptions:
     kl_clip: float = 1e-3
     factor_decay: float = 0.95
     factor_update_steps: Interval = 10
+    factor_share: float = 1.0
     inv_update_steps: Interval = 100
     early_updates: bool = True
     compute_method: ComputeMethod = "eigen"
@@ -52,6 +53,7 @@ class KFACOptions:
         check_number("damping", self.damping, "(0, inf)", "0.1 is the default")
         check_number("kl_clip", self.kl_clip, "(0, inf)", "0.001 is the default")
         check_number("factor_decay", self.factor_decay, "[0, 1)", "0.95 is the default")
+        check_number("factor_share", self.factor_share, "(0, 1]", "1 is the default, 0.125 saves most of the time")
         check_number("bucket_cap_mb", self.bucket_cap_mb, "(0, inf)", "25 is the default")
         check_whole("max_factor_size", self.max_factor_size, "[1, inf)", "4096 is the default")
         check_whole("seed", self.seed, "[0, inf)", "0 is the default")

@@ -143,7 +143,7 @@ class Preconditioner:
             return
         self._finish_merge()
         with self._timed("factors"):
-            self.layers[name].add(call)
+            self.layers[name].add(call.thinned(round(1 / self.options.factor_share)))
 
     @torch.no_grad()
     def step(self, rates: Mapping[nn.Parameter, float | Tensor], *, with_figures: bool = True) -> None:

@@ -98,6 +98,19 @@ def test_factors_of_weighted_draws_are_those_of_all_instances():
     assert (naive - expected[0][0, :4, :4]).abs().max() > 0.15
 
 
+@pytest.mark.parametrize("loss", [F.cross_entropy, lambda *args: F.cross_entropy(*args, reduction="sum")])
+@pytest.mark.parametrize(("share", "every"), [(1.0, 1), (0.5, 2), (0.3, 3), (0.01, 100)])
+@pytest.mark.parametrize("make", [mlp, convolutions])
+def test_factors_of_a_share_of_the_instances_are_those_of_every_nth(make, share, every, loss):
+    net, (values, target) = make(), data(13)
+    weights = torch.rand(13) + 0.5
+    for given in (None, weights):
+        thinned = None if given is None else given[::every]
+        left = shown(net, (values, target, given, loss), factor_share=share)
+        right = shown(net, (values[::every], target[::every], thinned, loss))
+        assert_close(left, right)
+
+
 def test_reductions_do_not_matter():
     net, (values, target) = convolutions(), data()
     expected = shown(net, (values, target))
