@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from pathlib import Path
 
 from benchmarks.common.accuracy_report import full_runs, grouped
 from benchmarks.common.jobs import FULL, Job, Row
@@ -97,7 +97,7 @@ def cases() -> Iterator[Case]:
                 yield case
 
 
-def observed(table: str, case: Case, folder: Any = RESULTS) -> Row | None:
+def observed(table: str, case: Case, folder: Path = RESULTS) -> Row | None:
     """The row of a case's observing run; None where it was not run.
 
     Args:

@@ -36,10 +36,18 @@ def advice_table() -> str:
 
 def _lines(row: Row, case: Case) -> list[str]:
     spread = f"{row['concentration']:.1f} | {row['variance_ratio']:.2f} | {_said(row['concentration'])}"
-    return [f"| {case.title} | {spread} | {_outcome(row, case, *pair)} |" for pair in case.compared()]
+    return [f"| {case.title} | {spread} | {outcome(row, case, *pair)} |" for pair in case.compared()]
 
 
-def _outcome(row: Row, case: Case, shortened: list[Row], filtered: list[Row]) -> str:
+def outcome(row: Row, case: Case, shortened: list[Row], filtered: list[Row]) -> str:
+    """What came of it at a budget, as cells of the table.
+
+    Args:
+        row: Of the observing run.
+        case: Its setting.
+        shortened: Rows of the shortened schedule.
+        filtered: Rows of a rule that filters, at the same budget.
+    """
     metric = case.source.metric
     lost = [100 * value for value in differences(shortened, full_runs(case.rows), metric)]
     gained = [100 * value for value in differences(filtered, {one["seed"]: one for one in shortened}, metric)]
