@@ -22,7 +22,7 @@ NEWCOMERS = ("threshold", "seta", "ies", "class_budget", "class_balanced")
 TEMPLATE = RareJob(batch_size=512)
 # So long that twice as long gains less than half a point; the second says whether that holds.
 LONG_EPOCHS = (48, 96)
-COSTED = (FULL, "uniform", BALANCED, PRIORITIZED)
+COSTED = (FULL, "uniform", BALANCED, PRIORITIZED, UNCORRECTED)
 COST_WIDTHS = (128, 640)
 
 
