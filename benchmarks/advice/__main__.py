@@ -4,7 +4,7 @@ For each setting of the benchmarks of images, texts and rare events a full run o
 learning rate, and says how unevenly its gradient is spread over the instances. Their rows tell what filtering gained
 there. Rows are appended one at a time to benchmarks/results/advice.jsonl; what has its row is not run again.
 
-    python -m benchmarks.advice            # a quarter of an hour on one core
+    python -m benchmarks.advice            # half an hour on one core
     python -m benchmarks.advice --quick    # some seconds: two settings for one epoch; leaves no rows
 """
 
@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.advice.cases import OBSERVING, SOURCES, cases, observed
+from benchmarks.advice.cases import OBSERVING, SOURCES, TABLE, cases, observed
 from benchmarks.common.accuracy_report import full_runs
 from benchmarks.common.command_line import be_quiet, parser_of
 from benchmarks.common.jobs import Job, Row
@@ -28,8 +28,6 @@ from benchmarks.rare_events.data import MADE
 from benchmarks.text.__main__ import runner_of as texts_runner
 from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
 from lightning_autoassist.filtering.reporting.advice import GRADIENT_SPREAD
-
-TABLE = "advice"
 
 
 def run(source: str, job: Job, data_dir: Path) -> Row:
@@ -49,7 +47,7 @@ def run(source: str, job: Job, data_dir: Path) -> Row:
 def run_all(data_dir: Path) -> None:
     """What has no row yet, the shortest run first."""
     for case in sorted(cases(), key=lambda case: full_runs(case.rows)[0]["seconds"]):
-        if observed(TABLE, case) is None:
+        if observed(case) is None:
             row = run(case.source.table, case.job, data_dir)
             append_row(TABLE, row)
             print(f"{case.title}: concentration {row['concentration']:.2f}", flush=True)

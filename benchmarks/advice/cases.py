@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from benchmarks.common.accuracy_report import full_runs, grouped
-from benchmarks.common.jobs import FULL, Job, Row
-from benchmarks.common.rows import RESULTS, rows_of
+from benchmarks.common.jobs import Job, Row
+from benchmarks.common.rows import rows_of
+from benchmarks.common.runs import job_of
 from benchmarks.images.report import IMAGES
 from benchmarks.images.runs import ImageJob
 from benchmarks.rare_events.plans import PRIORITIZED
@@ -17,6 +17,7 @@ from benchmarks.rare_events.runs import METRIC, RareJob
 from benchmarks.text.report import TEXTS
 from benchmarks.text.runs import TextJob
 
+TABLE = "advice"
 # A full run that only looks.
 OBSERVING = "uniform:observe=True"
 UNIFORM = "uniform"
@@ -72,8 +73,7 @@ class Case:
     @property
     def job(self) -> Job:
         """The full run of the first seed, which now observes."""
-        full = full_runs(self.rows)[0]
-        job = self.source.kind(**{field.name: full[field.name] for field in fields(self.source.kind)})
+        job: Job = job_of(full_runs(self.rows)[0], self.source.kind)
         return replace(job, method=OBSERVING)
 
     def compared(self) -> list[tuple[list[Row], list[Row]]]:
@@ -93,18 +93,11 @@ def cases() -> Iterator[Case]:
     for source in SOURCES.values():
         for rows in source.groups():
             case = Case(source, rows)
-            if any(row["method"] == FULL and row["seed"] == 0 for row in rows) and case.compared():
+            if 0 in full_runs(rows) and case.compared():
                 yield case
 
 
-def observed(table: str, case: Case, folder: Path = RESULTS) -> Row | None:
-    """The row of a case's observing run; None where it was not run.
-
-    Args:
-        table: Of the observing runs.
-        case: Which one.
-        folder: Of the table.
-    """
-    wanted = {"source": case.source.table, **vars(case.job)}
-    rows = (row for row in rows_of(table, folder) if all(row.get(name) == value for name, value in wanted.items()))
-    return next(rows, None)
+def observed(case: Case) -> Row | None:
+    """The row of a case's observing run; None where it was not run."""
+    rows = (row for row in rows_of(TABLE) if row["source"] == case.source.table)
+    return next((row for row in rows if job_of(row, case.source.kind) == case.job), None)

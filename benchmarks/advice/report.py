@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from benchmarks.advice.__main__ import TABLE
 from benchmarks.advice.cases import Case, cases, observed
 from benchmarks.common.accuracy_report import Row, differences, full_runs, measured_on, with_error
 from lightning_autoassist.filtering.reporting.advice import PAYS, PAYS_MUCH
@@ -13,7 +12,7 @@ LITTLE = 1.0
 
 def advice_table() -> str:
     """A line for each setting and budget, those with the highest concentration first."""
-    known = [(row, case) for case in cases() if (row := observed(TABLE, case)) is not None]
+    known = [(row, case) for case in cases() if (row := observed(case)) is not None]
     if not known:
         return "Not measured yet: `python -m benchmarks.advice`."
     known.sort(key=lambda pair: -pair[0]["concentration"])

@@ -208,7 +208,7 @@ def _whole(command: str) -> str:
         >>> _whole("python -m benchmarks.images --budget 0.6 --augment --seeds 3")
         'python -m benchmarks.images --augment'
     """
-    return re.sub(r" --(dataset|budget|policy|seeds|plan) \S+", "", command)
+    return re.sub(r" --(dataset|budget|policy|seeds|plan|case|part) \S+", "", command)
 
 
 def mean_of(rows: list[Row], name: str) -> float:

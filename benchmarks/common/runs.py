@@ -26,8 +26,17 @@ def finished(table: str, folder: Path, kind: type[Any]) -> dict[Any, Row]:
         folder: Of the file.
         kind: The jobs' class: frozen dataclasses, as :class:`Job`.
     """
-    names = [field.name for field in fields(kind)]
-    return {kind(**{name: row[name] for name in names}): row for row in rows_of(table, folder)}
+    return {job_of(row, kind): row for row in rows_of(table, folder)}
+
+
+def job_of(row: Row, kind: type[Any]) -> Any:
+    """The job that a row is of.
+
+    Args:
+        row: With all fields of a job.
+        kind: The job's class.
+    """
+    return kind(**{field.name: row[field.name] for field in fields(kind)})
 
 
 @contextmanager

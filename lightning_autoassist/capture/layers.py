@@ -71,7 +71,7 @@ class LayerCall(NamedTuple):
         """This call of each ``every``-th instance alone; as it is where it is not known whose the rows are."""
         if every == 1 or self.rows_per_instance is None:
             return self
-        instances = range(0, self.batch_size, every)
+        num_instances = len(range(0, self.batch_size, every))
 
         def thin(rows: Tensor) -> Tensor:
             thinned: Tensor = rows.unflatten(0, (self.batch_size, -1))[::every].flatten(0, 1)
@@ -81,8 +81,8 @@ class LayerCall(NamedTuple):
             inputs=thin(self.inputs),
             gradients=thin(self.gradients),
             weights=None if self.weights is None else thin(self.weights),
-            batch_size=len(instances),
-            num_terms=self.num_terms * (len(instances) / self.batch_size),
+            batch_size=num_instances,
+            num_terms=self.num_terms * (num_instances / self.batch_size),
         )
 
 

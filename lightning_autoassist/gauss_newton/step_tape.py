@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_autoassist.trainer_support.call_arguments import tensors_of, with_replaced
+from lightning_autoassist.trainer_support.rng import forked_generators
 
 # Their draws are made again as they were.
 _RANDOM = frozenset(
@@ -180,7 +181,7 @@ def _made_again(entries: list[_Entry], loss: Tensor, values: dict[int, Tensor]) 
 def _with_rng(entry: _Entry, args: Any, kwargs: Any) -> Any:
     if entry.rng_state is None:
         return entry.function(*args, **kwargs)
-    with torch.random.fork_rng(devices=()):
+    with forked_generators(torch.device("cpu")):
         torch.set_rng_state(entry.rng_state)
         return entry.function(*args, **kwargs)
 

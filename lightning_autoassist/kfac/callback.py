@@ -55,8 +55,8 @@ class KFACCallback(CallbackBase):
         kl_clip: :math:`\kappa` of ``step="kl_clip"``.
         factor_decay: Of the running means of A and G, in [0, 1).
         factor_update_steps: Optimizer steps between two updates of A and G; or a function of the step.
-        factor_share: Share of a batch's instances, every n-th one, from which A and G are updated; 0.125 saves most of
-            the time that this takes with convolutions (Martens & Grosse, section 8).
+        factor_share: Share of a batch's instances from which A and G are updated: every n-th one, with n the nearest
+            to 1 / share. 0.125 saves most of the time that this takes with convolutions (Martens & Grosse, section 8).
         inv_update_steps: Optimizer steps between two inversions; or a function of the step.
         early_updates: Whether both are done at steps 1, 2, 4, 8, ... as well, until their interval is reached.
         compute_method: ``"eigen"``: exact damping by eigenvectors; ``"inverse"``: factored Tikhonov damping.
