@@ -35,7 +35,7 @@ examples:
   autoassist check my_project.models:build    # a module with loaders of its own
   autoassist check train.py:MyModule --kfac   # which layers K-FAC preconditions, and what it holds and sends
 
-exits with 0 where filtering is on, 1 where it is off, 2 where the module cannot be had or fails
+exits with 0 where training can be filtered, 1 where it cannot, 2 where the module cannot be had or fails
 """
 COMPARE_EXAMPLES = """\
 RUN is a W&B offline folder, a folder of CSVLogger or TensorBoardLogger, a folder with several of these, or a W&B
@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after ``autoassist``; None: those of the process.
 
     Returns:
-        The exit code: 0, or 2 after an error, which is one line on stderr; ``check`` ends with 1 for filtering off.
+        The exit code: 0, or 2 after an error, which is one line on stderr; ``check`` ends with 1 where training cannot
+        be filtered.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the character must not cost the table
@@ -151,7 +152,7 @@ def _check(options: argparse.Namespace) -> None:
         is_filtered = _diagnosed(options.module, options.data)
     except (UsageError, NamingError):
         raise
-    except Exception as error:  # of the user's own code: it must not look like filtering that is off
+    except Exception as error:  # of the user's own code: it must not look like losses that are not found
         if type(error).__name__ == "MisconfigurationException":
             raise UsageError(str(error)) from error
         raise UsageError(f"{options.module}: {type(error).__name__}: {error} ({place_of_error(error)})") from error
@@ -171,7 +172,7 @@ def _show_kfac(module_path: str, data_path: str | None, num_processes: int) -> N
 
 
 def _diagnosed(module_path: str, data_path: str | None) -> bool:
-    """Whether the module at a path is filtered; what was found is printed."""
+    """Whether the module at a path can be filtered; what was found is printed."""
     module, data = module_and_data(module_path, data_path)
     from lightning_autoassist.filtering.diagnosis import diagnose, has_train_data
     from lightning_autoassist.trainer_support.variants import MODULE_TYPES, quiet

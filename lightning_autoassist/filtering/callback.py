@@ -52,7 +52,7 @@ from lightning_autoassist.trainer_support.arguments import check_choice, check_f
 from lightning_autoassist.trainer_support.variants import STEP_OUTPUT, CallbackBase, LightningModule, Trainer
 
 
-class AutoAssistCallback(RunAnswers, CallbackBase):
+class AutoAssistCallback(RunAnswers, CallbackBase, takes_settings=True):
     """Trains an Assistant beside the model and lets it decide which instances are worth a place in a batch.
 
     Goes with an :class:`~lightning_autoassist.AutoAssistDataModule`; the module that is trained stays as it is. The

@@ -1,4 +1,4 @@
-"""Shows why filtering is on or off: which losses of a training step are captured, and what that costs."""
+"""Shows whether a module's training can be filtered: which losses of a step are captured, and what that costs."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class Diagnosis:
         captured_share: How much of the loss's gradient comes from the captured losses, in [0, 1].
         missed: The parts of the loss whose instances are not known.
         advice: Whether filtering can pay, as far as so few steps tell; None where no gradient's norm was captured.
+        left_out: What was left out of the check for the default settings: an AutoAssistCallback of the user's own.
     """
 
     module: str
@@ -55,16 +56,17 @@ class Diagnosis:
     captured_share: float = 1.0
     missed: tuple[str, ...] = ()
     advice: str | None = None
+    left_out: str | None = None
 
     @property
     def is_filtered(self) -> bool:
-        """Whether the module trains with filtering."""
+        """Whether a callback with the default settings filters the module's training."""
         return self.reason is None
 
     @override
     def __str__(self) -> str:
         if not self.is_filtered:
-            return f"{self.module}: filtering is OFF. {self.reason}"
+            return f"{self.module}: AutoAssistCallback would train it unfiltered. {self.reason}"
         rows = [COLUMNS] + [
             (loss.source, loss.reduction, loss.folding, f"{loss.coefficient:.4g}") for loss in self.losses
         ]
@@ -79,8 +81,9 @@ class Diagnosis:
             cost = f"an epoch has too few batches to time its steps; at least {WARM_UP + 2} are needed"
         share = f"the captured losses give {self.captured_share:.0%} of the loss's gradient"
         missed = [f"missed: {part}" for part in self.missed]
-        said = [] if self.advice is None else [self.advice]
-        return "\n".join([f"{self.module}: filtering is ON.", *lines, share, *missed, cost, *said])
+        said = [each for each in (self.advice, self.left_out) if each is not None]
+        can = f"{self.module}: AutoAssistCallback can filter its training, as losses of single instances were found."
+        return "\n".join([can, *lines, share, *missed, cost, *said])
 
 
 def diagnose(
@@ -108,7 +111,7 @@ def diagnose(
 
     Example:
         >>> diagnosis = diagnose(MyModule(), MyDataModule())  # doctest: +SKIP
-        MyModule: filtering is ON.
+        MyModule: AutoAssistCallback can filter its training, as losses of single instances were found.
         loss                          reduction  folding to instances  coefficient
         ----------------------------  ---------  --------------------  -----------
         cross_entropy at train.py:31  mean       one row each          1
@@ -195,8 +198,21 @@ class _Watching(AutoAssistCallback):
     def __init__(self) -> None:
         super().__init__()
         self.losses: list[Explanation] = []
+        self.left_out: str | None = None
         self.milliseconds: tuple[list[float], list[float]] = ([], [])  # without and with capture
         self._steps.capture.explain = self._remember
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._take_the_place_of_others(trainer)
+        super().setup(trainer, pl_module, stage)
+
+    def _take_the_place_of_others(self, trainer: Any) -> None:
+        """Leave out callbacks of the user's own, in ``callbacks=`` or of the module's ``configure_callbacks``."""
+        others = [each for each in trainer.callbacks if isinstance(each, AutoAssistCallback) and each is not self]
+        self.left_out = _left_out(others[0]) if others else None
+        # In place: the Trainer is on its way through this list, and has not come to those of the user.
+        trainer.callbacks[:] = [each for each in trainer.callbacks if each not in others]
 
     def _remember(self, losses: list[Explanation]) -> None:
         self.losses = losses
@@ -218,13 +234,24 @@ class _Watching(AutoAssistCallback):
         """The diagnosis of the steps that were watched."""
         reason = self._learner.reason or self._fit.unfiltered_because
         if reason is not None or not self.losses:
-            return Diagnosis(module, reason=reason or self._steps.reason)
+            return Diagnosis(module, reason=reason or self._steps.reason, left_out=self.left_out)
         plain, captured = (statistics.median(times) if times else float("nan") for times in self.milliseconds)
         share = self._steps.capture.share
         self.switch(0)  # what waits is learnt from in a step with capture only
         self._learner.wait_all()
         advice = early_advice(self.report.spread)
-        return Diagnosis(module, self.losses, None, plain, captured, share.ratio, share.missed, advice)
+        return Diagnosis(
+            module, self.losses, None, plain, captured, share.ratio, share.missed, advice, left_out=self.left_out
+        )
+
+
+def _left_out(callback: AutoAssistCallback) -> str:
+    """A sentence on a callback of the user's own that the check leaves out."""
+    policy = callback.policy
+    does = "It keeps every candidate, and filters nothing." if policy.keeps_everything else ""
+    if not does and not policy.needs_scores:
+        does = "It chooses without the losses."
+    return f"The check left out the AutoAssistCallback with {type(policy).__name__}. {does}".rstrip()
 
 
 def _leave_out(callback_type: type, trainer: Any) -> None:

@@ -19,9 +19,10 @@ from lightning_autoassist.filtering.names import ReweightingName
 from lightning_autoassist.filtering.options import LOGGED_SETTINGS
 from lightning_autoassist.filtering.reporting.metrics import FilterReport
 from lightning_autoassist.filtering.selector import InstanceSelector
+from lightning_autoassist.trainer_support.shared_settings import SharesSettings
 
 
-class RunAnswers:
+class RunAnswers(SharesSettings):
     """Totals of a run, chances of instances, what is remembered of them, and what is in force.
 
     Attributes:

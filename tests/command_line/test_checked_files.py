@@ -31,7 +31,7 @@ def test_a_file_of_any_name_is_checked(name, tmp_path, capsys):
     file = tmp_path / name
     file.write_text(TRAINING)
     assert main(["check", f"{file}:Linear", "--data", f"{file}:loader"]) == 0
-    assert "Linear: filtering is ON." in capsys.readouterr().out
+    assert "Linear: AutoAssistCallback can filter its training" in capsys.readouterr().out
     assert sys.modules["json"] is json
 
 

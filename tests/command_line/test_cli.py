@@ -221,7 +221,7 @@ def test_check_prints_what_is_captured_and_ends_with_0(tmp_path, capsys):
     path = tmp_path / "linear_training.py"
     assert main(["check", f"{path}:Linear", "--data", f"{path}:loader"]) == 0
     printed = capsys.readouterr().out
-    assert "Linear: filtering is ON." in printed
+    assert "Linear: AutoAssistCallback can filter its training" in printed
     assert "cross_entropy at linear_training.py:13" in printed
 
 
@@ -245,7 +245,7 @@ def test_check_ends_with_1_where_filtering_is_off(tmp_path, capsys):
     path = tmp_path / "opaque_training.py"
     with pytest.raises(SystemExit, match="1"):
         main(["check", f"{path}:Opaque", "--data", f"{path}:loader"])
-    assert "Opaque: filtering is OFF." in capsys.readouterr().out
+    assert "Opaque: AutoAssistCallback would train it unfiltered." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

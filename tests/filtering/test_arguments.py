@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from fractions import Fraction
 
 import lightning.pytorch
@@ -224,6 +225,34 @@ WRITE = {
 def test_a_line_says_what_to_write(name):
     make, written = WRITE[name]
     assert written in refused(make)
+
+
+def settings_of(kind):
+    return set(inspect.signature(kind).parameters) - {"data"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [(AutoAssistCallback, AutoAssistDataModule), (AutoAssistDataModule, AutoAssistCallback)]
+)
+def test_a_setting_of_the_other_class_is_told_where_it_goes(kind, other):
+    given = [loader()] * (kind is AutoAssistDataModule)
+    assert {"budget", "policy"} <= settings_of(kind) | settings_of(other)
+    for name in settings_of(other) - settings_of(kind):
+        assert refused(lambda name=name: kind(*given, **{name: 1}), TypeError) == (
+            f"{kind.__name__} does not take {name}=, which is a setting of {other.__name__}; "
+            f"write {other.__name__}(..., {name}=...)"
+        )
+    assert "unexpected keyword argument 'neither'" in refused(lambda: kind(*given, neither=1), TypeError)
+
+
+def test_a_class_of_the_users_own_may_take_the_others_settings():
+    class WithBudget(AutoAssistCallback):
+        def __init__(self, budget, **settings):
+            super().__init__(**settings)
+            self.budget = budget
+
+    assert WithBudget(budget=0.5, policy="uniform").budget == 0.5
+    assert "write AutoAssistDataModule(..., seed=...)" in refused(lambda: WithBudget(budget=0.5, seed=1), TypeError)
 
 
 def test_a_class_without_a_call_is_a_function():

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_autoassist import AutoAssistDataModule, diagnose
+from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, diagnose
 from lightning_autoassist.filtering.diagnosis import _watched
 from tests.end_to_end.test_streaming_runs import Stream
 from tests.helpers.ordinary import Classifier, ClustersData
@@ -33,7 +33,7 @@ def test_the_table_names_call_folding_coefficient_and_cost(capsys):
     assert 0 < diagnosis.plain_ms < 1000
     assert 0 < diagnosis.captured_ms < 1000
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0] == "TwoLosses: filtering is ON."
+    assert printed.splitlines()[0].startswith("TwoLosses: AutoAssistCallback can filter its training, ")
     assert "cross_entropy at test_diagnosis.py" in printed
     assert "one row each" in printed
     assert "ms with capture and Assistant" in printed
@@ -49,7 +49,7 @@ def test_a_loss_that_cannot_be_read_is_explained(capsys):
     assert not diagnosis.is_filtered
     assert diagnosis.losses == []
     printed = capsys.readouterr().out
-    assert "Opaque: filtering is OFF" in printed
+    assert "Opaque: AutoAssistCallback would train it unfiltered. " in printed
     assert "Opaque.training_step" in printed
     assert "instance_loss" in printed
 
@@ -61,6 +61,21 @@ def test_the_module_stays_as_it_is_and_quiet_is_quiet(capsys):
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert module._trainer is None
     assert capsys.readouterr().out == ""
+
+
+class Observes(Classifier):
+    def configure_callbacks(self):
+        return [AutoAssistCallback(policy="uniform", dynamics=True)]
+
+
+def test_a_callback_of_the_modules_own_is_left_out_and_what_it_does_is_said():
+    said = (
+        "The check left out the AutoAssistCallback with UniformPolicy. It keeps every candidate, and filters nothing."
+    )
+    for module, callbacks in ((Observes(), None), (Classifier(), [AutoAssistCallback(policy="uniform")])):
+        diagnosis = diagnose(module, ClustersData(100, 10), quiet=True, callbacks=callbacks)
+        assert diagnosis.is_filtered
+        assert str(diagnosis).splitlines()[-1] == said
 
 
 def test_something_else_than_a_module_is_refused():

@@ -37,7 +37,7 @@ HOW_TO_USE = """
     trainer.fit(model, datamodule=AutoAssistDataModule(data, budget=0.6))"""
 
 
-class AutoAssistDataModule(ForwardingDataModule):
+class AutoAssistDataModule(ForwardingDataModule, takes_settings=True):
     """Wraps the user's data so that the Trainer gets the instances that are worth training on.
 
     The user's data module, loaders or module stay as they are, and everything else of them (validation, hooks,

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_autoassist.filtering.data.data_checks import check_data, check_loaders
 from lightning_autoassist.trainer_support.internals import LOGS_HYPERPARAMETERS
+from lightning_autoassist.trainer_support.shared_settings import SharesSettings
 from lightning_autoassist.trainer_support.variants import (
     DATA_MODULE_TYPES,
     MODULE_TYPES,
@@ -38,7 +39,7 @@ _SETTINGS = (
 )
 
 
-class ForwardingDataModule(DataModuleBase):
+class ForwardingDataModule(SharesSettings, DataModuleBase):
     """Answers for the user's data: hooks, attributes, hyperparameters and state are theirs.
 
     A subclass sets attributes of its own before it calls this initialiser. Once that has run, setting a name that only
