@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import statistics
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.pictures import Picture, is_stale
 from benchmarks.common.rows import RESULTS, current_command, rows_of
 
 Row = dict[str, Any]
-MAX_SERIES = 10  # of a picture
-LINE_STYLES: tuple[Any, ...] = ("--", ":", "-.", (0, (1, 4)), (0, (5, 5)))
 # The summary's columns: policies with their own settings, the default first.
 SUMMARISED = ("prioritized", "proportional", "infobatch", "autoassist", "uniform")
 
@@ -50,51 +46,38 @@ class Benchmark:
 
 
 def write_curves(benchmark: Benchmark) -> None:
-    """Draw accuracy against optimizer steps, one PNG for each setting: a colour a method, a line style a budget."""
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures for the whole process
-
+    """Draw accuracy against optimizer steps, one PNG for each setting, a panel for each budget."""
     for group in benchmark.groups():
-        figure = Figure(figsize=(9, 4.5), layout="constrained")
-        axes = figure.add_subplot(xlabel="optimizer steps", ylabel="test accuracy (%), mean and standard error")
-        axes.set_title(textwrap.fill(benchmark.title(group[0]), 64), fontsize="medium")
-        tops = [_draw_runs(axes, rows, style) for rows, style in _styled(group)]
-        axes.set_ylim(max(tops) - 12, max(tops) + 1)
-        axes.grid(alpha=0.3)
-        figure.legend(loc="outside right upper", fontsize="small")
-        figure.savefig(benchmark.path(group), format="png", dpi=120, metadata={"Description": fingerprint(group)})
-
-
-def _styled(group: list[Row]) -> list[tuple[list[Row], dict[str, Any]]]:
-    """At most ten series, those without options of their own first, each with its colour and line style."""
-    series = grouped(group, ("method", "budget"))
-    rank = {method: number for number, method in enumerate(("full", *SUMMARISED))}
-    series.sort(key=lambda rows: (":" in rows[0]["method"], -rows[0]["budget"], rank.get(rows[0]["method"], len(rank))))
-    shown = series[:MAX_SERIES]
-    methods = list(dict.fromkeys(rows[0]["method"] for rows in shown))
-    budgets = sorted({rows[0]["budget"] for rows in shown if rows[0]["budget"] < 1}, reverse=True)
-    styles = {1.0: "-", **dict(zip(budgets, LINE_STYLES, strict=False))}
-    return [
-        (rows, {"color": f"C{methods.index(rows[0]['method'])}", "linestyle": styles[rows[0]["budget"]]})
-        for rows in shown
-    ]
-
-
-def _draw_runs(axes: Any, rows: list[Row], style: dict[str, Any]) -> float:
-    """Draw the mean over seeds and its standard error; returns the highest mean."""
-    steps = [step for step, _ in rows[0]["curve"]]
-    by_point = list(zip(*([100 * accuracy for _, accuracy in row["curve"]] for row in rows), strict=True))
-    means = [statistics.mean(values) for values in by_point]
-    errors = [statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0 for values in by_point]
-    axes.plot(steps, means, marker="o", markersize=3, label=name_of(rows[0]), **style)
-    low, high = ([mean + sign * error for mean, error in zip(means, errors, strict=True)] for sign in (-1, 1))
-    axes.fill_between(steps, low, high, alpha=0.15, color=style["color"], linewidth=0)
-    return max(means)
+        full = [row for row in group if row["method"] == "full"]
+        others = grouped((row for row in group if row["method"] != "full"), ("budget",))
+        others.sort(key=lambda rows: -rows[0]["budget"])
+        names = ["full run", *SUMMARISED]
+        rank = {method: number for number, method in enumerate(SUMMARISED)}
+        width = 6.0 if len(others) < 2 else 3.8
+        picture = Picture(
+            max(len(others), 1),
+            benchmark.title(group[0]),
+            names=names,
+            panel_size=(width, 3.4),
+            sharex=True,
+            sharey=True,
+        )
+        for panel, rows in zip(picture.panels, others or [[]], strict=True):
+            panel.set(xlabel="optimizer steps", title=f"budget {rows[0]['budget']:g}" if rows else "")
+            panel.title.set_size("medium")
+            rows = sorted(rows, key=lambda row: rank.get(_policy(row), len(rank)))
+            for runs in grouped([*full, *rows], ("method",)):
+                curves = [[100 * accuracy for _, accuracy in row["curve"]] for row in runs]
+                picture.plot_runs(panel, _series_name(runs[0]), [step for step, _ in runs[0]["curve"]], curves)
+        picture.panels[0].set_ylabel("test accuracy, %")
+        top = 100 * max(accuracy for row in group for _, accuracy in row["curve"])
+        picture.panels[0].set_ylim(top - 12, top + 1)
+        picture.save(benchmark.path(group), group)
 
 
 def stale_curves(benchmark: Benchmark) -> list[str]:
     """The PNGs that are missing, or were drawn from other rows."""
-    paths = {benchmark.path(group): fingerprint(group) for group in benchmark.groups()}
-    return [path.name for path, mark in paths.items() if not path.exists() or mark.encode() not in path.read_bytes()]
+    return [benchmark.path(group).name for group in benchmark.groups() if is_stale(benchmark.path(group), group)]
 
 
 def grouped(rows: Iterable[Row], names: tuple[str, ...]) -> list[list[Row]]:
@@ -188,10 +171,15 @@ def _policy(row: Row) -> str:
 
 
 def name_of(row: Row) -> str:
-    """What a row's method is called in tables and pictures."""
+    """What a row's method is called in tables."""
+    return _series_name(row) + ("" if row["method"] == "full" else f", budget {row['budget']:g}")
+
+
+def _series_name(row: Row) -> str:
+    """What a row's method is called in pictures whose panels name the budget."""
     if row["method"] == "full":
         return "full run"
-    return f"{'autoassist, TextAssistant' if _is_for_text(row) else row['method']}, budget {row['budget']:g}"
+    return "autoassist, TextAssistant" if _is_for_text(row) else str(row["method"])
 
 
 def measured_on(rows: list[Row]) -> str:
@@ -227,8 +215,3 @@ def with_error(values: list[float], sign: str = "") -> str:
     if len(values) < 2:
         return mean
     return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
-
-
-def fingerprint(rows: list[Row]) -> str:
-    """What a picture of these rows bears, so that one of others is known."""
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()

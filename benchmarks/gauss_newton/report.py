@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.accuracy_report import fingerprint, grouped, measured_on
+from benchmarks.common.accuracy_report import grouped, measured_on
+from benchmarks.common.pictures import Picture, is_stale
 from benchmarks.common.rows import RESULTS, rows_of
 from benchmarks.gauss_newton.runs import seconds_to
 
@@ -120,31 +121,23 @@ def _mean_and_spread(values: list[float]) -> str:
 
 def write_newton_picture() -> None:
     """Draw iterations and seconds of a step, one PNG."""
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures for the whole process
-
     rows = _rows("step")
     if not rows:
         return
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    by_n = [row for row in rows if row["m"] == 4_096 and row["d"] == 16]
-    _draw(left, [row for row in by_n if row["iterations"]], "n", "iterations", "CG iterations, m = 4,096, d = 16")
-    _draw(middle, [row for row in rows if row["n"] == 256 and row["d"] == 16], "m", "seconds", "CPU s, n = 256, d = 16")
-    _draw(
-        right,
-        [row for row in rows if row["d"] == 8 and row["m"] == 16 * row["n"]],
-        "n",
-        "seconds",
-        "CPU s, m = 16 n, d = 8",
-    )
-    figure.savefig(_path(), format="png", dpi=120, metadata={"Description": fingerprint(rows)})
+    picture = Picture(3, names=list(NAMES.values()), panel_size=(3.6, 3.8))
+    by_n = [row for row in rows if row["m"] == 4_096 and row["d"] == 16 and row["iterations"]]
+    by_m = [row for row in rows if row["n"] == 256 and row["d"] == 16]
+    by_both = [row for row in rows if row["d"] == 8 and row["m"] == 16 * row["n"]]
+    _draw(picture, 0, by_n, "n", "iterations", "CG iterations, m = 4,096, d = 16")
+    _draw(picture, 1, by_m, "m", "seconds", "CPU s, n = 256, d = 16")
+    _draw(picture, 2, by_both, "n", "seconds", "CPU s, m = 16 n, d = 8")
+    picture.save(_path(), rows)
 
 
 def stale_newton_picture() -> list[str]:
     """The PNG, if it is missing or was drawn from other rows."""
     rows = _rows("step")
-    is_drawn = _path().exists() and fingerprint(rows).encode() in _path().read_bytes()
-    return [_path().name] if rows and not is_drawn else []
+    return [_path().name] if rows and is_stale(_path(), rows) else []
 
 
 def exponent(rows: list[Row], axis: str) -> float:
@@ -153,19 +146,17 @@ def exponent(rows: list[Row], axis: str) -> float:
     return float(np.polyfit(sizes, seconds, 1)[0])
 
 
-def _draw(axes: Any, rows: list[Row], axis: str, value: str, title: str) -> None:
+def _draw(picture: Picture, number: int, rows: list[Row], axis: str, value: str, title: str) -> None:
+    panel = picture.panels[number]
     for group in grouped(rows, ("method",)):
         group = sorted(group, key=lambda row: row[axis])
-        method = group[0]["method"]
-        sizes, values = [row[axis] for row in group], [row[value] for row in group]
-        axes.plot(sizes, values, ".-", color=f"C{list(NAMES).index(method)}", label=NAMES[method])
-    axes.set(xscale="log", yscale="log", xlabel=axis, title=title)
+        name = NAMES[group[0]["method"]]
+        picture.plot(panel, name, [row[axis] for row in group], [row[value] for row in group])
+    panel.set(xscale="log", yscale="log", xlabel=axis)
+    panel.set_title(title, fontsize="medium")
     sizes = sorted({row[axis] for row in rows})
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
-    axes.set_xticks([], minor=True)
-    axes.grid(alpha=0.3)
-    if rows:
-        axes.legend(fontsize="small")
+    panel.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+    panel.set_xticks([], minor=True)
 
 
 def _growth(rows: list[Row], axis: str, belongs: Callable[[Row], bool], title: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.accuracy_report import fingerprint, grouped, measured_on
+from benchmarks.common.accuracy_report import grouped, measured_on
+from benchmarks.common.pictures import Picture, is_stale
 from benchmarks.common.rows import RESULTS, rows_of
 
 Row = dict[str, Any]
@@ -64,34 +65,27 @@ def svm_tables() -> str:
 
 def write_svm_curves() -> None:
     """Draw suboptimality against gradient evaluations, one PNG for each data set."""
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures for the whole process
-
     for group in grouped(_final_rows(), ("dataset", "l2", "epochs")):
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.add_subplot(
-            xlabel="gradient evaluations", ylabel="objective less its minimum", title=_title(group[0]), yscale="log"
-        )
-        axes.set_xscale("log")
+        picture = Picture(title=_title(group[0]), panel_size=(7, 4))
+        (panel,) = picture.panels
+        panel.set(xlabel="gradient evaluations", ylabel="objective less its minimum", xscale="log", yscale="log")
         for rows in _methods(group):
             # Runs share their updates, so that their points do; SGD's last batch of a pass may be smaller.
-            curves = np.array([row["curve"] for row in rows])
-            style = "-" if rows[0]["method"] in ("sgd", "autoassist") else "--"
-            axes.plot(*np.exp(np.log(curves[:, :, [EVALUATIONS, AVERAGE]]).mean(0)).T, style, label=_name(rows[0]))
-        axes.grid(alpha=0.3)
-        axes.legend()
-        axes.set_xlim(left=0.01 * group[0]["gradient_evaluations"])
-        axes.set_ylim(top=10 * max(_at_share(row, 0.1) for row in group))
-        figure.savefig(_path(group), format="png", dpi=120, metadata={"Description": fingerprint(group)})
+            logs = np.log([[[point[EVALUATIONS], point[AVERAGE]] for point in row["curve"]] for row in rows])
+            evaluations, values = np.exp(logs.mean(0)).T
+            picture.plot(panel, _name(rows[0]), evaluations, values, marker="")
+            if len(rows) > 1:
+                spread = np.exp(logs[:, :, 1].std(0, ddof=1) / len(rows) ** 0.5)
+                picture.fill(panel, _name(rows[0]), evaluations, values / spread, values * spread)
+        panel.set_xlim(left=0.01 * group[0]["gradient_evaluations"])
+        panel.set_ylim(top=10 * max(_at_share(row, 0.1) for row in group))
+        picture.save(_path(group), group)
 
 
 def stale_svm_curves() -> list[str]:
     """The PNGs that are missing, or were drawn from other rows."""
     groups = grouped(_final_rows(), ("dataset", "l2", "epochs"))
-    return [
-        _path(group).name
-        for group in groups
-        if not _path(group).exists() or fingerprint(group).encode() not in _path(group).read_bytes()
-    ]
+    return [_path(group).name for group in groups if is_stale(_path(group), group)]
 
 
 def _final_rows() -> list[Row]:

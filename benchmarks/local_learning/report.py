@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from benchmarks.common.accuracy_report import measured_on
+from benchmarks.common.pictures import Picture, is_stale
 from benchmarks.common.rows import RESULTS, rows_of
 from benchmarks.local_learning.runs import BACKPROP, METHODS
 
@@ -62,7 +61,7 @@ def _accuracy_line(method: str, rows: list[dict[str, Any]], full: list[dict[str,
 
 
 def _memory_table() -> str:
-    rows = sorted(rows_of(MEMORY), key=lambda row: row["depth"])
+    rows = _memory_rows()
     if not rows:
         return ""
     lines = ["| layers | blocks | backprop, MB | local learning, MB |", "|---|---|---|---|"]
@@ -97,34 +96,23 @@ def _throughput_table() -> str:
 
 def write_local_picture() -> None:
     """Bytes against depth."""
-    rows = sorted(rows_of(MEMORY), key=lambda row: row["depth"])
+    rows = _memory_rows()
     if not rows:
         return
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(5, 3))
+    picture = Picture(panel_size=(5, 2.8))
+    (panel,) = picture.panels
     depths = [row["depth"] for row in rows]
-    axes.plot(depths, [row["backprop_bytes"] / 1e6 for row in rows], "o-", label="backpropagation")
-    axes.plot(depths, [row["local_bytes"] / 1e6 for row in rows], "o-", label="local learning, 4 layers a block")
-    axes.set(xlabel="layers", ylabel="MB saved for backward", ylim=(0, None))
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(PICTURE, dpi=120, metadata={"Software": _digest()})
-    plt.close(figure)
+    picture.plot(panel, "backpropagation", depths, [row["backprop_bytes"] / 1e6 for row in rows])
+    picture.plot(panel, "local learning, 4 layers a block", depths, [row["local_bytes"] / 1e6 for row in rows])
+    panel.set(xlabel="layers", ylabel="MB saved for backward", ylim=(0, None))
+    picture.save(PICTURE, rows)
 
 
 def stale_local_picture() -> list[str]:
     """The picture's name where it is not of the rows."""
-    if not rows_of(MEMORY):
-        return []
-    is_right = PICTURE.exists() and _digest().encode() in PICTURE.read_bytes()
-    return [] if is_right else [PICTURE.name]
+    rows = _memory_rows()
+    return [PICTURE.name] if rows and is_stale(PICTURE, rows) else []
 
 
-def _digest() -> str:
-    """Of the rows that the picture shows."""
-    path = Path(RESULTS) / f"{MEMORY}.jsonl"
-    return f"rows {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+def _memory_rows() -> list[dict[str, Any]]:
+    return sorted(rows_of(MEMORY), key=lambda row: row["depth"])

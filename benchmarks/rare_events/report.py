@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.common.accuracy_report import (
     Row,
     differences,
-    fingerprint,
     full_runs,
     grouped,
     mean_of,
@@ -19,6 +16,7 @@ from benchmarks.common.accuracy_report import (
     with_error,
 )
 from benchmarks.common.jobs import BALANCED, FULL, UNDERSAMPLED
+from benchmarks.common.pictures import Picture, is_stale
 from benchmarks.common.rows import RESULTS, rows_of
 from benchmarks.rare_events.data import COVTYPE_SETS
 from benchmarks.rare_events.plans import CORE, PRIORITIZED, TEMPLATE, UNCORRECTED
@@ -67,43 +65,33 @@ def headline_table() -> str:
 
 def write_rare_picture() -> None:
     """Draw average precision against optimizer steps, a panel for each class."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures for the whole process
-
     groups = _pictured()
     if not groups:
         return
-    with mpl.rc_context({"svg.hashsalt": PICTURE, "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(4.6 * len(groups), 3.8), layout="constrained")
-        panels = figure.subplots(1, len(groups), squeeze=False)[0]
-        for axes, group in zip(panels, groups, strict=True):
-            _draw(axes, group)
-        panels[0].set_ylabel("average precision (%)")
-        panels[-1].legend(loc="lower right", fontsize="small")
-        metadata: Any = {"Description": fingerprint(_rows_of(groups)), "Date": None}
-        figure.savefig(_path(), format="svg", metadata=metadata)
+    # Methods look as in the pictures of accuracies, where the default is the second and uniform the sixth.
+    names = (FULL, PRIORITIZED, UNCORRECTED, BALANCED, "autoassist", "uniform")
+    picture = Picture(len(groups), names=[_series_name(method) for method in names], panel_size=(4.4, 3.6))
+    for panel, group in zip(picture.panels, groups, strict=True):
+        _draw(picture, panel, group)
+    picture.panels[0].set_ylabel("average precision, %")
+    picture.save(_path(), _rows_of(groups))
 
 
 def stale_rare_picture() -> list[str]:
     """The picture, where it is missing or was drawn from other rows."""
     groups = _pictured()
-    is_fresh = not groups or (_path().exists() and fingerprint(_rows_of(groups)) in _path().read_text())
-    return [] if is_fresh else [PICTURE]
+    return [PICTURE] if groups and is_stale(_path(), _rows_of(groups)) else []
 
 
-def _draw(axes: Any, group: list[Row]) -> None:
-    axes.set_title(case_of(group[0]), fontsize="medium")
-    axes.set_xlabel("optimizer steps")
+def _draw(picture: Picture, panel: Any, group: list[Row]) -> None:
+    panel.set_title(case_of(group[0]), fontsize="medium")
+    panel.set_xlabel("optimizer steps")
     for method in PICTURED:
         rows = [row for row in group if row["method"] == method]
-        if not rows:
-            continue
-        steps, values = np.array([row["curve"] for row in rows]).transpose(2, 0, 1)
-        mean, error = 100 * values.mean(0), 100 * values.std(0, ddof=int(len(rows) > 1)) / len(rows) ** 0.5
-        (line,) = axes.plot(steps[0], mean, marker="o", markersize=3, label=_plain_name(method))
-        axes.fill_between(steps[0], mean - error, mean + error, color=line.get_color(), alpha=0.25, linewidth=0)
-    axes.set_ylim(max(0.0, axes.get_ylim()[0]), 100)
-    axes.grid(alpha=0.3)
+        if rows:
+            curves = [[100 * value for _, value in row["curve"]] for row in rows]
+            picture.plot_runs(panel, _series_name(method), [step for step, _ in rows[0]["curve"]], curves)
+    panel.set_ylim(max(0.0, panel.get_ylim()[0]), 100)
 
 
 def _pictured() -> list[list[Row]]:
@@ -195,6 +183,11 @@ def _percent(rows: list[Row], name: str) -> list[float]:
 def _plain_name(method: str) -> str:
     names = {PRIORITIZED: "prioritized, keep rate 0.1", UNCORRECTED: "0.05, uncorrected"}
     return {FULL: "full run", BALANCED: "class-balanced sampler", **names}.get(method, method)
+
+
+def _series_name(method: str) -> str:
+    """What a method is called in the picture, where no other name stands before it."""
+    return "prioritized, keep rate 0.05, uncorrected" if method == UNCORRECTED else _plain_name(method)
 
 
 def case_of(row: Row) -> str:

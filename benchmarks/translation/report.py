@@ -8,7 +8,6 @@ from typing import Any
 
 from benchmarks.common.accuracy_report import (
     differences,
-    fingerprint,
     full_runs,
     grouped,
     mean_of,
@@ -17,6 +16,7 @@ from benchmarks.common.accuracy_report import (
     rates_of,
     with_error,
 )
+from benchmarks.common.pictures import Picture, is_stale
 from benchmarks.common.rows import RESULTS, rows_of
 
 Row = dict[str, Any]
@@ -32,33 +32,23 @@ def translation_tables() -> str:
 
 def write_translation_curves() -> None:
     """Draw BLEU against optimizer steps and against seconds, one PNG for each setting."""
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures for the whole process
-
     for group in grouped(_final_rows(), SETTING):
-        figure = Figure(figsize=(9, 4.5), layout="constrained")
-        figure.suptitle(_title(group[0]), fontsize="medium")
-        by_update, by_second = figure.subplots(1, 2, sharey=True)
+        picture = Picture(2, _title(group[0]), names=["full run"], sharey=True)
+        by_update, by_second = picture.panels
         by_update.set(xlabel="optimizer steps", ylabel="greedy BLEU of 500 test pairs")
         by_second.set(xlabel="seconds of training, on the CPU's clock" if _is_on_cpu(group) else "seconds of training")
         seconds = "curve_cpu_seconds" if _is_on_cpu(group) else "curve_seconds"
-        for rows in grouped(group, ("method", "budget")):
-            bleu = _means([[value for _, value in row["curve"]] for row in rows])
-            options: Any = {"marker": "o", "markersize": 3, "label": name_of(rows[0])}
-            by_update.plot([update for update, _ in rows[0]["curve"]], bleu, **options)
-            by_second.plot(_means([row[seconds] for row in rows]), bleu, **options)
-        for axes in (by_update, by_second):
-            axes.grid(alpha=0.3)
-        by_update.legend(loc="lower right")
-        figure.savefig(_path(group), format="png", dpi=120, metadata={"Description": fingerprint(group)})
+        for rows in sorted(grouped(group, ("method", "budget")), key=lambda rows: -rows[0]["budget"]):
+            bleu = [[value for _, value in row["curve"]] for row in rows]
+            picture.plot_runs(by_update, name_of(rows[0]), [update for update, _ in rows[0]["curve"]], bleu)
+            picture.plot_runs(by_second, name_of(rows[0]), _means([row[seconds] for row in rows]), bleu)
+        picture.save(_path(group), group)
 
 
 def stale_translation_curves() -> list[str]:
     """The PNGs that are missing, or were drawn from other rows."""
-    return [
-        _path(group).name
-        for group in grouped(_final_rows(), SETTING)
-        if not _path(group).exists() or fingerprint(group).encode() not in _path(group).read_bytes()
-    ]
+    groups = grouped(_final_rows(), SETTING)
+    return [_path(group).name for group in groups if is_stale(_path(group), group)]
 
 
 def _final_rows() -> list[Row]:

@@ -19,10 +19,11 @@ from lightning_autoassist.compare.differing import MAX_SETTINGS
 from lightning_autoassist.compare.groups import grouped
 from lightning_autoassist.compare.logged_runs import LoggedRun
 from lightning_autoassist.compare.picture import AXIS_TITLES
-from lightning_autoassist.compare.series import shown_groups, style_of, title_of_differences
+from lightning_autoassist.compare.series import shown_groups, title_of_differences
 from lightning_autoassist.compare.shareable import bounded, without_paths
 from lightning_autoassist.compare.tables import Table, settings_table, tables
 from lightning_autoassist.pages.html import write_html
+from lightning_autoassist.pages.series_styles import style_of
 from lightning_autoassist.pages.terminal import printable, shortened
 
 MAX_POINTS = 300  # of a curve

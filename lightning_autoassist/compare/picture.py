@@ -13,8 +13,9 @@ from lightning_autoassist.compare.comparison import Comparison
 from lightning_autoassist.compare.curves import Curve, MeanCurve, curve_of, mean_curve
 from lightning_autoassist.compare.groups import grouped
 from lightning_autoassist.compare.logged_runs import LoggedRun
-from lightning_autoassist.compare.series import MAX_SERIES, shown_groups, style_of
+from lightning_autoassist.compare.series import shown_groups
 from lightning_autoassist.compare.shareable import without_paths
+from lightning_autoassist.pages.series_styles import MAX_SERIES, style_of
 from lightning_autoassist.pages.terminal import shortened
 
 AXIS_TITLES = ("optimizer steps", "instances seen", "seconds")
@@ -59,7 +60,7 @@ def _draw_group(comparison: Comparison, panels: Sequence[Any], runs: Sequence[Lo
         for run in runs
     ]
     mean, style = mean_curve(curves), style_of(number)
-    look = {"color": style.colour, "linestyle": (0, style.dashes) if style.dashes else "-"}
+    look = {"color": style.colour, "linestyle": style.linestyle}
     for curve in curves:
         line = _plot(panels, curve, **look, linewidth=1.5 if mean is None else 0.8, alpha=0.9 if mean is None else 0.25)
     if mean is not None:

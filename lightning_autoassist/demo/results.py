@@ -13,11 +13,7 @@ import pytorch_lightning as pl
 from rich.table import Table
 
 from lightning_autoassist.demo.settings import UNIFORM
-
-# By Okabe and Ito, told apart by colour-blind readers; line styles tell them apart in print.
-COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-LINE_STYLES = ("-", "--", "-.", ":")
-MAX_SERIES = 10
+from lightning_autoassist.pages.series_styles import MAX_SERIES, Style, style_of
 
 
 @dataclass(frozen=True)
@@ -162,7 +158,7 @@ def draw(results: Sequence[RunResult], path: Path, metric: str) -> None:
     figure = Figure(figsize=(8.5, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="optimizer steps", ylabel=f"{metric} (%)")
     for number, runs in enumerate(by_method(results)[:MAX_SERIES]):
-        _draw_method(axes, runs, COLOURS[number % len(COLOURS)], LINE_STYLES[number % len(LINE_STYLES)])
+        _draw_method(axes, runs, style_of(number))
     num_seeds = len({result.seed for result in results})
     axes.set_title(f"mean and standard error of {num_seeds} seeds" if num_seeds > 1 else "one seed", fontsize="medium")
     axes.grid(alpha=0.3)
@@ -170,10 +166,10 @@ def draw(results: Sequence[RunResult], path: Path, metric: str) -> None:
     figure.savefig(path, format="png", dpi=150)
 
 
-def _draw_method(axes: Any, runs: Sequence[RunResult], colour: str, style: str) -> None:
+def _draw_method(axes: Any, runs: Sequence[RunResult], style: Style) -> None:
     steps = [step for step, _ in runs[0].curve]
     points = list(zip(*([100 * value for _, value in run.curve] for run in runs), strict=True))
     means, errors = [statistics.fmean(point) for point in points], [standard_error(point) for point in points]
-    axes.plot(steps, means, color=colour, linestyle=style, marker="o", markersize=3, label=runs[0].name)
+    axes.plot(steps, means, color=style.colour, linestyle=style.linestyle, marker="o", markersize=3, label=runs[0].name)
     low, high = ([mean + sign * error for mean, error in zip(means, errors, strict=True)] for sign in (-1, 1))
-    axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(steps, low, high, color=style.colour, alpha=0.15, linewidth=0)

@@ -11,9 +11,10 @@ from lightning_autoassist.compare.comparison import compare
 from lightning_autoassist.compare.differing import differing_settings, seed_of
 from lightning_autoassist.compare.logged_runs import LoggedRun
 from lightning_autoassist.compare.page import write_page
-from lightning_autoassist.compare.series import MAX_SERIES, shown_groups, style_of
+from lightning_autoassist.compare.series import shown_groups
 from lightning_autoassist.compare.tables import as_text, settings_table, tables
 from lightning_autoassist.pages.html import as_json
+from lightning_autoassist.pages.series_styles import MAX_SERIES, style_of
 from tests.helpers.made_runs import run_of, seeded
 
 FULL = {0: 0.80, 1: 0.90, 2: 0.70}
