@@ -97,7 +97,7 @@ class AutoAssistCallback(RunAnswers, CallbackBase, takes_settings=True):
             looks at losses anyway; True: also where nobody does, as ``policy="uniform"``, which then only observes.
 
     Raises:
-        ValueError: If a name is unknown or a number outside its range.
+        ValueError: If a name is unknown, a number outside its range, or a policy that reads losses would get none.
         TypeError: If something is of another type, as a class where an object is wanted.
 
     Example:

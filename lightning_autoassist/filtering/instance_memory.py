@@ -120,6 +120,32 @@ class InstanceMemory:
         self._report.count_scores(scores, of_assistant.probs)
 
 
+def check_reads_losses(policy: Policy, assistant: Assistant, score: str = "loss") -> None:
+    """Refuse a policy that reads losses where it would get other numbers.
+
+    Args:
+        policy: Of the run.
+        assistant: Predicts what the policy reads.
+        score: What it predicts.
+
+    Raises:
+        ValueError: If the policy would get something else.
+    """
+    if not policy.reads_losses:
+        return
+    name, problem = type(policy).__name__, None
+    if assistant.predicts_probability:
+        problem = f"{type(assistant).__name__} predicts how likely an instance is to be informative"
+    elif score != "loss":
+        problem = f"score={score!r} is none"
+    if problem is not None:
+        raise ValueError(
+            f"{name} compares an instance's loss with a number, and {problem}. Write "
+            'AutoAssistCallback(policy, assistant="memory", score="loss"), or on a stream a policy that compares '
+            'instances with each other, as "selective_backprop"'
+        )
+
+
 def columns_read(policy: Policy) -> tuple[str, ...]:
     """The columns of instances that a policy reads."""
     return (*policy.required_columns, "labels") if policy.reads_labels else policy.required_columns

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
 from lightning_autoassist.filtering.checkpoint import OpenWindow
+from lightning_autoassist.filtering.instance_memory import check_reads_losses
 from lightning_autoassist.filtering.memory.features import FeatureFunction
 from lightning_autoassist.filtering.names import ReweightingName, ScoreName
 from lightning_autoassist.filtering.observed_steps import ObservedSteps
@@ -52,6 +53,7 @@ class FilteringParts:
         self, options: FilteringOptions, assistant: Assistant, reweighting: ReweightingName, *, suits_data: bool
     ) -> None:
         policy = options.policy
+        check_reads_losses(policy, assistant, options.score)
         # Weights other than 1 enter the backward pass at the captured losses, whether or not anyone wants scores.
         weighs = reweighting != "none" and not policy.keeps_everything
         keeps_answers = policy.needs_scores or bool(options.dynamics)

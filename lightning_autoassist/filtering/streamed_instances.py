@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_autoassist.filtering.assistants.base import Assistant, BatchReader
-from lightning_autoassist.filtering.instance_memory import InstanceMemory, columns_read
+from lightning_autoassist.filtering.instance_memory import InstanceMemory, check_reads_losses, columns_read
 from lightning_autoassist.filtering.memory.features import bounded
 from lightning_autoassist.filtering.memory.instances import Instances
 from lightning_autoassist.filtering.memory.tokens import tokens_of
@@ -112,8 +112,10 @@ class StreamedInstances(InstanceMemory):
 
         Raises:
             MisconfigurationException: See :attr:`refusal`; also where the policy cannot.
+            ValueError: If the policy reads losses, and the Assistant predicts others.
         """
         self._check_policy()
+        check_reads_losses(self.policy, self.assistant)
         if self.refusal is not None:
             raise MisconfigurationException(self.refusal)
 

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.filtering.options import resolve
+from lightning_autoassist.policies import ScheduledPolicy
 from lightning_autoassist.trainer_support.executors import InlineExecutor, UpdateThread
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 
@@ -79,3 +81,30 @@ def test_weights_that_fell_to_mean_stay_so_in_the_next_fit_without_another_warni
     assert callback.reweighting == callback.filter_settings["reweighting"] == "normalized"
     fit(callback, Penalized())  # warnings are errors
     assert callback.reweighting == "normalized"
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "problem"),
+    [
+        ("threshold", {"assistant": "logistic"}, "LogisticAssistant predicts how likely"),
+        (ScheduledPolicy("ies"), {"assistant": "logistic"}, "LogisticAssistant predicts how likely"),
+        ("threshold", {"score": "gradient_norm"}, "score='gradient_norm' is none"),
+    ],
+    ids=str,
+)
+def test_policies_that_read_losses_refuse_other_numbers(policy, options, problem):
+    with pytest.raises(ValueError, match=f"compares an instance's loss with a number, and {problem}"):
+        AutoAssistCallback(policy, **options)
+
+
+class Rows(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.randn(8), index % 3) for index in range(40)])
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_on_a_stream_too_where_another_assistant_is_taken():
+    """Its predictions are below every threshold: the floor would be all that is kept."""
+    data = AutoAssistDataModule(DataLoader(Rows(), 10), steps_per_epoch=4)
+    with pytest.raises(ValueError, match=r"LogisticAssistant predicts.*on a stream a policy that"):
+        trainer(max_epochs=1, callbacks=[AutoAssistCallback("threshold")]).fit(Classifier(), datamodule=data)

@@ -47,6 +47,8 @@ class Policy:
             :class:`~lightning_autoassist.assistants.Instances`.
         scores_unseen: Whether :meth:`unseen_scores` knows something of instances that the model has not seen: then
             labels are looked for in the data set, and the first pass is filtered, too.
+        reads_losses: Whether the rule reads scores as losses in their own unit, and not by comparison with each other.
+            Then the score must be ``"loss"``, and the Assistant's predictions losses, too.
         needs_labels: Whether the rule does nothing of its own where no classes are known; a run warns of that.
         own_columns: What it remembers of each instance by itself: names, and the number (or the numbers) that an
             instance has at first, and again once it was forgotten. ``instances.memory[name]`` reads and writes them.
@@ -66,6 +68,7 @@ class Policy:
     correction: float | Schedule = 1.0
     required_columns: tuple[str, ...] = ()
     scores_unseen: bool = False
+    reads_losses: bool = False
     needs_labels: bool = False
     own_columns: ColumnStarts = MappingProxyType({})
     progress: float = 0.0

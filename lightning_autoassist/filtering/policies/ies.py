@@ -30,7 +30,7 @@ class IESPolicy(Policy):
     Source: IES, ICLR 2025, arXiv:2502.07547.
 
     Args:
-        delta: :math:`\delta`, positive, in units of the score.
+        delta: :math:`\delta`, positive, in units of the loss.
         floor: Chance of what is settled, in (0, 1].
 
     Raises:
@@ -42,6 +42,7 @@ class IESPolicy(Policy):
     """
 
     default_score = "loss"
+    reads_losses = True
     own_columns = {"losses": (torch.nan,) * NUM_LOSSES}  # noqa: RUF012 -- read only
 
     def __init__(self, delta: float = 1e-3, floor: float = 0.1) -> None:

@@ -37,6 +37,7 @@ class ThresholdPolicy(Policy):
     """
 
     default_score = "loss"
+    reads_losses = True
     default_unfiltered_tail = 0.03
 
     def __init__(self, tau: float = 0.3, floor: float = 0.05) -> None:

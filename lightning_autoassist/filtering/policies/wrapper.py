@@ -14,7 +14,7 @@ from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.trainer_support.arguments import check_named
 
 _DEFAULTS = ("default_assistant", "default_score", "default_reweighting", "default_unfiltered_tail", "correction")
-_READ = ("keeps_everything", "required_columns", "own_columns", "scores_unseen")
+_READ = ("keeps_everything", "required_columns", "own_columns", "scores_unseen", "reads_losses")
 
 
 class WrapperPolicy(Policy):

@@ -123,7 +123,7 @@ def test_labels_of_another_number_and_of_streams_are_refused():
 def test_a_stream_refuses_a_policy_that_remembers_each_instance():
     data = AutoAssistDataModule(DataLoader(Stream(), 4), steps_per_epoch=2)
     with pytest.raises(MisconfigurationException, match="IESPolicy reads an instance's own 'losses'"):
-        trainer(max_epochs=1, callbacks=[AutoAssistCallback("ies", "logistic")]).fit(Classifier(), datamodule=data)
+        trainer(max_epochs=1, callbacks=[AutoAssistCallback("ies")]).fit(Classifier(), datamodule=data)
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
