@@ -110,12 +110,19 @@ class LocalSteps:
             module: The LightningModule, on its device.
             optimizer: The user's.
         """
+        is_other_module = self._module is not None and self._module is not module
+        if is_other_module and self._restored_programs is None:
+            self._forget()  # what was learnt of a module that an earlier fit had
         self._strategy, self._module, self._optimizer = strategy, module, optimizer
         if self._restored_programs is not None:
             self.programs.load_state_dict(self._restored_programs, module, module.device)
             self._restored_programs = None
         if self.plan is not None:
             self._cut(self.plan)
+
+    def _forget(self) -> None:
+        self.plan, self.programs, self.heads = None, ProgramsOfRun(), BlockHeads(self.heads.kind)
+        self.num_steps, self.losses, self.saved_bytes = 0, {}, {}
 
     def end(self) -> None:
         """Leave the module as it was."""
@@ -162,6 +169,7 @@ class LocalSteps:
         self.plan = Plan.from_state(state["plan"])
         self.num_steps, self.base_seed = state["num_steps"], state["base_seed"]
         self.saved_bytes = dict(state["saved_bytes"])
+        self.heads = BlockHeads(self.heads.kind)  # those of an earlier fit may be of another module
         self.heads.restore(state["heads"])
         self._restored_programs = state["programs"]
 

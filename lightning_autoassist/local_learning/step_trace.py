@@ -19,7 +19,25 @@ from lightning_autoassist.trainer_support.call_arguments import tensors_of, with
 from lightning_autoassist.trainer_support.internals import num_changes
 
 # Operations that draw; what they give is not to be computed again.
-_RANDOM = frozenset({"bernoulli", "multinomial", "normal", "poisson"})
+_RANDOM = frozenset(
+    {
+        "_sample_dirichlet",
+        "_standard_gamma",
+        "alpha_dropout",
+        "bernoulli",
+        "binomial",
+        "cauchy",
+        "exponential",
+        "feature_alpha_dropout",
+        "geometric",
+        "gumbel_softmax",
+        "log_normal",
+        "multinomial",
+        "normal",
+        "poisson",
+        "uniform",
+    }
+)
 
 
 class Link(NamedTuple):
@@ -67,7 +85,7 @@ class Operation(NamedTuple):
     def is_random(self) -> bool:
         """Whether each call gives something else."""
         name = getattr(self.function, "__name__", "")
-        return name.startswith("rand") or name.rstrip("_") in _RANDOM
+        return name.startswith(("dropout", "rand")) or name.rstrip("_") in _RANDOM
 
 
 class StepTrace(TorchFunctionMode):

@@ -8,6 +8,8 @@ import sys
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -148,6 +150,59 @@ def test_targets_that_are_made_in_the_step_train_blocks_after_it_with_one_warnin
         fit(module, callback, epochs=3)
     assert len([one for one in caught if "saves no memory" in str(one.message)]) == 1
     assert len(callback._steps.losses) == 3
+
+
+DRAWS = {
+    "beta": lambda: torch.distributions.Beta(torch.tensor(0.5), torch.tensor(0.5)).sample(),
+    "uniform": lambda: torch.empty(()).uniform_(),
+    "exponential": lambda: torch.empty(()).exponential_().clamp(max=1),
+    "dropout": lambda: F.dropout(torch.ones(())) / 2,
+}
+
+
+class MixedByDraw(Blocks):
+    """Mixes instances and targets by a number that torch draws in the step."""
+
+    def training_step(self, batch, batch_idx):
+        pictures, labels = batch
+        share = DRAWS[self.kind]()
+        self.seen = share * pictures + (1 - share) * pictures.flip(0), labels, float(share)
+        return mixed_loss(self(self.seen[0]), labels, share)
+
+
+def mixed_loss(logits, labels, share):
+    return share * F.cross_entropy(logits, labels) + (1 - share) * F.cross_entropy(logits, labels.flip(0))
+
+
+class HeadLosses(pl.Callback):
+    """The loss of the first block's head, and what it is by hand."""
+
+    def __init__(self, local):
+        self.local, self.pairs = local, []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.before = copied(pl_module), [copied(each.heads[0]) for each in self.local._steps.heads]
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        (state, heads), (pictures, labels, share) = self.before, pl_module.seen
+        if heads:
+            reference, head = Blocks(), pooled((8,), (4,))
+            reference.load_state_dict(state)
+            head.load_state_dict(heads[0])
+            own = mixed_loss(head(reference.block1(pictures)), labels, share)
+            self.pairs.append((float(self.local._steps.losses[0]), float(own.detach())))
+
+
+@pytest.mark.filterwarnings("ignore:Local learning saves no memory in this run")
+@pytest.mark.parametrize("kind", DRAWS)
+def test_numbers_that_the_step_draws_are_the_same_for_heads(kind):
+    pl.seed_everything(0, verbose=False)
+    module, local = MixedByDraw(), LocalLearningCallback(BLOCKS[:1], pooled)
+    module.kind, losses = kind, HeadLosses(local)
+    fit(module, local, losses)
+    assert len(losses.pairs) == 11
+    for found, own in losses.pairs:
+        assert found == pytest.approx(own, abs=1e-6)
 
 
 def test_early_and_joint_steps_are_equal():
@@ -331,3 +386,99 @@ def test_blocks_are_seeded_without_torchs_manual_seed(monkeypatch):
     monkeypatch.setattr(torch, "manual_seed", None)
     fit(module, callback)
     assert len(module.losses) == 12
+
+
+def test_a_callback_that_has_trained_one_module_begins_anew_with_another():
+    callback, again = LocalLearningCallback(3, "linear"), LocalLearningCallback(3, "linear")
+    fit(made(width=8), callback)
+    later, fresh = made(seed=1, width=12), made(seed=1, width=12)
+    for module, one in ((later, callback), (fresh, again)):
+        pl.seed_everything(3, verbose=False)
+        fit(module, one)
+    assert_same(later.state_dict(), fresh.state_dict())
+
+
+def test_nor_do_its_heads_hinder_a_resumed_run_of_another_module(tmp_path):
+    used = LocalLearningCallback(3, "linear")
+    fit(made(width=8), used)
+    fit(made(width=12), LocalLearningCallback(3, "linear"), SaveEvery(tmp_path), epochs=1)
+    resumed = [made(width=12), made(width=12)]
+    for module, callback in zip(resumed, (used, LocalLearningCallback(3, "linear")), strict=True):
+        pl.seed_everything(3, verbose=False)
+        fit(module, callback, resume=tmp_path / "6.ckpt", epochs=2)
+    assert_same(resumed[0].state_dict(), resumed[1].state_dict())
+
+
+class Predicted(Blocks):
+    def predict_step(self, batch, batch_idx):
+        return self(batch[0])
+
+
+def test_validation_and_prediction_are_plain():
+    module = Predicted()
+    callback = LocalLearningCallback(BLOCKS)
+    run = fit(module, callback)
+    pictures, labels = images(32, seed=1).tensors
+    module.eval()
+    with torch.no_grad():
+        logits = module(pictures)
+    assert float(run.callback_metrics["val_loss"]) == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
+    predicted = torch.cat(run.predict(module, DataLoader(images(32, seed=1), 16)))
+    torch.testing.assert_close(predicted, logits)
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 0.5}, {"accumulate_grad_batches": 2}], ids=str)
+def test_a_loss_scale_changes_nothing(options):
+    """Of the gradients that Lightning clips and the optimizers of blocks and heads get."""
+    found = []
+    for scale in (1.0, 1024.0):
+        recorder, module = Recorder(), made()  # which seeds
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        local = LocalLearningCallback(BLOCKS, "linear")
+        fit(module, local, recorder, plugins=InFullPrecision("16-mixed", "cpu", scaler), **options)
+        found.append((recorder.gradients, copied(module), [copied(each.heads) for each in local._steps.heads]))
+    for one, other in zip(*found, strict=True):
+        assert_same(one, other)
+
+
+class InFullPrecision(MixedPrecision):
+    """A GradScaler without autocast: powers of two then change no bit."""
+
+    def autocast_context_manager(self):
+        return torch.autocast("cpu", enabled=False)
+
+
+def test_a_step_that_overflows_leaves_blocks_and_heads_alone():
+    module, local = made(), LocalLearningCallback(BLOCKS, "linear")
+    states = []
+
+    class Copy(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            heads = [copied(each.heads) for each in local._steps.heads]
+            states.append(({name: one.detach().clone() for name, one in pl_module.named_parameters()}, heads))
+            if batch_idx == 2:
+                batch[0].mul_(float("inf"))
+
+    fit(module, local, Copy(), epochs=1, plugins=InFullPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu")))
+    assert_same(states[3], states[2])
+    assert not torch.equal(states[4][0]["block1.0.weight"], states[3][0]["block1.0.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_blocks_train_alike():
+    plain, compiled = made(), made()
+    compiled.block1 = torch.compile(compiled.block1, backend="eager")
+    compiled.block3 = torch.compile(compiled.block3, backend="eager")
+    for module in (plain, compiled):
+        pl.seed_everything(3, verbose=False)
+        fit(module, LocalLearningCallback(BLOCKS))
+    for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_losses_and_bytes_of_blocks_are_logged(tmp_path):
+    run = fit(made(), LocalLearningCallback(BLOCKS), logger=CSVLogger(tmp_path, "", ""), log_every_n_steps=1)
+    for block in (1, 2, 3):
+        assert torch.isfinite(run.logged_metrics[f"local_learning/loss/block_{block}"])
+    saved = [int(run.logged_metrics[f"local_learning/saved_bytes/block_{block}"]) for block in (1, 2, 3, 4)]
+    assert min(saved) > 0
