@@ -1,6 +1,7 @@
 """Fits with layers in parallel: what every process has at the end goes to a file of its own.
 
 Run as ``python -m tests.helpers.layer_processes FOLDER NUM_PROCESSES CASE...``; Lightning starts the other processes.
+``dropout@4.6`` goes on from the checkpoint that four processes saved after six steps.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ EPOCHS = 2
 class Killed(pl.Callback):
     """Ends a process in the middle of the run, without a word."""
 
+    def __init__(self, rank):
+        self.rank = rank
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == 4 and trainer.global_rank == 1:
+        (Path(sys.argv[1]) / f"process {trainer.global_rank}").write_text(str(os.getpid()))
+        if trainer.global_step == 4 and trainer.global_rank == self.rank:
             (Path(sys.argv[1]) / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -68,7 +73,8 @@ CASES = {
     "clipped": {"gradient_clip_val": 0.1},
     "bypassed": {"kind": Bypassed},
     "other batches": {"extra": [OtherBatches]},
-    "killed": {"extra": [Killed]},
+    "killed": {"extra": [lambda: Killed(1)]},
+    "first killed": {"extra": [lambda: Killed(0)]},
 }
 
 
@@ -79,7 +85,8 @@ def run(folder: Path, name: str, num_processes: int, resume: Path | None = None)
     module = made(**options.pop("module", {})) if "kind" not in options else options.pop("kind")()
     callbacks = [each() for each in options.pop("extra", [])]
     if options.pop("save", False):
-        callbacks.append(pl.callbacks.ModelCheckpoint(folder / "saved", "{step}", every_n_train_steps=3, save_top_k=-1))
+        saved = folder / f"saved by {num_processes}"
+        callbacks.append(pl.callbacks.ModelCheckpoint(saved, "{step}", every_n_train_steps=3, save_top_k=-1))
         options["enable_checkpointing"] = True
     if options.pop("stop", False):
         callbacks.append(pl.callbacks.EarlyStopping("val_loss", patience=10))
@@ -105,8 +112,9 @@ def run(folder: Path, name: str, num_processes: int, resume: Path | None = None)
 
 def main(folder: Path, num_processes: int, names: list[str]) -> None:
     for name in names:
-        name, _, step = name.partition("@")
-        resume = folder / "saved" / f"step={step}.ckpt" if step else None
+        name, _, origin = name.partition("@")
+        saved, _, step = origin.partition(".")
+        resume = folder / f"saved by {saved}" / f"step={step}.ckpt" if step else None
         # Each fit starts processes of its own, which run this file with the same words.
         try:
             seen = run(folder, name, num_processes, resume)
@@ -114,7 +122,7 @@ def main(folder: Path, num_processes: int, names: list[str]) -> None:
             traceback.print_exc()
             seen = {"error": str(error)}
         rank = int(os.environ.get("LOCAL_RANK", 0))
-        torch.save(seen, folder / f"{name}@{step}-{num_processes}-{rank}.pt")
+        torch.save(seen, folder / f"{name}@{origin}-{num_processes}-{rank}.pt")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -96,11 +97,16 @@ RESUMED = {"resumed 4 to 1": ("mem_opt 4", 1), "resumed 2 to 4": ("mem_opt 2", 4
 RESUMED_AT = 8
 
 
+def ddp(*, has_views):
+    """Processes that are forked; gradients are views of DDP's buckets, or tensors of their own."""
+    return DDPStrategy(start_method="fork", gradient_as_bucket_view=has_views)
+
+
 def run(folder, name, net, world, options, resume=None):
     pl.seed_everything(1, verbose=False)
     module, callback = ShardedNet(net).double(), KFACCallback(**OFTEN, **options)
     saving = pl.callbacks.ModelCheckpoint(folder / name, "{step}", every_n_train_steps=4, save_top_k=-1)
-    strategy = {} if world == 1 else {"strategy": "ddp_fork", "devices": world}
+    strategy = {} if world == 1 else {"strategy": ddp(has_views="mem_opt" in name), "devices": world}
     callbacks = [callback, Report(callback, folder / name), saving]
     options = {"max_epochs": 3, "enable_checkpointing": True, "use_distributed_sampler": False, **strategy}
     trainer(callbacks=callbacks, **options).fit(module, ckpt_path=resume)

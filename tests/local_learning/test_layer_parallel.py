@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from tests.helpers.paths import ROOT
 from tests.helpers.processes import run_with_children
 
 EQUAL = ["sgd", "adamw", "dropout", "accumulated", "bf16", "fine_tune"]
-ON_FOUR = ["sgd", "dropout"]
-RESUMED = "dropout@6"
+ON_FOUR = ["sgd", "adamw", "dropout", "accumulated", "bf16"]
+# Whose checkpoint, after how many steps, is gone on with by how many processes.
+RESUMED = [("1.6", 1), ("4.6", 1), ("1.6", 2), ("2.6", 2), ("4.6", 2)]
 REFUSED = {
     "clipped": "clips by the norm over all blocks",
     "bypassed": "the step needs values of before it that are not its output",
@@ -38,10 +40,11 @@ def runs(tmp_path_factory):
     """What each process has, by case, step of the checkpoint, number of processes and rank."""
     folder = tmp_path_factory.mktemp("layers")
     run(folder, 1, *EQUAL)
-    run(folder, 2, *EQUAL, "monitored", "stops alone", RESUMED)
+    run(folder, 2, *EQUAL, "monitored", "stops alone")
     run(folder, 2, "ddp")
     run(folder, 4, *ON_FOUR)
-    run(folder, 1, RESUMED)
+    for size in (1, 2):
+        run(folder, size, *(f"dropout@{origin}" for origin, by in RESUMED if by == size))
     return {path.stem: torch.load(path, weights_only=False) for path in folder.glob("*.pt")}
 
 
@@ -63,11 +66,12 @@ def test_processes_are_equal_to_one_bit_for_bit(runs, name, size):
     assert_same({metric: runs[f"{name}@-{size}-0"]["metrics"][metric] for metric in own}, own)
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_a_resumed_run_is_equal_on_one_process_and_on_two(runs, size):
+@pytest.mark.parametrize(("origin", "size"), RESUMED)
+def test_a_resumed_run_is_equal_also_on_another_number_of_processes(runs, origin, size):
     for rank in range(size):
-        assert_same(runs[f"dropout@6-{size}-{rank}"]["module"], runs["dropout@-1-0"]["module"])
-        assert_same(runs[f"dropout@6-{size}-{rank}"]["optimizer"], runs["dropout@-1-0"]["optimizer"])
+        seen = runs[f"dropout@{origin}-{size}-{rank}"]
+        for part in ("module", "optimizer", "heads"):
+            assert_same(seen[part], runs["dropout@-1-0"][part])
 
 
 def test_metrics_of_the_step_are_known_to_all(runs):
@@ -101,10 +105,20 @@ def test_what_cannot_be_trained_so_is_refused(tmp_path):
         assert REFUSED[name] in " ".join(said.split())
 
 
-def test_a_killed_process_ends_the_job(tmp_path):
-    killed = subprocess.Popen(command(tmp_path, 2, "killed"), stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    _, said = killed.communicate(timeout=280)
+@pytest.mark.parametrize("name", ["killed", "first killed"])
+def test_a_killed_process_ends_the_job_and_leaves_no_other_behind(tmp_path, name):
+    killed = subprocess.Popen(command(tmp_path, 2, name), stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    _, said = killed.communicate(timeout=280)  # the other process has the pipe, too
     ended = time.time()
+    assert len(list(tmp_path.glob("*.pt"))) == 1  # what the other process has
     assert "has ended, or has not answered" in said
     assert ended - (tmp_path / "killed").stat().st_mtime < 30
-    assert not list(tmp_path.glob("*-1.pt"))
+    assert not any(is_running(int((tmp_path / f"process {rank}").read_text())) for rank in (0, 1))
+
+
+def is_running(number):
+    """Whether a process is there; one that has ended and that nobody has asked of is not."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
