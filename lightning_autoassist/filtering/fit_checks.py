@@ -86,17 +86,28 @@ def warn_of_stale_weights(policy: Policy, assistant: Assistant, reweighting: str
         assistant: Of the run.
         reweighting: In force.
     """
-    rate = policy.expected_keep_rate
-    if not policy.needs_scores or rate is None or rate >= LOW_RATE or policy.steadies_scores:
+    if not policy.needs_scores or policy.steadies_scores or reweighting == "none":
         return
-    is_stale = "scores" in assistant.required_columns
-    if is_stale and reweighting != "none" and policy.current_correction() > FULL_CORRECTION:
+    rate = _rate_with_full_weights(policy)
+    if rate is not None and "scores" in assistant.required_columns:
         rank_zero_warn(
             f"{type(policy).__name__} keeps {rate:.0%} of the candidates, judges them by scores that are passes old, "
             "and weighs them by 1/p. In our trials such runs ended below a shorter schedule. Write "
             f"PrioritizedPolicy(keep_rate={rate:g}), which corrects by half and mixes in the score of the class, or "
             "keep more"
         )
+
+
+def _rate_with_full_weights(policy: Policy) -> float | None:
+    """The lowest of a policy's keep rates that are low while it corrects in full; None where none is ever."""
+    before, rates = policy.progress, []
+    for number in range(9):  # both may be schedules
+        policy.note_progress(number / 8, policy.pass_index)
+        if policy.current_correction() > FULL_CORRECTION and policy.expected_keep_rate is not None:
+            rates.append(policy.expected_keep_rate)
+    policy.note_progress(before, policy.pass_index)
+    rate = min(rates, default=1.0)
+    return rate if rate < LOW_RATE else None
 
 
 def check_equal_epochs(num_batches: Sequence[int | float]) -> None:

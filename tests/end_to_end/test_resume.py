@@ -13,7 +13,9 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_autoassist import ASSISTANTS, POLICIES, AutoAssistCallback, AutoAssistDataModule
+from lightning_autoassist.assistants import MemoryAssistant
 from lightning_autoassist.filtering.memory.store import FEATURE_MEMORY, REMEMBERED
+from lightning_autoassist.policies import LinearSchedule, PrioritizedPolicy
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 from tests.helpers.paths import ROOT
 from tests.helpers.texts import BagOfWords, TextsData
@@ -59,6 +61,7 @@ def fit(folder, *callbacks, saved_steps=None, ckpt_path=None, seed=0, module_typ
     settings = {
         name: options.pop(name) for name in ("assistant", "policy", "lag", "update", "dynamics") if name in options
     }
+    settings = {name: value() if callable(value) else value for name, value in settings.items()}  # each run its own
     reweighting = options.pop("reweighting", "none")
     memory = options.pop("feature_memory", FEATURE_MEMORY)
     tokens = {name: options.pop(name) for name in ("max_tokens", "lengths") if name in options}
@@ -136,6 +139,9 @@ LOADERS = {
     "assistant text, async": (FEWER, {"assistant": "text", "module_type": BagOfWords, "update": "async"}),
     "assistant text, lag": (FEWER, {"assistant": "text", "module_type": BagOfWords, "lag": 3, "num_workers": 1}),
     **{f"policy {name}": (FEWER, {"policy": name, "reweighting": "auto"}) for name in POLICIES},
+    "filtered from the first pass on": (STEPS, {"policy": lambda: PrioritizedPolicy(0.15), "reweighting": "auto"}),
+    "a schedule of keep rates": (FEWER, {"policy": lambda: PrioritizedPolicy(LinearSchedule(0.5, 0.2))}),
+    "running means": (FEWER, {"policy": "prioritized", "assistant": lambda: MemoryAssistant(decay=0.5)}),
     "only observed": (STEPS, {"policy": "uniform", "dynamics": True, "lag": 2}),
 }
 

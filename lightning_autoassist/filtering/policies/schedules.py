@@ -79,7 +79,7 @@ class OscillatingSchedule:
 
 
 def check_schedule(name: str, value: Any, interval: str, hint: str) -> float | Schedule:
-    """``value``, a number or a schedule whose values at the beginning, middle and end are in the interval.
+    """``value``, a number or a schedule whose values during training are in the interval: at 33 of its points.
 
     Args:
         name: Of the argument.
@@ -93,7 +93,7 @@ def check_schedule(name: str, value: Any, interval: str, hint: str) -> float | S
     """
     if not callable(value):
         return check_number(name, value, interval, hint)
-    for progress in (0.0, 0.5, 1.0):
+    for progress in (0.0, 1.0, *(number / 32 for number in range(1, 32))):
         check_number(f"{name} at {progress:.0%} of training", value(progress), interval, hint)
     schedule: Schedule = value
     return schedule

@@ -13,7 +13,7 @@ from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, Insta
 from lightning_autoassist.filtering.policies.class_statistics import ClassMeanSquares
 from lightning_autoassist.filtering.policies.prioritized import PrioritizedPolicy
 from lightning_autoassist.filtering.policies.proportional import ProportionalPolicy
-from lightning_autoassist.filtering.policies.schedules import GeometricSchedule, LinearSchedule
+from lightning_autoassist.filtering.policies.schedules import GeometricSchedule, LinearSchedule, OscillatingSchedule
 from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatchSampler
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 
@@ -134,6 +134,10 @@ def test_auto_keeps_few_where_few_have_most_of_the_gradient():
         ),
         (lambda: PrioritizedPolicy(lambda progress: progress), r"keep_rate at 0% of training must be in \[0.02, 1\)"),
         (lambda: PrioritizedPolicy(exponent=-1), "exponent must not be negative"),
+        (
+            lambda: PrioritizedPolicy(correction=OscillatingSchedule(0.5, 1.5)),
+            "correction at 9% of training must be in",
+        ),
         (lambda: PrioritizedPolicy(correction=2), r"correction must be in \[0, 1\], got 2"),
         (lambda: PrioritizedPolicy(class_mix=2), "class_mix must be in"),
         (lambda: PrioritizedPolicy(first_pass="drop"), "first_pass must be one of class_prior, keep, got 'drop'"),

@@ -11,6 +11,8 @@ import torch
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, ProportionalPolicy, diagnose
 from lightning_autoassist.filtering.policies.prioritized import PrioritizedPolicy
+from lightning_autoassist.filtering.policies.scheduled import ScheduledPolicy
+from lightning_autoassist.filtering.policies.schedules import LinearSchedule
 from lightning_autoassist.filtering.policies.uniform import UniformPolicy
 from lightning_autoassist.filtering.reporting.advice import GradientSpread, advice, early_advice
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
@@ -87,6 +89,11 @@ def test_full_weights_of_old_scores_at_a_low_keep_rate_are_warned_of():
         fit(ProportionalPolicy(0.25, 0.05))
     with pytest.warns(UserWarning, match="PrioritizedPolicy keeps 15% of the candidates"):
         fit(PrioritizedPolicy(0.15, correction=1, class_mix=0))
+    with pytest.warns(UserWarning, match="ScheduledPolicy keeps 20% of the candidates"):  # in the end
+        fit(ScheduledPolicy("proportional", LinearSchedule(0.7, 0.2)))
+    with pytest.warns(UserWarning, match="PrioritizedPolicy keeps 15% of the candidates"):
+        fit(PrioritizedPolicy(0.15, correction=LinearSchedule(0.4, 1), class_mix=0))
+    fit(PrioritizedPolicy(LinearSchedule(0.2, 0.7), correction=LinearSchedule(0.2, 1), class_mix=0))
     fit(PrioritizedPolicy(0.15, correction=1))
     fit(PrioritizedPolicy(0.15, class_mix=0))
     fit(ProportionalPolicy(0.25, 0.05), reweighting="none")
