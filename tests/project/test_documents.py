@@ -132,12 +132,17 @@ def test_what_the_run_taught_about_its_instances(names, tmp_path, monkeypatch):
         assert (tmp_path / words[4]).with_suffix(".html").exists()
 
 
-def test_a_policy_of_ones_own(names):
-    policy = run_blocks(names, "extending")["HardestHalf"]()
-    callback = AutoAssistCallback(policy)
-    data = AutoAssistDataModule(ordinary.ClustersData(), budget=0.6)
-    ordinary.trainer(max_epochs=4, callbacks=[callback]).fit(ordinary.Classifier(), datamodule=data)
-    assert callback.summary()["keep_rate"] < 1
+def test_a_policy_an_assistant_and_an_observer_of_ones_own(names):
+    run_blocks(names, "extending")
+    assistant, timer = names["ClassMeans"](ordinary.NUM_CLASSES), names["StepTimer"]()
+    for settings in ({"policy": names["HardestHalf"]()}, {"policy": "proportional", "assistant": assistant}):
+        callback = AutoAssistCallback(**settings)
+        run = ordinary.trainer(max_epochs=4, callbacks=[callback, timer])
+        run.fit(ordinary.Classifier(), datamodule=AutoAssistDataModule(ordinary.ClustersData(), budget=0.6))
+        assert callback.summary()["keep_rate"] < 1
+        assert timer.seconds > 0
+        assert "training_step" not in vars(run.strategy)
+    assert assistant.sums[1].sum() == callback.summary()["instances_seen"]
 
 
 def test_loops_without_a_trainer(names, monkeypatch):
@@ -200,12 +205,31 @@ def test_commands_are_understood(command, monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_files_that_a_page_names_are_there(page):
+def test_files_and_sections_that_a_page_names_are_there(page):
     folder = ROOT if page == "README" else DOCS
-    for link in re.findall(r"\]\(((?!https?:|#)[^)#]+)", PAGES[page]):
+    for link, section in re.findall(r"\]\(((?!https?:)[^)#]*)(?:#([^)]+))?\)", PAGES[page]):
         # The site has the notebooks beside its pages.
         path = ROOT / link if link.startswith("notebooks/") else folder / link
         assert path.exists(), link
+        if section:
+            text = path.read_text(encoding="utf-8") if link else PAGES[page]
+            assert section in sections_of(text), f"{link}#{section}"
+
+
+def sections_of(text):
+    """What the sections of a page are called in addresses."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+OTHER_PAGES = [path for path in sorted(ROOT.glob("*.md")) if path.stem != "README"]
+OTHER_PAGES += [*sorted((DOCS / "decisions").glob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("path", OTHER_PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_that_other_pages_name_are_there(path):
+    for link in re.findall(r"\]\(((?!https?:|#)[^)#]+)", path.read_text(encoding="utf-8")):
+        assert (path.parent / link).exists(), link
 
 
 def test_the_readme_is_read_in_three_minutes():

@@ -6,6 +6,8 @@ import pytest
 
 import lightning_autoassist
 from lightning_autoassist import assistants, policies
+from lightning_autoassist.filtering import names
+from tests.helpers.paths import ROOT
 
 
 @pytest.mark.parametrize(("module", "registry"), [(policies, policies.POLICIES), (assistants, assistants.ASSISTANTS)])
@@ -30,3 +32,14 @@ def test_the_top_shows_what_one_begins_with():
 @pytest.mark.parametrize("module", [policies, assistants])
 def test_names_are_the_packages_own(module):
     assert all(getattr(module, name) is getattr(lightning_autoassist, name) for name in module.__all__)
+
+
+def test_every_public_name_is_in_the_reference():
+    """By a directive of its own, or as a class or function of a module whose members are all shown."""
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md"))
+    shown = set(re.findall(r"^\.\. (?:auto|py:)\w+:: lightning_autoassist\.(?:\w+\.)*(\w+)$", pages, re.MULTILINE))
+    for module in (policies, assistants):
+        assert f".. automodule:: {module.__name__}\n   :members:" in pages
+        shown |= {name for name in module.__all__ if callable(getattr(module, name))}
+    public = {*lightning_autoassist.__all__, *lightning_autoassist._MODULE_OF}
+    assert public | {*policies.__all__, *assistants.__all__, *names.__all__} <= shown
