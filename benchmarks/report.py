@@ -32,6 +32,7 @@ from benchmarks.label_errors.report import label_error_table
 from benchmarks.linear_svm.report import stale_svm_curves, svm_tables, write_svm_curves
 from benchmarks.local_learning.report import local_tables, stale_local_picture, write_local_picture
 from benchmarks.outside.report import PAGE, is_stale, write_page
+from benchmarks.pays_box import pays_box
 from benchmarks.rare_events.report import headline_table, rare_tables, stale_rare_picture, write_rare_picture
 from benchmarks.text.report import TEXTS, text_tables
 from benchmarks.translation.report import stale_translation_curves, translation_tables, write_translation_curves
@@ -63,6 +64,7 @@ TABLES = {
     "accuracies": accuracies,
     "short_accuracies": short_accuracies,
     "advice": advice_table,
+    "pays_box": pays_box,
     "rare_events_headline": headline_table,
     "rare_events": rare_tables,
     "images": image_tables,
