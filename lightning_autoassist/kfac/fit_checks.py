@@ -42,13 +42,18 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 def check_optimizers(trainer: Trainer, optimizers: Sequence[Any]) -> None:
-    """Refuse optimizers that get scaled gradients, and warn of those that normalise gradients themselves.
+    """Refuse optimizers that get scaled gradients or compare them, and warn of those that normalise them themselves.
 
     Raises:
         MisconfigurationException: With the reason.
     """
     for optimizer in optimizers:
         name = type(optimizer).__name__
+        if any(base.__name__ == "LBFGS" for base in type(optimizer).__mro__):
+            raise MisconfigurationException(
+                f"KFACCallback does not work with {name}: it takes a curvature of its own from differences of "
+                "gradients, which preconditioning changes from one to the next. Use torch.optim.SGD with momentum."
+            )
         if steps_with_scaled_gradients(trainer, optimizer):
             raise MisconfigurationException(
                 f"KFACCallback does not work with a fused {name} and a GradScaler: the fused optimizer removes the "

@@ -56,6 +56,8 @@ def _why_not(name: str, layer: nn.Module, options: KFACOptions, owners: dict[Ten
     for pattern in options.skip_layers:
         if re.search(pattern, name) or re.search(pattern, type(layer).__name__):
             return f"it matches {pattern!r} of skip_layers"
+    if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "MultiheadAttention uses its weight without calling it"
     if not isinstance(layer, tuple(KINDS)):
         return f"a {type(layer).__name__} is none of {_SUPPORTED}"
     return _why_not_its_weight(name, layer, owners)

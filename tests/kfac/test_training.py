@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, KFACCallback
 from lightning_autoassist.kfac.fit_checks import check_strategy
+from lightning_autoassist.kfac.layer_choice import choose_layers
+from lightning_autoassist.kfac.options import KFACOptions
 from tests.helpers.ordinary import Classifier, ClustersData, trainer
 from tests.helpers.paths import ROOT
 from tests.kfac.modules import Net, ValidatedNet, convolutions, fit, images, mlp, vector
@@ -135,6 +137,12 @@ def test_layers_that_are_left_out_keep_their_gradients():
     assert module.one.weight.grad is not None
 
 
+def test_layers_that_attention_uses_without_a_call_are_named_as_left_out():
+    choice = choose_layers(nn.TransformerEncoderLayer(8, 2, 16), KFACOptions())
+    assert list(choice.chosen) == ["linear1", "linear2"]
+    assert choice.skipped["self_attn.out_proj"] == "MultiheadAttention uses its weight without calling it"
+
+
 def test_with_every_layer_skipped_it_is_plain_lightning():
     plain, skipped = Net(), Net()
     fit(plain)
@@ -176,6 +184,12 @@ def test_fused_optimizers_with_a_scaler_are_refused():
     with pytest.raises(MisconfigurationException, match=r"a fused SGD and a GradScaler.*fused=False"):
         fit(module, KFACCallback(), plugins=scaled_precision(1.0))
     fit(module, KFACCallback(), max_steps=2)
+
+
+def test_lbfgs_is_refused():
+    module = Net(optimizer=lambda module: torch.optim.LBFGS(module.parameters()))
+    with pytest.raises(MisconfigurationException, match="does not work with LBFGS: it takes a curvature of its own"):
+        fit(module, KFACCallback())
 
 
 def test_sharded_strategies_are_refused():
