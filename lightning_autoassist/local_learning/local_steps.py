@@ -5,6 +5,7 @@ Shapes: B batch, K blocks.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -18,6 +19,7 @@ from lightning_autoassist.local_learning.attached_gradients import PendingGradie
 from lightning_autoassist.local_learning.block_heads import BlockHeads
 from lightning_autoassist.local_learning.cuts import CutError
 from lightning_autoassist.local_learning.first_step import Plan, plan_of, traced_program, watched
+from lightning_autoassist.local_learning.head_training import TrainedHead
 from lightning_autoassist.local_learning.heads import HeadFunction
 from lightning_autoassist.local_learning.left_forward import LeftForward
 from lightning_autoassist.local_learning.process_link import ProcessLink
@@ -33,6 +35,8 @@ from lightning_autoassist.trainer_support.rng import forked_generators, seed_gen
 from lightning_autoassist.trainer_support.variants import LightningModule
 
 _SEEDS = 2**62
+# Steps between two looks at whether the loss is still computed alike; a look at each epoch's first step comes on top.
+_STEPS_BETWEEN_CHECKS = 16
 
 
 class CurrentStep:
@@ -42,18 +46,21 @@ class CurrentStep:
         leaves: The batch's tensors.
         program: How its loss is computed; None where that has to be traced.
         graphs: Of its blocks.
+        is_traced: Whether the step is traced.
 
     Attributes:
-        trace: Of the step, where its program is not known.
+        trace: Of the step; None where it is not traced.
         ends: The blocks' outputs, where the blocks are trained after the step.
         block: In which block it is.
         saved: Counts what is saved for backward, if not None.
         saved_by_block: What it counted in each block.
     """
 
-    def __init__(self, leaves: list[Tensor], program: Program | None, graphs: TruncatedBackward) -> None:
+    def __init__(
+        self, leaves: list[Tensor], program: Program | None, graphs: TruncatedBackward, *, is_traced: bool
+    ) -> None:
         self.leaves, self.program, self.graphs = leaves, program, graphs
-        self.trace = StepTrace(leaves) if program is None else None
+        self.trace = StepTrace(leaves) if is_traced else None
         self.ends: list[tuple[int, Tensor]] = []
         self.block = 0
         self.saved: SavedBytes | None = None
@@ -94,6 +101,8 @@ class LocalSteps:
         self._weighted = WeightedLosses()
         self._current: CurrentStep | None = None
         self._last_graphs: TruncatedBackward | None = None
+        self._epoch = -1  # of the latest step
+        self._is_warned = False
         self._module: Any = None
         self._strategy: Any = None
         self._optimizer: Any = None
@@ -196,7 +205,8 @@ class LocalSteps:
         """Make a step in blocks."""
         leaves = list(leaves_of(step.batch))
         graphs = TruncatedBackward(self.window, self._pending, self._num_blocks)
-        current = CurrentStep(leaves, self.programs.get(leaves), graphs)
+        program, is_due = self.programs.get(leaves), self._is_check_due()
+        current = CurrentStep(leaves, program, graphs, is_traced=program is None or is_due)
         if current.program is not None and not self.saved_bytes:
             current.saved = SavedBytes([*self._module.parameters(), *self.heads.parameters()])
         self.losses = {}
@@ -204,7 +214,8 @@ class LocalSteps:
         with self._in_blocks(current):
             output = self._run(step, current)
             if current.trace is not None and root_of(output) is not None:
-                self._learn_afterwards(current, output)
+                learn = self._learn_afterwards if program is None else self._check_again
+                learn(current, output)
         if self._has_last_block:
             self._note_saved(current, self._num_blocks - 1)
         self._last_graphs = current.graphs
@@ -269,6 +280,32 @@ class LocalSteps:
             current.saved_by_block.append(current.saved.start_anew())
             self.saved_bytes[block] = sum(current.saved_by_block[-self.window :])
 
+    def _is_check_due(self) -> bool:
+        """Whether this step looks at how the loss is computed, though that is known."""
+        before, self._epoch = self._epoch, self._module.current_epoch
+        is_new_epoch = self._epoch != before
+        return self._has_last_block and (is_new_epoch or self.num_steps % _STEPS_BETWEEN_CHECKS == 0)
+
+    def _check_again(self, current: CurrentStep, output: Any) -> None:
+        """See whether the loss is still computed as in the first steps, and learn anew how where it is not."""
+        root = root_of(output)
+        assert current.trace is not None
+        assert root is not None
+        program = traced_program(current.trace, root, lambda _: True)
+        if self.programs.knows(current.leaves, program):
+            return
+        if self.link is None:
+            self.programs = ProgramsOfRun()
+            self.programs.note(current.leaves, program)
+        elif not self._is_warned:
+            self._is_warned = True
+            warnings.warn(
+                f"The loss of step {self.num_steps + 1} is computed otherwise than in the first steps, as by another "
+                "coefficient. With layers in parallel the heads of all blocks but the last go on with the loss of the "
+                "first steps; train on one device to have them follow.",
+                stacklevel=2,
+            )
+
     def _learn_afterwards(self, current: CurrentStep, output: Any) -> None:
         """Train the blocks of a step whose program was not known before."""
         root = root_of(output)
@@ -288,6 +325,10 @@ class LocalSteps:
     def _learn(self, block: int, values: Tensor, current: CurrentStep, program: Program) -> None:
         self._seed(self._num_blocks + block)
         head = self.heads[block]
+        with nullcontext() if current.trace is None else current.trace.paused():
+            self._learn_by(program, head, block, values, current)
+
+    def _learn_by(self, program: Program, head: TrainedHead, block: int, values: Tensor, current: CurrentStep) -> None:
         loss = self._weighted.loss(lambda: program(head(values), current.leaves), current.leaves)
         self.losses[block] = loss.detach()
         with torch.autocast(values.device.type, enabled=False):

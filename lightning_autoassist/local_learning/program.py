@@ -106,9 +106,28 @@ class Program:
         loss: Tensor = value(self.end)
         return loss
 
-    def is_same_as(self, other: Program) -> bool:
-        """Whether the two compute the same, whatever their step."""
-        return not self.is_of_one_step and len(self.instructions) == len(other.instructions) and _same(self, other)
+    def is_same_as(self, other: Program, *, by_value: bool = False) -> bool:
+        """Whether the two compute the same, whatever their step.
+
+        Args:
+            other: The other one.
+            by_value: Whether tensors that they always read need not be the same object, but hold the same.
+        """
+        if self.is_of_one_step or len(self.instructions) != len(other.instructions):
+            return False
+        tensors = [[slot.tensor for slot in program.slots() if slot.tensor is not None] for program in (self, other)]
+        return (
+            _same(self, other)
+            and len(tensors[0]) == len(tensors[1])
+            and all(
+                one is another or (by_value and _hold_the_same(one, another))
+                for one, another in zip(*tensors, strict=True)
+            )
+        )
+
+
+def _hold_the_same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
 
 
 def _same(one: Program, other: Program) -> bool:
@@ -121,7 +140,7 @@ def _same(one: Program, other: Program) -> bool:
 
 def _comparable(value: Any) -> Any:
     if isinstance(value, Slot):
-        return (*value[:3], id(value.tensor) if value.tensor is not None else None)
+        return value[:3]
     if isinstance(value, dict):
         return {name: _comparable(each) for name, each in value.items()}
     if isinstance(value, (tuple, list)):

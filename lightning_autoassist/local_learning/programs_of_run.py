@@ -42,6 +42,11 @@ class ProgramsOfRun:
         program, is_confirmed = self._by_shapes.get(shapes_of(leaves), (None, False))
         return program if is_confirmed else self._general
 
+    def knows(self, leaves: Sequence[Tensor], program: Program) -> bool:
+        """Whether the program of a step that was traced again is the one that is known."""
+        known = self.get(leaves)
+        return known is not None and program.is_same_as(known, by_value=True)
+
     def note(self, leaves: Sequence[Tensor], program: Program) -> None:
         """Learn the program of a step that was traced."""
         shapes = shapes_of(leaves)

@@ -7,7 +7,8 @@ activations: of what needs a gradient it remembers the order of operations alone
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -98,6 +99,7 @@ class StepTrace(TorchFunctionMode):
     def __init__(self, leaves: Iterable[Tensor]) -> None:
         super().__init__()
         self.operations: list[Operation] = []
+        self._is_paused = False
         self._leaves = {id(leaf): number for number, leaf in enumerate(leaves)}
         self._kept = list(leaves)  # an id is that of one tensor only as long as the tensor lives
         self._data: list[Tensor] = []
@@ -109,7 +111,7 @@ class StepTrace(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling():
+        if self._is_paused or torch.compiler.is_compiling():
             return func(*args, **kwargs)
         read: list[Tensor] = []
         links: list[Link] = []
@@ -125,6 +127,15 @@ class StepTrace(TorchFunctionMode):
         changed = next((i for i, tensor in enumerate(read) if _version(tensor) != versions[i]), -1)
         self._note(func, arguments, read, links, changed, result)
         return result
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The context in which nothing is seen."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     def note_data(self, tensor: Tensor) -> None:
         """Take a tensor for one that comes from the batch, whatever made it."""

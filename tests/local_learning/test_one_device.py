@@ -182,14 +182,18 @@ class HeadLosses(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.before = copied(pl_module), [copied(each.heads[0]) for each in self.local._steps.heads]
+        self.batch = batch
+
+    def by_hand(self, module, logits):
+        return mixed_loss(logits, *module.seen[1:])
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        (state, heads), (pictures, labels, share) = self.before, pl_module.seen
+        (state, heads), pictures = self.before, pl_module.seen[0]
         if heads:
             reference, head = Blocks(), pooled((8,), (4,))
             reference.load_state_dict(state)
             head.load_state_dict(heads[0])
-            own = mixed_loss(head(reference.block1(pictures)), labels, share)
+            own = self.by_hand(pl_module, head(reference.block1(pictures)))
             self.pairs.append((float(self.local._steps.losses[0]), float(own.detach())))
 
 
@@ -203,6 +207,37 @@ def test_numbers_that_the_step_draws_are_the_same_for_heads(kind):
     assert len(losses.pairs) == 11
     for found, own in losses.pairs:
         assert found == pytest.approx(own, abs=1e-6)
+
+
+class Annealed(MixedByDraw):
+    """A coefficient, and a tensor that the loss always reads, change while it trains."""
+
+    def training_step(self, batch, batch_idx):
+        pictures, labels = batch
+        self.seen = pictures, labels, None
+        if self.kind == "an epoch's":
+            weight = torch.tensor([1.0, 2.0, 0.5, 1.0]) if self.current_epoch > 1 else None
+            self.own_loss = lambda logits: F.cross_entropy(logits, labels, weight)
+        else:
+            share = 0.2 if self.global_step < 9 else 0.9
+            self.own_loss = lambda logits: share * F.cross_entropy(logits, labels)
+        return self.own_loss(self(pictures))
+
+
+class AnnealedLosses(HeadLosses):
+    def by_hand(self, module, logits):
+        return module.own_loss(logits)
+
+
+@pytest.mark.parametrize(("kind", "most_stale"), [("an epoch's", 1), ("a step's", 16)])
+def test_a_loss_that_changes_is_learnt_anew(kind, most_stale):
+    pl.seed_everything(0, verbose=False)
+    module, local = Annealed(), LocalLearningCallback(BLOCKS[:1], pooled)
+    module.kind, losses = kind, AnnealedLosses(local)
+    fit(module, local, losses, epochs=6)
+    wrong = [found != pytest.approx(own, abs=1e-6) for found, own in losses.pairs]
+    assert sum(wrong) <= most_stale
+    assert local._steps.programs.get(list(losses.batch)) is not None  # it is known again
 
 
 def test_early_and_joint_steps_are_equal():
