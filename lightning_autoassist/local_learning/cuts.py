@@ -6,12 +6,19 @@ Shapes: B batch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_autoassist.local_learning.separators import leaks_round, separators
+from lightning_autoassist.local_learning.separators import (
+    IsPenalty,
+    has_reentrant_checkpoint,
+    leaks_round,
+    no_penalty,
+    separators,
+)
 from lightning_autoassist.local_learning.watched_calls import Call
 
 MAX_NAMED = 3
@@ -68,14 +75,17 @@ class Candidate(NamedTuple):
     before: list[nn.Parameter]
 
 
-def candidates(root: Tensor, calls: Sequence[Call]) -> tuple[list[Candidate], list[nn.Parameter]]:
+def candidates(
+    root: Tensor, calls: Sequence[Call], is_penalty: IsPenalty = no_penalty
+) -> tuple[list[Candidate], list[nn.Parameter]]:
     """All places where the network may be cut, in order, and the parameters after the last of them.
 
     Args:
         root: The returned loss.
         calls: Of the network's submodules.
+        is_penalty: See :func:`separators`.
     """
-    found, first = separators(root)
+    found, first = separators(root, is_penalty)
     by_node = {separator.node: place for place, separator in enumerate(found)}
     at: dict[int, Call] = {}
     for call in sorted(calls, key=lambda call: len(call.name)):
@@ -159,7 +169,12 @@ def level(places: Sequence[Candidate], total: int, num_blocks: int) -> list[int]
 
 
 def blocks_of(
-    module: nn.Module, root: Tensor, calls: Sequence[Call], total: int, wanted: int | Sequence[str] | None
+    module: nn.Module,
+    root: Tensor,
+    calls: Sequence[Call],
+    total: int,
+    wanted: int | Sequence[str] | None,
+    is_penalty: IsPenalty = no_penalty,
 ) -> Blocks:
     """Cut the network.
 
@@ -169,21 +184,40 @@ def blocks_of(
         calls: Of its submodules, in that step.
         total: Bytes that the step saved for backward.
         wanted: How many blocks; or the submodules whose outputs end blocks; None: as many as there can be.
+        is_penalty: See :func:`separators`.
 
     Raises:
         CutError: If it cannot be cut so.
     """
-    places, after = candidates(root, calls)
+    _check_checkpoints(root)
+    places, after = candidates(root, calls, is_penalty)
+    own_after = _without_penalties(places, after)
     norms = (each for each in module.modules() if isinstance(each, _NORMS))
-    layers = last_of_each_layer(places, after, frozenset(id(one) for norm in norms for one in norm.parameters()))
+    layers = last_of_each_layer(places, own_after, frozenset(id(one) for norm in norms for one in norm.parameters()))
     if wanted is None:
         chosen = layers
     elif isinstance(wanted, int):
         _check_number([places[number] for number in layers], wanted)
         chosen = [layers[number] for number in level([places[number] for number in layers], total, wanted)]
     else:
-        chosen = _named(module, root, calls, places, wanted)
+        leaks = functools.partial(leaks_round, root, is_penalty=is_penalty)
+        chosen = _named(module, leaks, calls, places, wanted)
+    _check_parameters(places, own_after, chosen)
     return _cut(module, places, after, chosen, total)
+
+
+def _check_checkpoints(root: Tensor) -> None:
+    if has_reentrant_checkpoint(root):
+        raise CutError(
+            "Blocks that end by a loss of their own cannot hold activation checkpoints with use_reentrant=True, of "
+            "which torch gives no gradients by themselves; write checkpoint(..., use_reentrant=False)."
+        )
+
+
+def _without_penalties(places: Sequence[Candidate], after: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Parameters after the last candidate that no layer before it has: a penalty on those of layers is no layer."""
+    before = {id(parameter) for place in places for parameter in place.before}
+    return [parameter for parameter in after if id(parameter) not in before]
 
 
 def _cut(
@@ -208,7 +242,6 @@ def _cut(
         size = own(own_parameters, block)
         cuts.append(Cut(call.name, tuple(call.shape[1:]), call.saved_bytes - saved, size))
         start, saved = end + 1, call.saved_bytes
-    _check_parameters(places, after, chosen)
     size = own([*(parameter for place in places[start:] for parameter in place.before), *after], len(cuts))
     return Blocks(tuple(cuts), total - saved, size, owners, tuple(shared))
 
@@ -236,7 +269,11 @@ def _check_number(places: Sequence[Candidate], wanted: int) -> None:
 
 
 def _named(
-    module: nn.Module, root: Tensor, calls: Sequence[Call], places: Sequence[Candidate], wanted: Sequence[str]
+    module: nn.Module,
+    leaks: Callable[[Any], list[nn.Parameter]],
+    calls: Sequence[Call],
+    places: Sequence[Candidate],
+    wanted: Sequence[str],
 ) -> list[int]:
     by_name = {call.name: call for call in calls}
     by_node = {place.call.node: number for number, place in enumerate(places)}
@@ -249,7 +286,7 @@ def _named(
         if reason is not None:
             raise CutError(f"The network cannot be cut after {name!r}: it {reason}.")
         if call.node not in by_node:
-            raise CutError(_on_leak(module, root, call))
+            raise CutError(_on_leak(module, leaks(call.node), call))
         chosen.append(by_node[call.node])
     return sorted(set(chosen))
 
@@ -262,9 +299,9 @@ def _on_unknown(name: str, module: nn.Module, places: Sequence[str]) -> str:
     return f"blocks names {name!r}, and the module has no submodule of this name; the nearest are {', '.join(near)}."
 
 
-def _on_leak(module: nn.Module, root: Tensor, call: Call) -> str:
+def _on_leak(module: nn.Module, parameters: Sequence[nn.Parameter], call: Call) -> str:
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    leaks = [names.get(id(one), "a parameter that is not the module's") for one in leaks_round(root, call.node)]
+    leaks = [names.get(id(one), "a parameter that is not the module's") for one in parameters]
     if not leaks:
         return (
             f"The network cannot be cut after {call.name!r}: there are no parameters before it or after it, or not all "

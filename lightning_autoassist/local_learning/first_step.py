@@ -139,7 +139,7 @@ def plan_of(
     root = root_of(step.output)
     assert root is not None
     calls = list(step.calls.calls.values())
-    blocks = blocks_of(module, root, calls, step.saved_bytes, wanted)
+    blocks = blocks_of(module, root, calls, step.saved_bytes, wanted, step.trace.is_number_of_parameters)
     by_name = step.calls.calls
     for cut in blocks.cuts:
         _check_rows(cut.name, by_name[cut.name].shape, program.output_shapes, batch_size)

@@ -70,13 +70,18 @@ def check_trainer(trainer: Trainer, module: LightningModule) -> None:
 
 
 def check_optimizers(trainer: Trainer) -> None:
-    """Refuse a run without an optimizer.
+    """Refuse a run without an optimizer, and one whose optimizer asks several times for a step's gradients.
 
     Raises:
-        ValueError: If the module has none.
+        ValueError: If the module has none, or such a one.
     """
     if not trainer.optimizers:
         raise ValueError("Local learning needs an optimizer: configure_optimizers must return one, got none.")
+    if any(base.__name__ == "LBFGS" for base in type(trainer.optimizers[0]).__mro__):
+        raise ValueError(
+            f"Local learning does not work with {type(trainer.optimizers[0]).__name__}, which searches along the "
+            "gradient of one loss, and blocks have one each. Use another optimizer, as torch.optim.AdamW."
+        )
 
 
 def fine_tuning_start(trainer: Trainer, share: float) -> float:

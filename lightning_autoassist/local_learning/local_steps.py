@@ -270,8 +270,16 @@ class LocalSteps:
         self._note_saved(current, block)
         if is_left and current.program is not None:
             raise LeftForward
-        passed_on = current.graphs.passed_on(values, is_kept=current.program is None)
+        passed_on = self._passed_on(values, current)
         self._seed(block + 1)
+        return passed_on
+
+    def _passed_on(self, values: Tensor, current: CurrentStep) -> Tensor:
+        if current.trace is None:
+            return current.graphs.passed_on(values, is_kept=False)
+        with current.trace.paused():
+            passed_on = current.graphs.passed_on(values, is_kept=current.program is None)
+        current.trace.note_same(passed_on, values)
         return passed_on
 
     def _note_saved(self, current: CurrentStep, block: int) -> None:

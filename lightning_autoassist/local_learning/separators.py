@@ -7,7 +7,7 @@ which it was made, backwards: where no other node waits, all paths from earlier 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -31,6 +31,14 @@ _OF_PARAMETERS = frozenset(
 )
 
 
+IsPenalty = Callable[[Any], bool]
+
+
+def no_penalty(node: Any) -> bool:
+    """Where no node is one."""
+    return False
+
+
 class Separator(NamedTuple):
     """A node through which all of the loss goes.
 
@@ -45,11 +53,12 @@ class Separator(NamedTuple):
     later: list[nn.Parameter]
 
 
-def separators(root: Tensor) -> tuple[list[Separator], list[nn.Parameter]]:
+def separators(root: Tensor, is_penalty: IsPenalty = no_penalty) -> tuple[list[Separator], list[nn.Parameter]]:
     """All separators behind a loss, those nearest to its end first, and the parameters before the first of them.
 
     Args:
         root: The loss.
+        is_penalty: Whether a node gives a number that depends on parameters alone.
     """
     found: list[Separator] = []
     met: list[nn.Parameter] = []
@@ -64,7 +73,7 @@ def separators(root: Tensor) -> tuple[list[Separator], list[nn.Parameter]]:
         for behind, output_nr in node.next_functions:
             if behind is None:
                 continue
-            parameters = parameters_of(behind)
+            parameters = parameters_of(behind, is_penalty)
             if parameters is not None:
                 met.extend(parameters)
                 continue
@@ -75,8 +84,16 @@ def separators(root: Tensor) -> tuple[list[Separator], list[nn.Parameter]]:
     return found, met
 
 
-def parameters_of(node: Any) -> list[nn.Parameter] | None:
+def has_reentrant_checkpoint(root: Tensor) -> bool:
+    """Whether activation checkpoints of torch's older kind are behind a loss."""
+    return any(node.name() == "CheckpointFunctionBackward" for node, _ in _walk_round(root.grad_fn, None, 0))
+
+
+def parameters_of(node: Any, is_penalty: IsPenalty = no_penalty) -> list[nn.Parameter] | None:
     """The parameters that a node gives, alone and not of the batch; None where it is an activation."""
+    if is_penalty(node):
+        leaves = (getattr(each, "variable", None) for each, _ in _walk_round(node, None, 0, through_parameters=True))
+        return [leaf for leaf in leaves if isinstance(leaf, nn.Parameter)]
     found: list[nn.Parameter] = []
     nodes = [node]
     for _ in range(16):
@@ -94,24 +111,27 @@ def parameters_of(node: Any) -> list[nn.Parameter] | None:
     return None
 
 
-def leaks_round(root: Tensor, node: Any) -> list[nn.Parameter]:
+def leaks_round(root: Tensor, node: Any, is_penalty: IsPenalty = no_penalty) -> list[nn.Parameter]:
     """Parameters that reach the loss on a way round a node, over an activation that is older than it.
 
     Args:
         root: The loss.
         node: Of a cut's output.
+        is_penalty: See :func:`separators`.
     """
     number = creation_number(node)
     found: dict[int, nn.Parameter] = {}
-    for each, is_behind in _walk_round(root.grad_fn, node, number):
+    for each, is_behind in _walk_round(root.grad_fn, node, number, is_penalty):
         if is_behind:
             for behind, _ in each.next_functions:
-                for parameter in (behind is not None and parameters_of(behind)) or []:
+                for parameter in (behind is not None and parameters_of(behind, is_penalty)) or []:
                     found[id(parameter)] = parameter
     return list(found.values())
 
 
-def _walk_round(start: Any, stop: Any, number: int) -> Iterator[tuple[Any, bool]]:
+def _walk_round(
+    start: Any, stop: Any, number: int, is_penalty: IsPenalty = no_penalty, *, through_parameters: bool = False
+) -> Iterator[tuple[Any, bool]]:
     """Nodes reached from ``start`` without passing ``stop``, and whether each is older than it."""
     stack, seen = [(start, False)], {start, stop}
     while stack:
@@ -119,6 +139,8 @@ def _walk_round(start: Any, stop: Any, number: int) -> Iterator[tuple[Any, bool]
         is_behind = is_behind or creation_number(node) < number
         yield node, is_behind
         for each, _ in node.next_functions:
-            if each is not None and each not in seen and parameters_of(each) is None:
+            if each is None or each in seen:
+                continue
+            if through_parameters or parameters_of(each, is_penalty) is None:
                 seen.add(each)
                 stack.append((each, is_behind))

@@ -137,6 +137,12 @@ class StepTrace(TorchFunctionMode):
         finally:
             self._is_paused = False
 
+    def note_same(self, tensor: Tensor, other: Tensor) -> None:
+        """Take a tensor for another one that was seen."""
+        known = self._known.get(id(other))
+        if known is not None and known[0]() is other:
+            self._known[id(tensor)] = (weakref.ref(tensor), *known[1:3], _version(tensor), tensor.requires_grad)
+
     def note_data(self, tensor: Tensor) -> None:
         """Take a tensor for one that comes from the batch, whatever made it."""
         self._data.append(tensor)
@@ -153,6 +159,11 @@ class StepTrace(TorchFunctionMode):
         if known is not None and is_as_given and known[4] == tensor.requires_grad:
             return Link(known[1], known[2], -1, live)
         return Link(-1, -1, leaf, tensor)
+
+    def is_number_of_parameters(self, node: Any) -> bool:
+        """Whether a node of the autograd graph gives a number that depends on parameters alone, as a penalty."""
+        link = self._numbers.get(node)
+        return link is not None and self._is_of_parameters(link)
 
     def link_of_loss(self, root: Tensor) -> Link:
         """Where a returned loss comes from; DDP may have passed it on in a tensor of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
@@ -22,7 +23,7 @@ class Call:
         name: Of the module.
         module: The module.
         count: How often it was called.
-        is_repeated: Whether backward called it again, as activation checkpointing does.
+        is_repeated: Whether backward calls it again, as activation checkpointing does.
         started: When it began, in beginnings and ends of any module's calls.
         ended: When it ended.
         output: What it gave; None once the step has been looked at.
@@ -131,6 +132,7 @@ class WatchedCalls:
         if is_in_backward():
             call.is_repeated = True
             return
+        call.is_repeated = call.is_repeated or _is_in_checkpoint()
         call.count += 1
         self._clock += 1
         call.started = self._clock
@@ -145,6 +147,16 @@ class WatchedCalls:
         call.output, call.node = output, None
         if isinstance(output, Tensor) and output.grad_fn is not None:
             call.node, call.output_nr, call.shape = output.grad_fn, output.output_nr, output.shape
+
+
+def _is_in_checkpoint() -> bool:
+    """Whether this is called within a function that backward will call again."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            return True
+    return False
 
 
 def visible_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lightning_autoassist import LocalLearningCallback
 from tests.helpers.local_learning import BLOCKS, Blocks, fit, made
@@ -71,6 +72,34 @@ class Manual(Blocks):
         self.automatic_optimization = False
 
 
+class Checkpointed(Blocks):
+    """A block that backward calculates anew."""
+
+    is_reentrant = False
+
+    def forward(self, pictures):
+        pictures = pictures.clone().requires_grad_()
+        values = checkpoint(self.block2, self.block1(pictures), use_reentrant=self.is_reentrant)
+        return self.classifier(self.block3(values).mean((2, 3)))
+
+
+class ReentrantlyCheckpointed(Checkpointed):
+    is_reentrant = True
+
+
+class Searching(Blocks):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters())
+
+
+class Penalized(Blocks):
+    """What follows the classifier are its own parameters, in a penalty."""
+
+    def training_step(self, batch, batch_idx):
+        penalty = sum(parameter.square().sum() for parameter in self.parameters())
+        return super().training_step(batch, batch_idx) + 1e-4 * penalty
+
+
 @pytest.mark.parametrize(
     ("module", "blocks", "message"),
     [
@@ -86,6 +115,10 @@ class Manual(Blocks):
         (Scripted, BLOCKS, "No loss was captured that blocks could be trained by"),
         (Blocks, ["block1.1", "block1.2"], r"no parameters that are trained; leave out one"),
         (Manual, BLOCKS, "automatic_optimization=False"),
+        (Checkpointed, ["block2"], "after 'block2': it is repeated by activation checkpointing"),
+        (ReentrantlyCheckpointed, ["block1"], r"write checkpoint\(\.\.\., use_reentrant=False\)"),
+        (Searching, BLOCKS, "does not work with LBFGS, which searches along the gradient of one loss"),
+        (Penalized, ["classifier"], "no parameters that are trained; leave out one"),
     ],
     ids=str,
 )
@@ -93,6 +126,43 @@ def test_what_cannot_be_cut_is_refused(module, blocks, message):
     pl.seed_everything(0, verbose=False)
     with pytest.raises(ValueError, match=message):
         fit(module(), LocalLearningCallback(blocks), epochs=1)
+
+
+def test_a_checkpoint_within_a_block_is_allowed():
+    pl.seed_everything(0, verbose=False)
+    plain, checkpointed = Blocks(), Checkpointed()
+    checkpointed.load_state_dict(plain.state_dict())
+    for module in (plain, checkpointed):
+        pl.seed_everything(0, verbose=False)
+        fit(module, LocalLearningCallback(["block1", "block3"]))
+    for one, other in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_penalty_on_parameters_is_no_layer_of_its_own():
+    callback = LocalLearningCallback(mode="greedy")
+    fit(Penalized(), callback, epochs=1)
+    assert [row["ends_after"] for row in callback.describe()][-2:] == ["block3", "the loss"]
+
+
+class Tempered(Blocks):
+    """Its loss reads what ends a block."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch, batch_idx):
+        logits = self(batch[0])
+        return F.cross_entropy(logits * self.scale.exp(), batch[1]) + 1e-3 * logits.square().mean()
+
+
+@pytest.mark.parametrize("mode", ["chunked", "overlapping"])
+def test_a_loss_may_read_the_output_of_a_block(mode):
+    callback = LocalLearningCallback(["block1", "classifier"], "linear", mode=mode)
+    fit(Tempered(), callback, epochs=3)
+    assert callback._steps.programs.why_of_one_step is None
+    assert set(callback._steps.losses) == {0, 1}
 
 
 def test_a_skip_connection_within_a_block_is_no_leak():
