@@ -51,7 +51,7 @@ def write_curves(benchmark: Benchmark) -> None:
         full = [row for row in group if row["method"] == "full"]
         others = grouped((row for row in group if row["method"] != "full"), ("budget",))
         others.sort(key=lambda rows: -rows[0]["budget"])
-        names = ["full run", *SUMMARISED]
+        names = ["full run", *map(_shown, SUMMARISED)]
         rank = {method: number for number, method in enumerate(SUMMARISED)}
         width = 6.0 if len(others) < 2 else 3.8
         picture = Picture(
@@ -96,7 +96,7 @@ def summary_table(benchmarks: Sequence[Benchmark], only_budget: float | None = N
         only_budget: Shows this budget alone; None shows all of them.
     """
     lines = [
-        f"| | budget | full run, % | {' | '.join(SUMMARISED)} |",
+        f"| | budget | full run, % | {' | '.join(map(_shown, SUMMARISED))} |",
         f"|---|---|---|{'---|' * len(SUMMARISED)}",
     ]
     for benchmark in benchmarks:
@@ -179,7 +179,12 @@ def _series_name(row: Row) -> str:
     """What a row's method is called in pictures whose panels name the budget."""
     if row["method"] == "full":
         return "full run"
-    return "autoassist, TextAssistant" if _is_for_text(row) else str(row["method"])
+    return "autoassist, TextAssistant" if _is_for_text(row) else _shown(row["method"])
+
+
+def _shown(method: str) -> str:
+    """A method's name, where it might be taken for the package's."""
+    return "autoassist, the paper's" if method == "autoassist" else method
 
 
 def measured_on(rows: list[Row]) -> str:
