@@ -43,3 +43,11 @@ def test_every_public_name_is_in_the_reference():
         shown |= {name for name in module.__all__ if callable(getattr(module, name))}
     public = {*lightning_autoassist.__all__, *lightning_autoassist._MODULE_OF}
     assert public | {*policies.__all__, *assistants.__all__, *names.__all__} <= shown
+
+
+def test_every_policy_has_a_method_card_and_says_what_it_shifts():
+    cards = re.findall(r"^### (.+)$", (ROOT / "benchmarks/README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    carded = set(re.findall(r"`(\w+)`", "\n".join(cards)))
+    assert set(policies.POLICIES) <= carded
+    for name, kind in policies.POLICIES.items():
+        assert name in ("uniform", "random") or "**What shifts.**" in kind.__doc__
