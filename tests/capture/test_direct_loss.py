@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lightning_autoassist.capture.active_step import active_steps
 from lightning_autoassist.capture.direct_loss import _STEPS
 from lightning_autoassist.capture.loss_capture import InstanceLossCapture
+from tests.helpers.versions import finds_losses_by_hand
 
 B, C, F_IN, T = 6, 5, 3, 4
 TARGETS = {"classes": lambda: torch.randint(0, C, (B,)), "values": lambda: torch.rand(B, C)}
@@ -112,6 +113,7 @@ def by_hand(logits, target):
     return (logits - F.one_hot(target, C)).square().sum(1).mean()
 
 
+@finds_losses_by_hand
 def test_a_step_that_returns_another_loss_says_so_and_all_later_ones_are_watched():
     run, target, weights = settled(), torch.randint(0, C, (B,)), torch.rand(B)
     observation, reason, _ = run.step(by_hand, target, weights)
@@ -141,6 +143,7 @@ def test_a_sum_of_losses_of_torch_is_read_off_the_graph_with_its_weights():
     torch.testing.assert_close(left_gradients, right_gradients)
 
 
+@finds_losses_by_hand
 def test_what_is_only_now_and_then_another_loss_is_watched():
     run = Run()
     for number in range(3 * _STEPS):

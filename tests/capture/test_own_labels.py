@@ -13,6 +13,7 @@ from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule
 from lightning_autoassist.capture.loss_capture import InstanceLossCapture
 from lightning_autoassist.capture.own_labels import OwnLabels
 from tests.helpers.ordinary import trainer
+from tests.helpers.versions import resumes_exactly
 
 N, B, D, C = 80, 8, 6, 4
 pytestmark = [
@@ -147,6 +148,7 @@ def test_what_the_batch_brought_is_the_label(name):
     assert torch.equal(callback.instances.labels, LABELS.int())
 
 
+@resumes_exactly
 @pytest.mark.parametrize("module", [*MADE_IN_THE_STEP, PseudoLabelsLater, Mixing], ids=lambda each: each.__name__)
 @pytest.mark.parametrize("step", [2, 13, 25])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, module, step):

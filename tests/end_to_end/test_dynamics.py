@@ -16,6 +16,7 @@ from lightning_autoassist.instances.checkpoints import instances_in
 from tests.helpers.observed_losses import EVERY, SAVED_AT, Line, LossLog, assert_are, by_hand, fit
 from tests.helpers.ordinary import Classifier, ClustersData, CountingDataset, trainer
 from tests.helpers.processes import run_with_children
+from tests.helpers.versions import resumes_exactly
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
@@ -159,6 +160,7 @@ def without_margins(checkpoint):
     return len(waiting)
 
 
+@resumes_exactly
 def test_a_checkpoint_of_before_there_were_margins_is_gone_on_from(tmp_path):
     whole = fit(tmp_path / "whole", lag=3)
     checkpoint = torch.load(tmp_path / "whole" / f"step={SAVED_AT}.ckpt", weights_only=True)
@@ -202,6 +204,7 @@ def test_on_two_processes_each_knows_what_both_saw(on_two_processes):
     assert len(first["lines"]) % (10 * EVERY) != 0  # some steps were not exchanged before the end
 
 
+@resumes_exactly
 def test_resumed_on_two_processes(on_two_processes):
     for whole, resumed in on_two_processes:
         assert list(whole["columns"]) == list(COLUMNS)

@@ -18,6 +18,7 @@ from lightning_autoassist.capture.row_matching import columns_of, columns_of_ins
 from lightning_autoassist.filtering.data.collation import WatchedCollate
 from tests.helpers.loaders import current_draw
 from tests.helpers.ordinary import trainer
+from tests.helpers.versions import resumes_exactly
 
 pytestmark = pytest.mark.filterwarnings("ignore:this run trains on")
 
@@ -264,6 +265,7 @@ def test_unfiltered_runs_equal_plain_ones(collate):
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@resumes_exactly
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize(("collate", "kind"), [(sorted_by_length, "tensors"), (readable_and_sorted, "unreadable")])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, collate, kind):

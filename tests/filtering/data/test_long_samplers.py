@@ -19,6 +19,7 @@ from lightning_autoassist.filtering.sampling.index_batches import ShrinkingBatch
 from lightning_autoassist.filtering.sampling.order_pieces import OrderInPieces
 from tests.helpers.loaders import Order, Remembering, Rows, fit, shuffled
 from tests.helpers.ordinary import trainer
+from tests.helpers.versions import resumes_exactly
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:this run trains on", "ignore:max_steps=", "ignore:You defined a `validation_step` but have no"
@@ -91,6 +92,7 @@ RESUMABLE = {
 }
 
 
+@resumes_exactly
 @pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize("make_sampler", RESUMABLE.values(), ids=RESUMABLE)
 @pytest.mark.parametrize("update", ["sync", "async"])
