@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser, template: Job, methods: tuple
     add("--policy", action="append", help=f"NAME or NAME:KEY=VALUE,...; again for more; default: {' '.join(methods)}")
     add("--seeds", type=int, default=defaults["seeds"], help="final runs of each method")
     add("--grid", type=float, nargs="+", default=defaults["grid"], help="peak learning rates to choose from")
+    add("--rate", type=float, help="one peak learning rate for all, chosen by other means: no tuning runs")
     if hasattr(template, "batch_size"):
         add("--batch-size", type=int, default=template.batch_size)
     add("--epochs", type=int, default=template.epochs)
@@ -59,7 +60,7 @@ def planned(
     """
     names = {field.name for field in fields(template)} & vars(args).keys() - {"dataset", "budget"}  # stages have these
     template = replace(template, **{name: getattr(args, name) for name in names})
-    options = {"rates_from": None, **options}
+    options = {"rates_from": None, "fixed_rate": args.rate, **options}
     chosen = tuple(args.policy or methods)
     return Plan(stages, chosen, tuple(range(args.seeds)), tuple(args.grid), template=template, **options)
 

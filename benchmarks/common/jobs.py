@@ -110,6 +110,7 @@ class Plan:
         metric: What is better the higher it is, and chooses the rates: a column of the rows.
         whole_grid: Whether every budget's rates come from the whole grid, and not from around what was best at 0.6.
             Where the best is the grid's lowest or highest, the grid goes on by one rate there, for that method alone.
+        fixed_rate: Peak learning rate of all final runs, chosen by other means: nothing is tuned. None: tuned.
     """
 
     stages: tuple[tuple[str, float], ...]
@@ -120,6 +121,7 @@ class Plan:
     template: Job
     metric: str = "accuracy"
     whole_grid: bool = False
+    fixed_rate: float | None = None
     choices = ("budget", "learning_rate")  # of a job, for the lines that tell of it
 
     def jobs(self, rows: dict[Job, Row]) -> Iterator[Job | None]:
@@ -147,6 +149,8 @@ class Plan:
 
     def _tuning(self, rows: dict[Job, Row], dataset: str, method: str, budget: float) -> Iterator[Job | None]:
         """The runs that choose a rate: over the grid at 0.6 and for the full run, else around what was chosen there."""
+        if self.fixed_rate is not None:
+            return
         if self.whole_grid:
             yield from self._tuning_on_whole_grid(rows, dataset, method, budget)
             return
@@ -178,6 +182,8 @@ class Plan:
                 yield replace(edge, learning_rate=float(f"{edge.learning_rate**2 / inner.learning_rate:.2g}"))
 
     def _best_rate(self, rows: dict[Job, Row], dataset: str, method: str, budget: float) -> float | None:
+        if self.fixed_rate is not None:
+            return self.fixed_rate
         jobs = list(self._tuning(rows, dataset, method, budget))
         if any(job is None or job not in rows for job in jobs):
             return None

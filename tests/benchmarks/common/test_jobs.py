@@ -66,6 +66,15 @@ def test_rates_may_come_from_another_data_set():
     assert {(job.dataset, job.learning_rate) for job in order if job.phase == "final"} == {("label-noise", 0.4)}
 
 
+def test_a_fixed_rate_is_not_tuned():
+    order = finish_all(plan_of(fixed_rate=0.3, seeds=(0,)), lambda job: 0)
+    assert [(job.phase, job.method, job.budget, job.learning_rate) for job in order] == [
+        ("final", "full", 1.0, 0.3),
+        ("final", "uniform", 0.6, 0.3),
+        ("final", "uniform", 0.4, 0.3),
+    ]
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_is_a_method_with_options(name):
     callback = Method(f"{name}:reweighting=normalized,unfiltered_tail=0.25,assistant=hybrid").callback()
