@@ -23,7 +23,7 @@ from benchmarks.common.command_line import be_quiet, parser_of
 from benchmarks.common.jobs import TUNE_SEED, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check
-from benchmarks.kfac.runs import CASES, EIGHTH, Case, KFACJob, run_job
+from benchmarks.kfac.runs import CASES, CLIPPED, EIGHTH, Case, KFACJob, run_job
 from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
 
 TABLE = "kfac"
@@ -57,7 +57,8 @@ class KFACPlan:
                     yield self._final(rows, name, case, method, seed)
 
     def _tuning(self, name: str, case: Case, method: str) -> list[KFACJob]:
-        dampings = {"kfac": case.dampings, EIGHTH: case.dampings, "kaisa": case.absolute}.get(method, (0.0,))
+        by_method = {**dict.fromkeys(("kfac", EIGHTH, CLIPPED), case.dampings), "kaisa": case.absolute}
+        dampings = by_method.get(method, (0.0,))
         return [
             KFACJob(
                 phase="tune",

@@ -6,13 +6,14 @@ import statistics
 
 from benchmarks.common.accuracy_report import Row, grouped, mean_of, measured_on, with_error
 from benchmarks.common.rows import rows_of
-from benchmarks.kfac.runs import CASES, EIGHTH, Case
+from benchmarks.kfac.runs import CASES, CLIPPED, EIGHTH, KL_CLIP, Case
 
 NAMES = {
     "sgd": "SGD, momentum 0.9",
     "adamw": "AdamW",
     "kfac": "`KFACCallback()` over SGD",
     EIGHTH: "`KFACCallback(factor_share=0.125)` over SGD",
+    CLIPPED: f"`KFACCallback(step=\"kl_clip\", kl_clip={KL_CLIP})` over SGD",
     "kaisa": "`KFACCallback.kaisa()` over SGD",
 }
 NOT_MEASURED = "Not measured yet: `python -m benchmarks.kfac`."

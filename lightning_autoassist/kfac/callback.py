@@ -284,10 +284,17 @@ class KFACCallback(CallbackBase):
         return [part.state_dict() for _, part in self._parts]
 
     def _restore(self) -> None:
-        if self._state is not None and len(self._state) == len(self._parts):
-            for (_, part), state in zip(self._parts, self._state, strict=True):
-                part.load_state_dict(state)
-        self._state = None
+        states, self._state = self._state, None
+        if states is None:
+            return
+        if len(states) != len(self._parts):
+            rank_zero_warn(
+                f"The checkpoint has Kronecker factors of {len(states)} optimizers with layers, and this run has "
+                f"{len(self._parts)} of these: K-FAC begins anew with all layers."
+            )
+            return
+        for (_, part), state in zip(self._parts, states, strict=True):
+            part.load_state_dict(state)
 
 
 def _figures(part: Preconditioner) -> dict[str, Any]:

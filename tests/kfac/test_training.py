@@ -357,6 +357,18 @@ def filtered(folder, resume=None):
     return module, run
 
 
+def test_factors_of_another_number_of_optimizers_are_warned_of():
+    first = KFACCallback(**OFTEN)
+    fit(Net(), first, max_steps=4)
+    state = first.state_dict()
+    resumed = KFACCallback(**OFTEN)
+    resumed.load_state_dict({**state, "parts": state["parts"] * 2})
+    with pytest.warns(UserWarning, match="factors of 2 optimizers with layers, and this run has 1 of these"):
+        fit(Net(), resumed, max_steps=2)
+    [part] = resumed.state_dict()["parts"]
+    assert part["num_steps"] == 2
+
+
 def test_it_stacks_with_filtering_and_resumes_bit_for_bit(tmp_path):
     module, run = filtered(tmp_path / "whole")
     assert run.callback_metrics["autoassist/keep_rate"] < 1
