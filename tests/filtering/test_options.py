@@ -90,7 +90,7 @@ def test_weights_that_fell_to_mean_stay_so_in_the_next_fit_without_another_warni
         (ScheduledPolicy("ies"), {"assistant": "logistic"}, "LogisticAssistant predicts how likely"),
         ("threshold", {"score": "gradient_norm"}, "score='gradient_norm' is none"),
     ],
-    ids=str,
+    ids=("name", "wrapped", "score"),
 )
 def test_policies_that_read_losses_refuse_other_numbers(policy, options, problem):
     with pytest.raises(ValueError, match=f"compares an instance's loss with a number, and {problem}"):
