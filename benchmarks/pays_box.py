@@ -55,8 +55,8 @@ def _pays_not() -> Iterator[str]:
         f"{small['plain_ms']:.1f} ms become {small['filtered_ms']:.1f}"
     )
     yield (
-        "training is so short that every update still counts: a large network, up to some 15 epochs; "
-        + _large_network()
+        "training is so short that every update still counts: a large network, up to some 15 epochs, or "
+        "translation that ends before it converges; on the former " + _large_network()
     )
 
 
