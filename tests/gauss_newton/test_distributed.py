@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("loss", ["half_sum", "cross_entropy_sum"])
 def test_processes_make_the_steps_of_one(folder, loss):
-    first, second = (torch.load(folder / f"{loss}-{rank}.pt") for rank in (0, 1))
+    first, second = (torch.load(folder / f"{loss}-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert torch.equal(first["parameters"], second["parameters"])
     assert first["damping"] == second["damping"] != 0.1
     module, callback = Perceptron(loss), GaussNewtonCallback(0.1)

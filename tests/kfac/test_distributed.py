@@ -24,7 +24,8 @@ def runs(tmp_path_factory):
     assert done.returncode == 0, done.output
     worlds = {name: world for name, (_, world, _) in CASES.items()} | {name: w for name, (_, w) in RESUMED.items()}
     return folder, {
-        name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(world)] for name, world in worlds.items()
+        name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(world)]
+        for name, world in worlds.items()
     }
 
 
