@@ -23,7 +23,7 @@ from benchmarks.common.command_line import be_quiet, parser_of
 from benchmarks.common.jobs import TUNE_SEED, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check
-from benchmarks.kfac.runs import CASES, CLIPPED, EIGHTH, Case, KFACJob, run_job
+from benchmarks.kfac.runs import CASES, CLIPPED, EIGHTH, Case, KFACJob, run_job, score_of
 from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
 
 TABLE = "kfac"
@@ -77,8 +77,7 @@ class KFACPlan:
         jobs = self._tuning(name, case, method)
         if any(job not in rows for job in jobs):
             return None
-        # Those that diverged have no score that is a number.
-        best = max(jobs, key=lambda job: rows[job]["score"] if rows[job]["score"] == rows[job]["score"] else -1e9)
+        best = max(jobs, key=lambda job: score_of(rows[job]))
         return KFACJob(
             phase="final",
             dataset=name,

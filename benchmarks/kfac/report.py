@@ -6,7 +6,7 @@ import statistics
 
 from benchmarks.common.accuracy_report import Row, grouped, mean_of, measured_on, with_error
 from benchmarks.common.rows import rows_of
-from benchmarks.kfac.runs import CASES, CLIPPED, EIGHTH, KL_CLIP, Case
+from benchmarks.kfac.runs import CASES, CLIPPED, EIGHTH, KL_CLIP, Case, score_of
 
 NAMES = {
     "sgd": "SGD, momentum 0.9",
@@ -34,12 +34,8 @@ def kfac_tables() -> str:
 
 def _is_chosen(row: Row, tuning: list[Row]) -> bool:
     """Whether a final run has its method's best settings: others were the best of a smaller grid."""
-    best = _best([one for one in tuning if one["method"] == row["method"]])
+    best = max((one for one in tuning if one["method"] == row["method"]), key=score_of)
     return all(row[name] == best[name] for name in ("learning_rate", "damping"))
-
-
-def _best(rows: list[Row]) -> Row:
-    return max(rows, key=lambda row: row["score"] if row["score"] == row["score"] else -1e9)  # nan: it diverged
 
 
 def _tuning_table(case: Case, rows: list[Row]) -> str:
@@ -54,7 +50,7 @@ def _tuning_table(case: Case, rows: list[Row]) -> str:
     by_method = {group[0]["method"]: group for group in grouped(rows, ("method",))}
     for method in (name for name in NAMES if name in by_method):
         own = by_method[method]
-        best = _best(own)
+        best = max(own, key=score_of)
         damping = f"{best['damping']:g}" if best["damping"] else "-"
         cells = [NAMES[method], f"{best['learning_rate']:g}", damping, with_error([_unit(case) * best["score"]])]
         lines.append(f"| {' | '.join([*cells, str(len(own)), _step(own)])} |")

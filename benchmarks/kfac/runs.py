@@ -152,6 +152,12 @@ def run_job(job: KFACJob, case: Case, data_dir: Path) -> Row:
     return {**row, "intervals": case.intervals, "kfac_seconds": seconds, "warnings": told}
 
 
+def score_of(row: Row) -> float:
+    """What a run reached; less than what any other did where it diverged and has no number."""
+    score: float = row["score"]
+    return score if score == score else -1e9
+
+
 def callback_of(job: KFACJob, case: Case) -> KFACCallback | None:
     """What is beside the optimizer; None for SGD and AdamW alone."""
     factors, inverses = case.intervals

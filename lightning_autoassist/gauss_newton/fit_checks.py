@@ -9,6 +9,7 @@ from torch import nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_autoassist.gauss_newton.instance_rows import CannotSolveError
+from lightning_autoassist.trainer_support.class_names import class_names
 from lightning_autoassist.trainer_support.variants import LightningModule, Trainer
 
 _STRATEGIES = {"SingleDeviceStrategy", "DDPStrategy"}
@@ -30,7 +31,7 @@ def check_fit(trainer: Trainer, module: LightningModule) -> None:
             "the module optimizes by hand (automatic_optimization=False), and GaussNewtonCallback writes its step "
             "between Lightning's backward and the optimizer's step; use automatic optimization"
         )
-    if not _STRATEGIES & {kind.__name__ for kind in type(trainer.strategy).__mro__}:
+    if not _STRATEGIES & class_names(trainer.strategy):
         raise CannotSolveError(
             f"the strategy is {type(trainer.strategy).__name__}, under which a process need not hold whole parameters; "
             'use one device or strategy="ddp"'

@@ -9,6 +9,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import distributed
 
+from lightning_autoassist.trainer_support.class_names import class_names
 from lightning_autoassist.trainer_support.internals import steps_with_scaled_gradients
 from lightning_autoassist.trainer_support.variants import Trainer
 
@@ -27,7 +28,7 @@ def check_strategy(trainer: Trainer) -> None:
     Raises:
         MisconfigurationException: With the reason.
     """
-    names = {base.__name__ for base in type(trainer.strategy).__mro__}
+    names = class_names(trainer.strategy)
     for name, title in _SHARDED.items():
         if name in names:
             raise MisconfigurationException(
@@ -49,7 +50,7 @@ def check_optimizers(trainer: Trainer, optimizers: Sequence[Any]) -> None:
     """
     for optimizer in optimizers:
         name = type(optimizer).__name__
-        if any(base.__name__ == "LBFGS" for base in type(optimizer).__mro__):
+        if "LBFGS" in class_names(optimizer):
             raise MisconfigurationException(
                 f"KFACCallback does not work with {name}: it takes a curvature of its own from differences of "
                 "gradients, which preconditioning changes from one to the next. Use torch.optim.SGD with momentum."

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_autoassist.local_learning.heads import HEADS, HeadFunction
 from lightning_autoassist.trainer_support.arguments import check_choice, check_function, check_whole, received
+from lightning_autoassist.trainer_support.class_names import class_names
 from lightning_autoassist.trainer_support.variants import LightningModule, Trainer
 
 MODES = ("chunked", "greedy", "overlapping")
@@ -61,7 +62,7 @@ def check_trainer(trainer: Trainer, module: LightningModule) -> None:
             f"Local learning needs Lightning's automatic optimization, and {type(module).__name__} has "
             "automatic_optimization=False; leave the backward pass and the optimizer's step to Lightning."
         )
-    names = {base.__name__ for base in type(trainer.strategy).__mro__}
+    names = class_names(trainer.strategy)
     if names.intersection(_SHARDED):
         raise ValueError(
             f"Local learning works on one device, with strategy='ddp' and with strategy='layer_parallel', got "
@@ -77,7 +78,7 @@ def check_optimizers(trainer: Trainer) -> None:
     """
     if not trainer.optimizers:
         raise ValueError("Local learning needs an optimizer: configure_optimizers must return one, got none.")
-    if any(base.__name__ == "LBFGS" for base in type(trainer.optimizers[0]).__mro__):
+    if "LBFGS" in class_names(trainer.optimizers[0]):
         raise ValueError(
             f"Local learning does not work with {type(trainer.optimizers[0]).__name__}, which searches along the "
             "gradient of one loss, and blocks have one each. Use another optimizer, as torch.optim.AdamW."

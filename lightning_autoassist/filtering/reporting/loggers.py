@@ -23,7 +23,6 @@ from lightning_autoassist.filtering.reporting.counts import InstanceCounts
 from lightning_autoassist.filtering.reporting.epoch_figures import ClassCounts, EpochFigures
 from lightning_autoassist.filtering.reporting.gallery import GalleryOptions, gallery_of, is_due, labels_of
 from lightning_autoassist.filtering.reporting.logger_guard import guard, unguard
-from lightning_autoassist.filtering.reporting.logger_types import is_a
 from lightning_autoassist.filtering.reporting.metric_names import AXES, PREFIX
 from lightning_autoassist.filtering.reporting.metrics import FilterReport, ShownCount
 from lightning_autoassist.filtering.reporting.reliability import Reliability, reliability
@@ -31,6 +30,7 @@ from lightning_autoassist.filtering.reporting.settings_card import card, in_word
 from lightning_autoassist.filtering.reporting.tensorboard_log import log_to_tensorboard
 from lightning_autoassist.filtering.reporting.wandb_log import log_instances, log_row, log_to_wandb, wandb_runs
 from lightning_autoassist.trainer_support.arrays import FloatArray, IndexArray
+from lightning_autoassist.trainer_support.class_names import class_names
 from lightning_autoassist.trainer_support.internals import is_logging_step, show_in_progress_bar
 
 MAX_CLASS_METRICS = 20  # of more classes there is a table only
@@ -105,7 +105,7 @@ class RunLog:
         self.is_on, self._saved_ratio = True, None
         self._data = data
         self._is_wanted = bool(trainer.loggers)
-        self._has_wandb = any(is_a(logger, "WandbLogger") for logger in trainer.loggers)
+        self._has_wandb = any("WandbLogger" in class_names(logger) for logger in trainer.loggers)
         self._is_first = trainer.is_global_zero
         self._num_ranks = trainer.world_size
         self._logs_metrics = True
@@ -145,7 +145,7 @@ class RunLog:
     def _prepare_tensorboard(self, trainer: Any) -> None:
         # It saves its settings once, before training starts, and log_hyperparams would add a metric hp_metric of -1.
         for logger in trainer.loggers:
-            if is_a(logger, "TensorBoardLogger"):
+            if "TensorBoardLogger" in class_names(logger):
                 logger.hparams["autoassist"] = self._settings()
 
     @_costs_no_run
@@ -172,7 +172,7 @@ class RunLog:
         """Training starts: leave the settings."""
         settings = {"autoassist": self._settings()}
         for logger in trainer.loggers:
-            if not is_a(logger, "WandbLogger") and not is_a(logger, "TensorBoardLogger"):
+            if "WandbLogger" not in class_names(logger) and "TensorBoardLogger" not in class_names(logger):
                 _log_settings(logger, settings)
         for run in wandb_runs(trainer):
             run.config.update(settings, allow_val_change=True)
@@ -289,7 +289,7 @@ class RunLog:
     def _figure_loggers(self, trainer: Any) -> tuple[list[Any], list[Any]]:
         """TensorBoard's writers and W&B's runs, in the first process."""
         loggers = trainer.loggers if self._is_first else []
-        boards = [logger.experiment for logger in loggers if is_a(logger, "TensorBoardLogger")]
+        boards = [logger.experiment for logger in loggers if "TensorBoardLogger" in class_names(logger)]
         return boards, list(wandb_runs(trainer))
 
     # ---- state

@@ -9,9 +9,9 @@ import numpy as np
 
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.reporting.epoch_figures import ClassCounts, EpochFigures, as_cell
-from lightning_autoassist.filtering.reporting.logger_types import is_a
 from lightning_autoassist.filtering.reporting.metric_names import PREFIX
 from lightning_autoassist.filtering.reporting.reliability import Reliability
+from lightning_autoassist.trainer_support.class_names import class_names
 from lightning_autoassist.trainer_support.internals import module_of, wandb_settings
 
 NUM_BINS = 64
@@ -99,7 +99,7 @@ def wandb_runs(trainer: Any) -> Iterator[Any]:
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        if is_a(logger, "WandbLogger") and not getattr(logger.experiment, "disabled", False):
+        if "WandbLogger" in class_names(logger) and not getattr(logger.experiment, "disabled", False):
             yield logger.experiment
 
 
