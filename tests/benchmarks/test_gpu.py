@@ -7,7 +7,6 @@ import math
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from benchmarks.gpu.accuracy import SIZES, best_rates, fitted, plan_of
 from benchmarks.gpu.data import DeviceData, OnDevice, augmented
 from benchmarks.gpu.pack import check_size
 from benchmarks.gpu.part import Part
+from tests.helpers.processes import has_ended
 
 HANGING = """
 import subprocess, sys, time
@@ -26,12 +26,6 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 open(sys.argv[1], "w").write(str(child.pid))
 time.sleep(600)
 """
-
-
-def is_running(pid):
-    """A process that has ended may wait to be collected."""
-    status = Path(f"/proc/{pid}/status")
-    return status.exists() and "State:\tZ" not in status.read_text()
 
 
 def test_a_part_that_fails_or_hangs_costs_the_others_nothing(tmp_path):
@@ -58,7 +52,7 @@ def test_a_part_that_fails_or_hangs_costs_the_others_nothing(tmp_path):
     assert rows["fails"]["outcome"] == "failed with 1"
     assert rows["is well"]["outcome"] == "ended"
     assert run.failed == ["crashes", "hangs", "fails"]
-    assert not is_running(pid_file.read_text())
+    assert has_ended(int(pid_file.read_text()))
     assert (tmp_path / "is well.txt").read_text() == "here\n"
 
 

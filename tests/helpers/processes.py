@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,28 @@ def run_with_children(command: list[str], timeout: float, **options: object) -> 
     if ended.returncode and any(words.lower() in ended.output.lower() for words in NEVER_MET):
         ended = _run_once(command, timeout, options)
     return ended
+
+
+def has_ended(pid: int, within: float = 20) -> bool:
+    """Whether a process ends in time: the system closes its files before it is gone, and this can take a while.
+
+    Args:
+        pid: Number of the process; one that has ended and waits to be collected has ended.
+        within: Seconds.
+    """
+    until = time.monotonic() + within
+    while _is_running(pid):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):  # the latter if it ends while it is read
+        return False
 
 
 def _run_once(command: list[str], timeout: float, options: dict[str, object]) -> Ended:
