@@ -33,7 +33,14 @@ from benchmarks.linear_svm.report import stale_svm_curves, svm_tables, write_svm
 from benchmarks.local_learning.report import local_tables, stale_local_picture, write_local_picture
 from benchmarks.outside.report import PAGE, is_stale, write_page
 from benchmarks.pays_box import pays_box
-from benchmarks.rare_events.report import headline_table, rare_tables, stale_rare_picture, write_rare_picture
+from benchmarks.peers.report import peers_table
+from benchmarks.rare_events.report import (
+    headline_table,
+    long_table,
+    rare_tables,
+    stale_rare_picture,
+    write_rare_picture,
+)
 from benchmarks.text.report import TEXTS, text_tables
 from benchmarks.translation.report import stale_translation_curves, translation_tables, write_translation_curves
 
@@ -44,7 +51,7 @@ PAGES = (
     RESULTS / "README.md",
     *(
         DOCS / f"{name}.md"
-        for name in ("results", "does-it-pay", "instances", "kfac", "gauss_newton", "local_learning")
+        for name in ("results", "does-it-pay", "other-ways", "instances", "kfac", "gauss_newton", "local_learning")
     ),
 )
 ACCURACIES = (IMAGES, TEXTS)
@@ -66,10 +73,12 @@ TABLES = {
     "advice": advice_table,
     "pays_box": pays_box,
     "rare_events_headline": headline_table,
+    "rare_events_long": long_table,
     "rare_events": rare_tables,
     "images": image_tables,
     "text": text_tables,
     "translation": translation_tables,
+    "peers": peers_table,
     "wall_clock": wall_clock_table,
     "label_errors": label_error_table,
     "linear_svm": svm_tables,

@@ -16,7 +16,7 @@ BALANCED, UNDERSAMPLED = "class_balanced_sampler", "undersampled"
 CONTROLS = (BALANCED, UNDERSAMPLED)
 # The paper's rule and Assistant for translation.
 PAPER = "autoassist:assistant=text,gamma=0.5,confidence_gate=True"
-CALLBACK_OPTIONS = ("assistant", "score", "reweighting", "unfiltered_tail", "max_features")
+CALLBACK_OPTIONS = ("assistant", "score", "reweighting", "unfiltered_tail", "max_features", "dynamics")
 TUNED_BUDGET = 0.6
 TUNE_SEED = 1000
 

@@ -8,6 +8,7 @@ MODEL_TITLES = {
     "tiny": "convolutional network of 1,030 parameters",
     "small": "small residual network",
     "resnet18": "ResNet-18",
+    "narrow-resnet18": "ResNet-18 with an eighth of the channels",
 }
 
 

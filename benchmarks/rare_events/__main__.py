@@ -9,6 +9,7 @@ continues after an interruption, and a second process beside the first takes oth
     python -m benchmarks.rare_events                  # what the tables are of; about two hours on one core
     python -m benchmarks.rare_events --quick          # some seconds, data made up, checks itself, leaves no rows
     python -m benchmarks.rare_events --plan cost      # CPU time of a step: some minutes
+    python -m benchmarks.rare_events --plan long      # four and eight times the epochs: about an hour
     python -m benchmarks.rare_events --plan whole     # all classes, budgets and methods, and the long runs: about a day
     python -m benchmarks.rare_events --dataset covtype-5 --budget 0.25 --policy full --policy uniform
 """
@@ -26,7 +27,7 @@ from benchmarks.common.jobs import TUNED_BUDGET, Plan, PlanChain, Row
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.runs import Runner, check_quickly
 from benchmarks.rare_events.data import MADE, RARE_SETS, load_events
-from benchmarks.rare_events.plans import CORE, GRID, METHODS, SEEDS, TEMPLATE, CostPlan, plan_named
+from benchmarks.rare_events.plans import CORE, GRID, METHODS, PLANS, SEEDS, TEMPLATE, CostPlan
 from benchmarks.rare_events.runs import METRIC, RareJob, run_job
 from lightning_autoassist.demo.data import DEFAULT_DATA_DIR
 from lightning_autoassist.demo.rare_events import EventSplit
@@ -65,7 +66,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = parser_of("rare_events", __doc__, "some seconds, on data made up")
     add = parser.add_argument
-    add("--plan", choices=("core", "cost", "whole"), default="core", help="what is run where no data set is named")
+    add("--plan", choices=tuple(PLANS), default="core", help="what is run where no data set is named")
     add("--dataset", action="append", choices=RARE_SETS, help="again for more; then --budget, --policy and so on hold")
     add("--width", type=int, default=TEMPLATE.width, help="units of a hidden layer")
     add_arguments(parser, TEMPLATE, CORE, grid=GRID, seeds=len(SEEDS), data_dir=DEFAULT_DATA_DIR)
@@ -75,7 +76,7 @@ def parse() -> argparse.Namespace:
 def plan_of(args: argparse.Namespace) -> Plan | PlanChain | CostPlan:
     """What the command line asks for."""
     if not args.dataset:
-        return plan_named(args.plan)
+        return PLANS[args.plan]()
     stages = tuple((dataset, budget) for budget in args.budget or (0.25,) for dataset in args.dataset)
     return planned(args, stages, CORE, TEMPLATE, metric=METRIC, whole_grid=True)
 

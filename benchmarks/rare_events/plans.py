@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from benchmarks.common.jobs import BALANCED, FULL, UNDERSAMPLED, Job, Plan, PlanChain, Row
@@ -52,6 +52,13 @@ def core_plan() -> PlanChain:
     return PlanChain((*parts, plan_of("covtype-7", 0.25, CORE, 3)))
 
 
+def long_plan() -> PlanChain:
+    """Full runs of four times the epochs and of eight times, and a quarter of the former's updates by the methods."""
+    first, second = LONG_EPOCHS
+    methods = (*CORE, UNCORRECTED)
+    return PlanChain((plan_of("covtype-5", 0.25, methods, 3, first), plan_of("covtype-5", 1.0, (FULL,), 3, second)))
+
+
 def whole_plan() -> PlanChain:
     """All classes, budgets and methods with five seeds, and long runs."""
     datasets = ("covtype-5", "covtype-4", "covtype-7")
@@ -84,6 +91,9 @@ class CostPlan:
                     yield replace(job, method=method, budget=budget, seed=seed)
 
 
-def plan_named(name: str) -> PlanChain | CostPlan:
-    """``"core"``, ``"cost"`` or ``"whole"``."""
-    return {"core": core_plan, "cost": CostPlan, "whole": whole_plan}[name]()
+PLANS: dict[str, Callable[[], PlanChain | CostPlan]] = {
+    "core": core_plan,
+    "cost": CostPlan,
+    "long": long_plan,
+    "whole": whole_plan,
+}

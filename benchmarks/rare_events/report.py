@@ -63,6 +63,48 @@ def headline_table() -> str:
     return "\n".join(lines) if len(lines) > 2 else NOT_MEASURED
 
 
+def long_table() -> str:
+    """Full runs of several lengths, and each method's shortest run that is as precise as the longest of them."""
+    rows = [row for group in settings() for row in group if _is_of_long_runs(row)]
+    full = sorted(grouped((row for row in rows if row["method"] == FULL), ("epochs",)), key=lambda of: of[0]["epochs"])
+    if len(full) < 2:
+        return "Not measured yet: `python -m benchmarks.rare_events --plan long`."
+    goal = mean_of(full[-1], METRIC)
+    lines = ["| | epochs of the full run | budget | optimizer steps | average precision, % | CPU seconds | seeds |"]
+    lines += ["|---|---|---|---|---|---|---|", *(_long_line("full run", of_length) for of_length in full)]
+    for of_method in grouped((row for row in rows if row["method"] != FULL), ("method",)):
+        runs = sorted(grouped(of_method, ("epochs", "budget")), key=lambda of: of[0]["updates"])
+        reached = [of for of in runs if mean_of(of, METRIC) >= goal]
+        name = _plain_name(of_method[0]["method"])
+        lines.append(
+            _long_line(name, reached[0]) if reached else _long_line(f"{name}: not reached", max(runs, key=_precision))
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Of {case_of(rows[0])}: full runs of all lengths; then the shortest run of each method that comes "
+            f"to the {100 * goal:.2f} % of the longest, or its best where none does. {measured_on(rows)}",
+        ]
+    )
+
+
+def _is_of_long_runs(row: Row) -> bool:
+    is_of_plan = row["width"] == TEMPLATE.width and not _other_batch(row)
+    return row["dataset"] == "covtype-5" and row["method"] in (*CORE, UNCORRECTED) and is_of_plan
+
+
+def _precision(rows: list[Row]) -> float:
+    return mean_of(rows, METRIC)
+
+
+def _long_line(name: str, rows: list[Row]) -> str:
+    row = rows[0]
+    precision = with_error(_percent(rows, METRIC))
+    cells = [name, row["epochs"], f"{row['budget']:g}", f"{row['updates']:,}", precision]
+    return f"| {' | '.join(map(str, cells))} | {mean_of(rows, 'cpu_seconds'):.0f} | {len(rows)} |"
+
+
 def write_rare_picture() -> None:
     """Draw average precision against optimizer steps, a panel for each class."""
     groups = _pictured()

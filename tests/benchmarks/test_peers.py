@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.common import rows
 from benchmarks.images.runs import MODELS
+from benchmarks.peers import report
 from benchmarks.peers.__main__ import TEMPLATE, PeersPlan
 from benchmarks.peers.infobatch_code import infobatch_code
 from benchmarks.peers.runs import INFOBATCH
@@ -63,3 +67,15 @@ def test_what_the_authors_code_replaces_in_torch_is_given_back(tmp_path):
     with infobatch_code(tmp_path):
         assert torch.utils.data.dataloader._BaseDataLoaderIter.__next__ is None
     assert torch.utils.data.dataloader._BaseDataLoaderIter.__next__ is before
+
+
+def test_the_table_has_differences_by_seed_steps_and_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.peers_table() == "Not measured yet: `python -m benchmarks.peers`."
+    for method, seed, accuracy in (("full", 0, 0.9), ("full", 1, 0.8), (INFOBATCH, 0, 0.88), (INFOBATCH, 1, 0.78)):
+        job = replace(TEMPLATE, phase="final", method=method, learning_rate=0.1, seed=seed)
+        out = {"accuracy": accuracy, "updates": 10 + seed, "cpu_seconds": 5, "lines_changed": 9, "train_instances": 8}
+        rows.append_row("peers", {**asdict(job), **out}, tmp_path)
+    table = report.peers_table()
+    assert "| InfoBatch, its authors' code | 10 | 83.00 ± 5.00 | -2.00 ± 0.00 | 5 | 9 | 2 | 0.1 |" in table
+    assert table.index("| full run |") < table.index("| InfoBatch")

@@ -63,14 +63,14 @@ def test_average_precision_is_sklearns(tmp_path):
     assert measured == pytest.approx(average_precision_score(held_out.labels.numpy(), scores), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["core", "whole"])
+@pytest.mark.parametrize("name", ["core", "long", "whole"])
 def test_every_method_of_a_plan_can_be_made(name):
-    for plan in plans.plan_named(name).parts:
+    for plan in plans.PLANS[name]().parts:
         assert len({Method(method).spec for method in plan.methods}) == len(plan.methods)
 
 
 def test_costs_are_of_as_many_steps_of_each_method():
-    jobs = list(plans.plan_named("cost").jobs({}))
+    jobs = list(plans.CostPlan().jobs({}))
     assert {job.method for job in jobs} == set(plans.COSTED)
     assert {job.epochs * job.budget for job in jobs} == {1.0}
     assert len(jobs) == len(set(jobs)) == 2 * 2 * 5
@@ -104,6 +104,24 @@ def test_tables_and_the_picture_are_those_of_the_rows(tmp_path, monkeypatch):
     drawn = (tmp_path / "rare_events.svg").read_bytes()
     report.write_rare_picture()
     assert (tmp_path / "rare_events.svg").read_bytes() == drawn
+
+
+def test_long_runs_stand_beside_the_shortest_run_that_comes_to_the_longest(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    write_row(tmp_path, "full", 1.0, 0.80)
+    assert report.long_table() == "Not measured yet: `python -m benchmarks.rare_events --plan long`."
+    write_row(tmp_path, "full", 1.0, 0.90, epochs=48, updates=400)
+    for budget, epochs, value, updates in ((0.1, 12, 0.89, 10), (0.25, 12, 0.91, 25), (0.25, 48, 0.95, 100)):
+        write_row(tmp_path, plans.PRIORITIZED, budget, value, epochs=epochs, updates=updates)
+    for epochs, value in ((12, 0.7), (48, 0.85)):
+        write_row(tmp_path, "uniform", 0.25, value, epochs=epochs)
+    lines = report.long_table().splitlines()
+    assert lines[2:4] == [
+        "| full run | 12 | 1 | 100 | 80.00 | 40 | 1 |",
+        "| full run | 48 | 1 | 400 | 90.00 | 40 | 1 |",
+    ]
+    assert "| prioritized, keep rate 0.1 | 12 | 0.25 | 25 | 91.00 | 10 | 1 |" in lines
+    assert "| uniform: not reached | 48 | 0.25 | 25 | 85.00 | 10 | 1 |" in lines
 
 
 def write_row(folder, method, budget, value, phase="final", epochs=12, **figures):
