@@ -26,6 +26,7 @@ from benchmarks.gauss_newton.report import (
     write_newton_picture,
 )
 from benchmarks.gpu.report import gpu_line, gpu_tables
+from benchmarks.hours import hours_table
 from benchmarks.images.report import IMAGES, image_tables
 from benchmarks.kfac.report import kfac_tables
 from benchmarks.label_errors.report import label_error_table
@@ -68,6 +69,7 @@ def short_accuracies() -> str:
 
 
 TABLES = {
+    "hours": hours_table,
     "accuracies": accuracies,
     "short_accuracies": short_accuracies,
     "advice": advice_table,
