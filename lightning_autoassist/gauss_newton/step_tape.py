@@ -19,12 +19,13 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_autoassist.trainer_support.call_arguments import tensors_of, with_replaced
-from lightning_autoassist.trainer_support.rng import forked_generators
+from lightning_autoassist.trainer_support.random_calls import may_draw
+from lightning_autoassist.trainer_support.rng import forked_generators, generator_state, set_generator_state
 
-# Their draws are made again as they were.
-_RANDOM = frozenset(
-    {F.dropout, F.alpha_dropout, F.feature_alpha_dropout, F.rrelu, torch.dropout, torch.bernoulli, torch.rand_like}
-)
+
+class _RngState(NamedTuple):
+    device: torch.device
+    state: Tensor
 
 
 class LinearCall(NamedTuple):
@@ -50,7 +51,7 @@ class _Entry(NamedTuple):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     result: Any
-    rng_state: Tensor | None
+    rng_state: _RngState | None
     autocast: tuple[str, torch.dtype] | None
 
 
@@ -101,7 +102,7 @@ class StepTape(TorchFunctionMode):
         return result
 
     def _noted(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        rng_state = torch.get_rng_state() if func in _RANDOM and _is_on_cpu(args) else None
+        rng_state = _rng_state(args, kwargs) if may_draw(func) else None  # what it draws is drawn again
         kept = args
         name = getattr(func, "__name__", "")
         is_in_place = name.endswith("_") and (not name.endswith("__") or name.startswith("__i"))
@@ -178,11 +179,18 @@ def _made_again(entries: list[_Entry], loss: Tensor, values: dict[int, Tensor]) 
     return values[id(loss)]
 
 
+def _rng_state(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _RngState:
+    """Of the device that a call's tensors are on."""
+    device = next(tensor.device for tensor in tensors_of((args, kwargs)))
+    return _RngState(device, generator_state(device))
+
+
 def _with_rng(entry: _Entry, args: Any, kwargs: Any) -> Any:
     if entry.rng_state is None:
         return entry.function(*args, **kwargs)
-    with forked_generators(torch.device("cpu")):
-        torch.set_rng_state(entry.rng_state)
+    device, state = entry.rng_state
+    with forked_generators(device):
+        set_generator_state(device, state)
         return entry.function(*args, **kwargs)
 
 
@@ -190,7 +198,3 @@ def _autocast(device_type: str) -> tuple[str, torch.dtype] | None:
     """What makes the mixed precision of now again; None where there is none."""
     is_on = torch.is_autocast_enabled(device_type)
     return (device_type, torch.get_autocast_dtype(device_type)) if is_on else None
-
-
-def _is_on_cpu(args: tuple[Any, ...]) -> bool:
-    return all(tensor.device.type == "cpu" for tensor in tensors_of(args))

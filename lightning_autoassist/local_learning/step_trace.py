@@ -18,27 +18,7 @@ from typing_extensions import override
 
 from lightning_autoassist.trainer_support.call_arguments import tensors_of, with_replaced
 from lightning_autoassist.trainer_support.internals import num_changes
-
-# Operations that draw; what they give is not to be computed again.
-_RANDOM = frozenset(
-    {
-        "_sample_dirichlet",
-        "_standard_gamma",
-        "alpha_dropout",
-        "bernoulli",
-        "binomial",
-        "cauchy",
-        "exponential",
-        "feature_alpha_dropout",
-        "geometric",
-        "gumbel_softmax",
-        "log_normal",
-        "multinomial",
-        "normal",
-        "poisson",
-        "uniform",
-    }
-)
+from lightning_autoassist.trainer_support.random_calls import draws
 
 
 class Link(NamedTuple):
@@ -85,8 +65,7 @@ class Operation(NamedTuple):
     @property
     def is_random(self) -> bool:
         """Whether each call gives something else."""
-        name = getattr(self.function, "__name__", "")
-        return name.startswith(("dropout", "rand")) or name.rstrip("_") in _RANDOM
+        return draws(self.function)
 
 
 class StepTrace(TorchFunctionMode):

@@ -59,6 +59,19 @@ def forked_generators(device: torch.device) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices=[device], device_type=device.type)
 
 
+def generator_state(device: torch.device) -> torch.Tensor:
+    """State of the global generator of a device, or of the CPU."""
+    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+
+
+def set_generator_state(device: torch.device, state: torch.Tensor) -> None:
+    """Set the global generator of a device to :func:`generator_state`."""
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed the generators that a model on a device draws from: the CPU's and the device's.
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, GaussNewtonCallback
+from lightning_autoassist.gauss_newton.step_tape import StepTape
 from tests.gauss_newton.modules import LOSSES, Perceptron, fit, parameters_of, rows
 from tests.helpers.ordinary import trainer
 from tests.helpers.paths import ROOT
@@ -203,6 +204,48 @@ def test_dropout_is_drawn_once_and_nothing_is_changed_twice(recwarn):
     fit(module, GaussNewtonCallback(1e-2))
     assert torch.rand(1) == after_plain  # the global RNG is where it would be
     assert module.losses == plain.losses
+
+
+class Noisy(Busy):
+    """Random numbers of one kind behind the first layer, drawn as users draw them."""
+
+    def __init__(self, noisy):
+        super().__init__()
+        self.noisy = noisy
+
+    def training_step(self, batch, batch_idx):
+        loss = F.mse_loss(self.second(self.noisy(self.first(batch[0]))), batch[1])
+        self.losses.append(loss.detach())
+        return loss
+
+
+def attended(hidden):
+    rows = hidden.view(1, 1, *hidden.shape)
+    return F.scaled_dot_product_attention(rows, rows, rows, dropout_p=0.5).view(hidden.shape)
+
+
+NOISES = {
+    "randn_like": lambda hidden: hidden + torch.randn_like(hidden),
+    "normal_": lambda hidden: hidden + hidden.new_empty(hidden.shape).normal_(),
+    "normal": lambda hidden: torch.normal(hidden.detach(), 1.0) + hidden,
+    "dropout2d": lambda hidden: F.dropout2d(hidden[None, :, :, None], 0.5)[0, :, :, 0],
+    "rrelu": lambda hidden: F.rrelu(hidden, 0.1, 0.9, training=True),
+    "bernoulli": lambda hidden: hidden * torch.bernoulli(hidden.detach().sigmoid()),
+    "distribution": lambda hidden: torch.distributions.Normal(hidden, 1.0).rsample(),
+    "attention": attended,
+}
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_a_step_computed_again_draws_what_it_drew(noise):
+    torch.manual_seed(0)
+    module, batch = Noisy(NOISES[noise]), rows().tensors
+    with StepTape(list(module.parameters())) as tape:
+        loss = module.training_step(batch, 0)
+    torch.manual_seed(1)  # where the generator is now is nothing to it
+    state = torch.get_rng_state()
+    assert tape.replay(loss, {}) == loss
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # ---- what else a run has
