@@ -9,11 +9,11 @@ from typing_extensions import override
 from lightning_autoassist.filtering.assistants.base import Assistant
 from lightning_autoassist.filtering.checkpoint import is_at_batch_end, is_readable
 from lightning_autoassist.filtering.checks.run_length import Limits
+from lightning_autoassist.filtering.checks.weights import WeightChecks
 from lightning_autoassist.filtering.fit_checks import (
     LengthChecks,
     check_is_alone,
     check_takes_batches,
-    warn_of_stale_weights,
     warn_of_unread_settings,
 )
 from lightning_autoassist.filtering.fit_connection import FitConnection
@@ -143,7 +143,7 @@ class AutoAssistCallback(RunAnswers, CallbackBase, takes_settings=True):
         self._learner, self._steps, self._log = parts.selector, parts.steps, parts.log
         self._gradients, self._batches, self._state = parts.gradients, parts.batches, parts.state
         self._fit = FitConnection(parts, ResolvedOptions(self.lag or 0))
-        self._length_checks = LengthChecks()
+        self._length_checks, self._weight_checks = LengthChecks(), WeightChecks()
         self._stage = "fit"
 
     @override
@@ -157,7 +157,7 @@ class AutoAssistCallback(RunAnswers, CallbackBase, takes_settings=True):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_takes_batches(pl_module)
         warn_of_unread_settings(self.policy, self._given)
-        warn_of_stale_weights(self.policy, self.assistant, self.reweighting)
+        self._weight_checks.begin(self.policy, self.assistant, self.reweighting)
         self._length_checks.begin(trainer)
         self._fit.observe_steps(trainer, pl_module)
 
@@ -209,10 +209,10 @@ class AutoAssistCallback(RunAnswers, CallbackBase, takes_settings=True):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._learner.wait_all()
-        ranks = self._fit.ranks
-        self._log.end_epoch(trainer, pl_module, summed(ranks.gather(self._log.class_counts())))
-        metrics = ranks.gather(self.report.end_epoch(self._fit.stream))
-        self._log.log_metrics(pl_module, over_ranks(metrics), sync_dist=True)
+        self._log.end_epoch(trainer, pl_module, summed(self._fit.ranks.gather(self._log.class_counts())))
+        metrics = over_ranks(self._fit.ranks.gather(self.report.end_epoch(self._fit.stream)))
+        self._weight_checks.end_epoch(metrics)
+        self._log.log_metrics(pl_module, metrics, sync_dist=True)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

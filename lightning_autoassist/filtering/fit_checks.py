@@ -9,18 +9,13 @@ from typing import Any
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_autoassist.filtering.assistants.base import Assistant
 from lightning_autoassist.filtering.checks.schedules import ScheduleCheck
 from lightning_autoassist.filtering.data.data_module import HOW_TO_USE, AutoAssistDataModule
 from lightning_autoassist.filtering.policies.base import Policy
-from lightning_autoassist.filtering.policies.prioritized import LOW_RATE
 from lightning_autoassist.filtering.reporting.metrics import warn_about_limits
 from lightning_autoassist.filtering.sampling.candidates import CandidateStream
 from lightning_autoassist.trainer_support.internals import data_of_fit
 from lightning_autoassist.trainer_support.variants import LightningModule, Trainer
-
-# With a low keep rate, and weights of an exponent above it, scores that are old do harm.
-FULL_CORRECTION = 0.75
 
 
 def check_is_alone(callback_type: type, trainer: Any) -> None:
@@ -74,40 +69,6 @@ def warn_of_unread_settings(policy: Policy, given: dict[str, bool]) -> None:
     unread = [f"{name}=" for name, is_given in given.items() if is_given]
     if unread and not policy.needs_scores:
         rank_zero_warn(f"{type(policy).__name__} needs no scores, so {', '.join(unread)} are not used; leave them out")
-
-
-def warn_of_stale_weights(policy: Policy, assistant: Assistant, reweighting: str) -> None:
-    """Warn of a low keep rate with full weights 1/p where p comes from scores of long ago.
-
-    In trials such runs ended below a shortened schedule: the weights of what was wrongly thought easy are large.
-
-    Args:
-        policy: Of the run.
-        assistant: Of the run.
-        reweighting: In force.
-    """
-    if not policy.needs_scores or policy.steadies_scores or reweighting == "none":
-        return
-    rate = _rate_with_full_weights(policy)
-    if rate is not None and "scores" in assistant.required_columns:
-        rank_zero_warn(
-            f"{type(policy).__name__} keeps {rate:.0%} of the candidates, judges them by scores that are passes old, "
-            "and weighs them by 1/p. In our trials such runs ended below a shorter schedule. Write "
-            f"PrioritizedPolicy(keep_rate={rate:g}), which corrects by half and mixes in the score of the class, or "
-            "keep more"
-        )
-
-
-def _rate_with_full_weights(policy: Policy) -> float | None:
-    """The lowest of a policy's keep rates that are low while it corrects in full; None where none is ever."""
-    before, rates = policy.progress, []
-    for number in range(9):  # both may be schedules
-        policy.note_progress(number / 8, policy.pass_index)
-        if policy.current_correction() > FULL_CORRECTION and policy.expected_keep_rate is not None:
-            rates.append(policy.expected_keep_rate)
-    policy.note_progress(before, policy.pass_index)
-    rate = min(rates, default=1.0)
-    return rate if rate < LOW_RATE else None
 
 
 def check_equal_epochs(num_batches: Sequence[int | float]) -> None:

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, ProportionalPolicy, diagnose
+from lightning_autoassist.filtering.assistants.memory import MemoryAssistant
 from lightning_autoassist.filtering.policies.prioritized import PrioritizedPolicy
 from lightning_autoassist.filtering.policies.scheduled import ScheduledPolicy
 from lightning_autoassist.filtering.policies.schedules import LinearSchedule
@@ -98,6 +99,37 @@ def test_full_weights_of_old_scores_at_a_low_keep_rate_are_warned_of():
     fit(PrioritizedPolicy(0.15, class_mix=0))
     fit(ProportionalPolicy(0.25, 0.05), reweighting="none")
     fit(ProportionalPolicy(0.25, 0.05), assistant="logistic")
+
+
+class Reversed(MemoryAssistant):
+    """What was hard is thought easy: scores that have turned round since they were remembered."""
+
+    def predict(self, instances):
+        return 1 / (super().predict(instances) + 0.01)
+
+
+def warnings_of_noise(recwarn):
+    found = [str(one.message) for one in recwarn if "times the variance of random batches" in str(one.message)]
+    recwarn.clear()
+    return found
+
+
+def fit_epochs(policy, assistant="auto", **options):
+    callback = AutoAssistCallback(policy, assistant, **options)
+    run = trainer(max_epochs=5, callbacks=[callback])
+    run.fit(Classifier(), datamodule=AutoAssistDataModule(ClustersData(5000, 50), budget=1.0))
+
+
+def test_full_weights_that_make_gradients_noisier_than_random_batches_are_warned_of_once(recwarn):
+    fit_epochs("proportional", Reversed())
+    (said,) = warnings_of_noise(recwarn)
+    assert "ProportionalPolicy weighs instances by 1/p" in said
+    fit_epochs(PrioritizedPolicy(0.5, correction=1), Reversed(), reweighting="normalized")
+    assert len(warnings_of_noise(recwarn)) == 1
+    fit_epochs("proportional")  # scores that are right
+    fit_epochs("proportional", Reversed(), reweighting="none")
+    fit_epochs("prioritized", Reversed())  # weights are no 1/p
+    assert not warnings_of_noise(recwarn)
 
 
 def test_a_fit_ends_with_the_advice(caplog):
