@@ -10,6 +10,7 @@ continues after an interruption, and a second process beside the first takes oth
     python -m benchmarks.rare_events --quick          # some seconds, data made up, checks itself, leaves no rows
     python -m benchmarks.rare_events --plan cost      # CPU time of a step: some minutes
     python -m benchmarks.rare_events --plan long      # four and eight times the epochs: about an hour
+    python -m benchmarks.rare_events --plan text      # a rare section of Debian's package descriptions: some minutes
     python -m benchmarks.rare_events --plan whole     # all classes, budgets and methods, and the long runs: about a day
     python -m benchmarks.rare_events --dataset covtype-5 --budget 0.25 --policy full --policy uniform
 """

@@ -20,6 +20,7 @@ OTHERS = ("autoassist", "infobatch", "selective_backprop", UNDERSAMPLED)
 METHODS = (*CORE, UNCORRECTED, *OTHERS)
 NEWCOMERS = ("threshold", "seta", "ies", "class_budget", "class_balanced")
 TEMPLATE = RareJob(batch_size=512)
+TEXT_BATCH_SIZE, TEXT_GRID = 64, (0.06, 0.2, 0.6)
 # So long that twice as long gains less than half a point; the second says whether that holds.
 LONG_EPOCHS = (48, 96)
 COSTED = (FULL, "uniform", BALANCED, PRIORITIZED, UNCORRECTED)
@@ -38,6 +39,13 @@ def plan_of(dataset: str, budget: float, methods: tuple[str, ...], num_seeds: in
     """
     template = replace(TEMPLATE, epochs=epochs)
     return Plan(((dataset, budget),), methods, SEEDS[:num_seeds], GRID, None, template, METRIC, whole_grid=True)
+
+
+def text_plan() -> PlanChain:
+    """A rare section of package descriptions: fewer rows, and so smaller batches."""
+    plans = [plan_of("debian-sound", budget, (*CORE, UNCORRECTED), 5) for budget in (0.25, 0.1)]
+    template = replace(TEMPLATE, dataset="debian-sound", batch_size=TEXT_BATCH_SIZE)
+    return PlanChain(tuple(replace(plan, template=template, grid=TEXT_GRID) for plan in plans))
 
 
 def core_plan() -> PlanChain:
@@ -95,5 +103,6 @@ PLANS: dict[str, Callable[[], PlanChain | CostPlan]] = {
     "core": core_plan,
     "cost": CostPlan,
     "long": long_plan,
+    "text": text_plan,
     "whole": whole_plan,
 }

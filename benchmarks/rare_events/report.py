@@ -18,8 +18,8 @@ from benchmarks.common.accuracy_report import (
 from benchmarks.common.jobs import BALANCED, FULL, UNDERSAMPLED
 from benchmarks.common.pictures import Picture, is_stale
 from benchmarks.common.rows import RESULTS, rows_of
-from benchmarks.rare_events.data import COVTYPE_SETS
-from benchmarks.rare_events.plans import CORE, PRIORITIZED, TEMPLATE, UNCORRECTED
+from benchmarks.rare_events.data import COVTYPE_SETS, SECTION_SETS
+from benchmarks.rare_events.plans import CORE, PRIORITIZED, TEMPLATE, TEXT_BATCH_SIZE, UNCORRECTED
 from benchmarks.rare_events.runs import METRIC
 
 SETTING = ("dataset", "width", "batch_size", "epochs", "device", "precision")
@@ -46,14 +46,14 @@ def rare_tables() -> str:
 
 
 def headline_table() -> str:
-    """Average precision at a quarter of the updates and at a tenth of them: a line for each class and budget."""
+    """Average precision on covtype at a quarter of the updates and a tenth: a line for each class and budget."""
     methods = (*CORE, UNCORRECTED)
     lines = [
         f"| | budget | {' | '.join(_plain_name(method) for method in methods)} |",
         f"|---|---|{'---|' * len(methods)}",
     ]
     for group in settings():
-        if group[0]["epochs"] != SHOWN_EPOCHS:
+        if group[0]["epochs"] != SHOWN_EPOCHS or group[0]["dataset"] not in COVTYPE_SETS:
             continue
         found = {(rows[0]["method"], rows[0]["budget"]): rows for rows in grouped(group, ("method", "budget"))}
         for budget in sorted({budget for method, budget in found if method == PRIORITIZED}, reverse=True):
@@ -141,7 +141,7 @@ def _pictured() -> list[list[Row]]:
     groups = [
         [row for row in group if row["method"] in PICTURED and row["budget"] in (1.0, SHOWN_BUDGET)]
         for group in settings()
-        if group[0]["epochs"] == SHOWN_EPOCHS and not _other_batch(group[0])
+        if group[0]["epochs"] == SHOWN_EPOCHS and group[0]["dataset"] in COVTYPE_SETS and not _other_batch(group[0])
     ]
     return [group for group in groups if {row["method"] for row in group} >= set(PICTURED[:-1])][:2]
 
@@ -152,7 +152,7 @@ def _rows_of(groups: list[list[Row]]) -> list[Row]:
 
 def settings() -> list[list[Row]]:
     """The rows of final runs, by their setting; shorter runs and the plan's batches first, then class 5, 4 and 7."""
-    order = ["covtype-5", "covtype-4", "covtype-7"]
+    order = ["covtype-5", "covtype-4", "covtype-7", *SECTION_SETS]
     final = (row for row in rows_of("rare_events", RESULTS) if row["phase"] == "final")
     return sorted(grouped(final, SETTING), key=lambda rows: (_rank(rows[0]), order.index(rows[0]["dataset"])))
 
@@ -235,12 +235,19 @@ def _series_name(method: str) -> str:
 def case_of(row: Row) -> str:
     """What a row's data set is, in few words."""
     share = row["train_positives"] / row["train_instances"]
-    return f"covtype, class {COVTYPE_SETS[row['dataset']]} against the rest, {share:.1%} positives"
+    name = row["dataset"]
+    of_covtype = f"covtype, class {COVTYPE_SETS[name]}" if name in COVTYPE_SETS else None
+    return f"{of_covtype or _section(name)} against the rest, {share:.1%} positives"
+
+
+def _section(dataset: str) -> str:
+    return f"Debian's descriptions, section {SECTION_SETS[dataset]}"
 
 
 def _other_batch(row: Row) -> str:
     """Says that a row's batches are not those of the plan."""
-    return "" if row["batch_size"] == TEMPLATE.batch_size else f", batch {row['batch_size']}"
+    planned = TEXT_BATCH_SIZE if row["dataset"] in SECTION_SETS else TEMPLATE.batch_size
+    return "" if row["batch_size"] == planned else f", batch {row['batch_size']}"
 
 
 def _title(row: Row) -> str:

@@ -68,12 +68,17 @@ def split_events(features: npt.NDArray[np.float32], is_rare: npt.NDArray[np.bool
         is_rare: Shape ``(N,)``.
         choosing: Whether the held-out instances take the test instances' place.
     """
-    order = np.random.default_rng(0).permutation(len(features))
-    num_train, num_held_out = (round(len(features) * ratio) for ratio in (TRAIN_RATIO, HELD_OUT_RATIO))
-    train, held_out, test = np.split(order, [num_train, num_train + num_held_out])
+    train, held_out, test = split_rows(len(features))
     mean, deviation = features[train].mean(0), features[train].std(0)
     scaled = (features - mean) / np.where(deviation > 0, deviation, 1)
     return EventSplit(_rows(scaled, is_rare, train), _rows(scaled, is_rare, held_out if choosing else test))
+
+
+def split_rows(num_rows: int) -> list[npt.NDArray[np.int64]]:
+    """Rows to train on, to choose rates on and to test on, by a fixed seed."""
+    order = np.random.default_rng(0).permutation(num_rows)
+    num_train, num_held_out = (round(num_rows * ratio) for ratio in (TRAIN_RATIO, HELD_OUT_RATIO))
+    return np.split(order, [num_train, num_train + num_held_out])
 
 
 def _rows(features: npt.NDArray[np.float32], is_rare: npt.NDArray[np.bool_], chosen: npt.NDArray[np.int64]) -> Events:

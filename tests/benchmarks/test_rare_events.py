@@ -63,7 +63,7 @@ def test_average_precision_is_sklearns(tmp_path):
     assert measured == pytest.approx(average_precision_score(held_out.labels.numpy(), scores), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["core", "long", "whole"])
+@pytest.mark.parametrize("name", ["core", "long", "text", "whole"])
 def test_every_method_of_a_plan_can_be_made(name):
     for plan in plans.PLANS[name]().parts:
         assert len({Method(method).spec for method in plan.methods}) == len(plan.methods)
