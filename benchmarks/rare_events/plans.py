@@ -23,7 +23,9 @@ TEMPLATE = RareJob(batch_size=512)
 TEXT_BATCH_SIZE, TEXT_GRID = 64, (0.06, 0.2, 0.6)
 # So long that twice as long gains less than half a point; the second says whether that holds.
 LONG_EPOCHS = (48, 96)
-COSTED = (FULL, "uniform", BALANCED, PRIORITIZED, UNCORRECTED)
+# Nothing is remembered of how each instance's loss went.
+WITHOUT_DYNAMICS = f"{PRIORITIZED},dynamics=False"
+COSTED = (FULL, "uniform", BALANCED, PRIORITIZED, WITHOUT_DYNAMICS, UNCORRECTED)
 COST_WIDTHS = (128, 640)
 
 

@@ -19,7 +19,7 @@ from benchmarks.common.jobs import BALANCED, FULL, UNDERSAMPLED
 from benchmarks.common.pictures import Picture, is_stale
 from benchmarks.common.rows import RESULTS, rows_of
 from benchmarks.rare_events.data import COVTYPE_SETS, SECTION_SETS
-from benchmarks.rare_events.plans import CORE, PRIORITIZED, TEMPLATE, TEXT_BATCH_SIZE, UNCORRECTED
+from benchmarks.rare_events.plans import CORE, PRIORITIZED, TEMPLATE, TEXT_BATCH_SIZE, UNCORRECTED, WITHOUT_DYNAMICS
 from benchmarks.rare_events.runs import METRIC
 
 SETTING = ("dataset", "width", "batch_size", "epochs", "device", "precision")
@@ -223,7 +223,11 @@ def _percent(rows: list[Row], name: str) -> list[float]:
 
 
 def _plain_name(method: str) -> str:
-    names = {PRIORITIZED: "prioritized, keep rate 0.1", UNCORRECTED: "0.05, uncorrected"}
+    names = {
+        PRIORITIZED: "prioritized, keep rate 0.1",
+        WITHOUT_DYNAMICS: "prioritized, keep rate 0.1, `dynamics=False`",
+        UNCORRECTED: "0.05, uncorrected",
+    }
     return {FULL: "full run", BALANCED: "class-balanced sampler", **names}.get(method, method)
 
 

@@ -73,7 +73,7 @@ def test_costs_are_of_as_many_steps_of_each_method():
     jobs = list(plans.CostPlan().jobs({}))
     assert {job.method for job in jobs} == set(plans.COSTED)
     assert {job.epochs * job.budget for job in jobs} == {1.0}
-    assert len(jobs) == len(set(jobs)) == 2 * 2 * 5
+    assert len(jobs) == len(set(jobs)) == 2 * 2 * 6
 
 
 def test_without_the_data_the_command_says_how_to_get_them(tmp_path, monkeypatch):
