@@ -34,8 +34,8 @@ def _pays() -> Iterator[str]:
     on_texts = [f"{_mean(texts, method, 0.25, METRIC):+.1f}" for method in (PRIORITIZED, UNIFORM)]
     yield (
         "events are rare, data are many, and average precision or the like is what counts "
-        f"(`PrioritizedPolicy(keep_rate=0.1)`, `budget=0.25`): {min(known):+.1f} to {max(known):+.1f} points at a quarter of "
-        f"the steps; on only {texts[0]['train_instances']:,} texts {on_texts[0]}, `uniform` {on_texts[1]}"
+        f"(`PrioritizedPolicy(keep_rate=0.1)`, `budget=0.25`): {min(known):+.1f} to {max(known):+.1f} points at a "
+        f"quarter of the steps; on only {texts[0]['train_instances']:,} texts {on_texts[0]}, `uniform` {on_texts[1]}"
     )
     yield (
         'classes are unbalanced and the test set is balanced: by class alone, `policy="class_balanced"`, '

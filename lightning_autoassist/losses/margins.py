@@ -86,6 +86,9 @@ def _pieces(logits: Tensor, labels: Tensor, axis: int) -> list[tuple[Tensor, Ten
 def _margins(logits: Tensor, labels: Tensor, axis: int, with_others: bool) -> tuple[Tensor, Tensor]:
     """Margins and strongest other classes; the labels, where nobody asks for these, which take three times as long."""
     of_label = logits.gather(axis, labels).squeeze(axis)
+    if logits.shape[axis] == 2:  # there is one other class
+        others = 1 - labels
+        return of_label.float() - logits.gather(axis, others).squeeze(axis).float(), others.squeeze(axis)
     rest = logits.scatter(axis, labels, -math.inf)
     if with_others:
         strongest, others = rest.max(axis)

@@ -64,6 +64,20 @@ def test_a_margin_is_the_labels_logit_less_the_largest_other(compute):
     assert not observation.margins.requires_grad
 
 
+@pytest.mark.parametrize("ignored", [[], [1, 4]])
+def test_of_two_classes_the_other_one_is_the_strongest(ignored):
+    logits, labels = torch.randn(B, 2).requires_grad_(), torch.randint(0, 2, (B,))
+    labels[ignored] = -100
+    observation = observed(lambda: F.cross_entropy(logits, labels), (logits, labels))
+    margins, others = margins_by_hand(logits.detach(), labels.clamp(min=0))
+    counts = (labels >= 0).tolist()
+    told = [margin if is_counted else math.nan for margin, is_counted in zip(margins, counts, strict=True)]
+    assert observation.margins.tolist() == pytest.approx(told, abs=1e-6, nan_ok=True)
+    assert observation.others.tolist() == [
+        other if is_counted else -1 for other, is_counted in zip(others, counts, strict=True)
+    ]
+
+
 NONE = {
     "probabilities": lambda logits, labels: F.cross_entropy(logits, logits.detach().softmax(1)),
     "two classifications": lambda logits, labels: F.cross_entropy(logits, labels) + F.cross_entropy(-logits, labels),
