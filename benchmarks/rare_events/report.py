@@ -239,13 +239,13 @@ def _series_name(method: str) -> str:
 def case_of(row: Row) -> str:
     """What a row's data set is, in few words."""
     share = row["train_positives"] / row["train_instances"]
-    name = row["dataset"]
-    of_covtype = f"covtype, class {COVTYPE_SETS[name]}" if name in COVTYPE_SETS else None
-    return f"{of_covtype or _section(name)} against the rest, {share:.1%} positives"
+    return f"{_rare_class(row['dataset'])} against the rest, {share:.1%} positives"
 
 
-def _section(dataset: str) -> str:
-    return f"Debian's descriptions, section {SECTION_SETS[dataset]}"
+def _rare_class(dataset: str) -> str:
+    if dataset in SECTION_SETS:
+        return f"Debian's descriptions, section {SECTION_SETS[dataset]}"
+    return f"covtype, class {COVTYPE_SETS[dataset]}"
 
 
 def _other_batch(row: Row) -> str:
