@@ -211,7 +211,7 @@ class AutoAssistCallback(RunAnswers, CallbackBase, takes_settings=True):
         self._learner.wait_all()
         self._log.end_epoch(trainer, pl_module, summed(self._fit.ranks.gather(self._log.class_counts())))
         metrics = over_ranks(self._fit.ranks.gather(self.report.end_epoch(self._fit.stream)))
-        self._weight_checks.end_epoch(metrics)
+        self._weight_checks.end_epoch(self.report.last_epoch)
         self._log.log_metrics(pl_module, metrics, sync_dist=True)
 
     @override

@@ -9,7 +9,6 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from lightning_autoassist.filtering.assistants.base import Assistant
 from lightning_autoassist.filtering.policies.base import Policy
 from lightning_autoassist.filtering.policies.prioritized import LOW_RATE
-from lightning_autoassist.filtering.reporting.metric_names import PREFIX
 
 # Weights of an exponent above it count as weights 1/p.
 FULL_CORRECTION = 0.75
@@ -18,7 +17,6 @@ FULL_CORRECTION = 0.75
 NOISY = 1.3
 # Of fewer instances in an epoch the ratio is too uncertain.
 MIN_INSTANCES = 5000
-_SEEN = f"{PREFIX}instances_seen"
 
 
 class WeightChecks:
@@ -41,10 +39,10 @@ class WeightChecks:
             _warn_of_stale_weights(policy)
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Look at an epoch's metrics, which have their prefix."""
-        policy, ratio = self._policy, metrics.get(f"{PREFIX}variance_ratio", 0.0)
-        num, self._num_before = metrics[_SEEN] - self._num_before, metrics[_SEEN]
-        is_telling = num >= MIN_INSTANCES and metrics[f"{PREFIX}keep_rate"] < 1
+        """Look at an epoch's metrics."""
+        policy, ratio = self._policy, metrics.get("variance_ratio", 0.0)
+        num, self._num_before = metrics["instances_seen"] - self._num_before, metrics["instances_seen"]
+        is_telling = num >= MIN_INSTANCES and metrics["keep_rate"] < 1
         if policy is None or not is_telling or ratio < NOISY or policy.current_correction() <= FULL_CORRECTION:
             return
         self._policy = None
