@@ -157,7 +157,7 @@ class AutoAssistCallback(RunAnswers, CallbackBase, takes_settings=True):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_takes_batches(pl_module)
         warn_of_unread_settings(self.policy, self._given)
-        self._weight_checks.begin(self.policy, self.assistant, self.reweighting)
+        self._weight_checks.begin(self.policy, self.assistant, self.reweighting, self.report.instances_seen)
         self._length_checks.begin(trainer)
         self._fit.observe_steps(trainer, pl_module)
 

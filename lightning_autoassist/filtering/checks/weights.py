@@ -24,16 +24,18 @@ class WeightChecks:
 
     def __init__(self) -> None:
         self._policy: Policy | None = None  # one whose weights are to be looked at
-        self._num_before = 0.0  # instances that were trained on in earlier epochs
+        self._num_before = 0.0  # instances that were trained on before the epoch
 
-    def begin(self, policy: Policy, assistant: Assistant, reweighting: str) -> None:
+    def begin(self, policy: Policy, assistant: Assistant, reweighting: str, num_seen: int) -> None:
         """A fit starts.
 
         Args:
             policy: Of the run.
             assistant: Of the run.
             reweighting: In force.
+            num_seen: Instances that were trained on before, as in a run that goes on.
         """
+        self._num_before = num_seen
         self._policy = policy if policy.needs_scores and reweighting != "none" else None
         if self._policy is not None and not policy.steadies_scores and "scores" in assistant.required_columns:
             _warn_of_stale_weights(policy)

@@ -11,6 +11,7 @@ import torch
 
 from lightning_autoassist import AutoAssistCallback, AutoAssistDataModule, ProportionalPolicy, diagnose
 from lightning_autoassist.filtering.assistants.memory import MemoryAssistant
+from lightning_autoassist.filtering.checks.weights import NOISY
 from lightning_autoassist.filtering.policies.prioritized import PrioritizedPolicy
 from lightning_autoassist.filtering.policies.scheduled import ScheduledPolicy
 from lightning_autoassist.filtering.policies.schedules import LinearSchedule
@@ -129,6 +130,22 @@ def test_full_weights_that_make_gradients_noisier_than_random_batches_are_warned
     fit_epochs("proportional")  # scores that are right
     fit_epochs("proportional", Reversed(), reweighting="none")
     fit_epochs("prioritized", Reversed())  # weights are no 1/p
+    assert not warnings_of_noise(recwarn)
+
+
+def test_the_first_epoch_of_a_run_that_goes_on_counts_its_own_instances(tmp_path, recwarn):
+    def run(num_epochs, **fit_options):
+        callback = AutoAssistCallback("proportional", Reversed())
+        going = trainer(max_epochs=num_epochs, callbacks=[callback])
+        data = AutoAssistDataModule(ClustersData(1600, 16), budget=1.0)  # too few in an epoch, enough in four
+        going.fit(Classifier(), datamodule=data, **fit_options)
+        return callback, going
+
+    _, begun = run(4)
+    begun.save_checkpoint(tmp_path / "four.ckpt")
+    callback, _ = run(5, ckpt_path=tmp_path / "four.ckpt")
+    assert callback.summary()["variance_ratio"] > NOISY
+    assert callback.report.instances_seen == 5 * 1600
     assert not warnings_of_noise(recwarn)
 
 
