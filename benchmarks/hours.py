@@ -4,34 +4,17 @@ from __future__ import annotations
 
 from benchmarks.common.rows import RESULTS, rows_of
 
-NAMES = (
-    "rare_events",
-    "images",
-    "translation",
-    "peers",
-    "text",
-    "advice",
-    "label_errors",
-    "demo",
-    "linear_svm",
-    "kfac",
-    "local_learning",
-    "gauss_newton",
-    "compatibility",
-    "gpu",
-)
-
 
 def hours_table() -> str:
     """A line for each file of rows that say what a run took."""
     lines = ["| rows | runs | of them to choose learning rates | hours |", "|---|---|---|---|"]
     total = 0.0
-    for name in NAMES:
-        rows = [row for row in rows_of(name, RESULTS) if "seconds" in row]
+    for path in sorted(RESULTS.glob("*.jsonl")):
+        rows = [row for row in rows_of(path.stem, RESULTS) if "seconds" in row]
         if rows:
             hours = sum(row["seconds"] + row.get("validation_seconds", 0) for row in rows) / 3600
             choosing = sum(row.get("phase") == "tune" for row in rows)
-            lines.append(f"| `{name}.jsonl` | {len(rows)} | {choosing} | {hours:.1f} |")
+            lines.append(f"| `{path.name}` | {len(rows)} | {choosing} | {hours:.1f} |")
             total += hours
     about = "Hours of training and validation, on one core each but for the GPU's; others used the machine's cores too."
     return "\n".join([*lines, f"| all | | | {total:.1f} |", "", about])

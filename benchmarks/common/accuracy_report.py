@@ -106,7 +106,7 @@ def summary_table(benchmarks: Sequence[Benchmark], only_budget: float | None = N
             found = {(rows[0]["budget"], _policy(rows[0])): rows for rows in grouped(group, ("method", "budget"))}
             budgets = {budget for budget, policy in found if policy in SUMMARISED and only_budget in (None, budget)}
             for budget in sorted(budgets, reverse=True):
-                cells = [_against(found.get((budget, policy), []), full) for policy in SUMMARISED]
+                cells = [points_above(found.get((budget, policy), []), full) for policy in SUMMARISED]
                 lines.append(f"| {benchmark.case(group[0])} | {budget:g} | {accuracy} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -128,9 +128,15 @@ def accuracy_table(benchmark: Benchmark, group: list[Row]) -> str:
         row = rows[0]
         is_full = row["method"] == "full"
         saved = f"{1 - row['updates'] / full_updates:.0%}" if full_updates and not is_full else "-"
-        against = "-" if is_full else _against(rows, full)
         accuracy = with_error([100 * one["accuracy"] for one in rows])
-        cells = [name_of(row), f"{row['updates']:,}", saved, accuracy, against, f"{mean_of(rows, clock):.0f}"]
+        cells = [
+            name_of(row),
+            f"{row['updates']:,}",
+            saved,
+            accuracy,
+            points_above(rows, full),
+            f"{mean_of(rows, clock):.0f}",
+        ]
         lines.append(f"| {' | '.join(cells)} | {len(rows)} | {rates_of(rows)} |")
     return "\n".join(
         [
@@ -150,9 +156,15 @@ def full_runs(group: list[Row]) -> dict[int, Row]:
     return {row["seed"]: row for row in group if row["method"] == "full"}
 
 
-def _against(rows: list[Row], full: dict[int, Row]) -> str:
-    """Points that rows are above the full runs of their own seeds."""
-    pairs = [100 * difference for difference in differences(rows, full, "accuracy")]
+def points_above(rows: list[Row], full: dict[int, Row], name: str = "accuracy") -> str:
+    """Points that a method's rows are above the full runs of their own seeds, as a table says it.
+
+    Args:
+        rows: Of one method; of the full run itself nothing is said.
+        full: From :func:`full_runs`.
+        name: Column of shares.
+    """
+    pairs = [100 * difference for difference in differences(rows, full, name) if rows[0]["method"] != "full"]
     return with_error(pairs, "+") if pairs else "-"
 
 

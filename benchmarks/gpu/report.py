@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from typing import Any
 
-from benchmarks.common.accuracy_report import differences, grouped, mean_of, measured_on, rates_of, with_error
+from benchmarks.common.accuracy_report import grouped, mean_of, measured_on, points_above, rates_of, with_error
 from benchmarks.common.jobs import FULL
 from benchmarks.common.rows import rows_of
 from benchmarks.gpu.part import default_policy
@@ -163,8 +163,7 @@ def _accuracy(group: list[Row]) -> str:
     for runs in grouped(sorted(group, key=lambda row: -row["budget"]), ("method", "budget")):
         first, is_full = runs[0], runs[0]["method"] == FULL
         name = "full run" if is_full else f"{first['method']}, budget {first['budget']:g}"
-        pairs = [100 * each for each in differences(runs, full, "accuracy")]
-        against = with_error(pairs, "+") if pairs and not is_full else "-"
+        against = points_above(runs, full)
         shares = [one["seconds"] / full[one["seed"]]["seconds"] for one in runs if one["seed"] in full]
         share = f"{statistics.mean(shares):.2f}" if shares and not is_full else "-"
         accuracy = with_error([100 * one["accuracy"] for one in runs])

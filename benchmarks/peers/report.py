@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from benchmarks.common.accuracy_report import (
     Row,
-    differences,
     full_runs,
     grouped,
     mean_of,
     measured_on,
+    points_above,
     rates_of,
     with_error,
 )
@@ -48,12 +48,11 @@ def peers_table() -> str:
 
 def _line(rows: list[Row], full: dict[int, Row]) -> str:
     row = rows[0]
-    pairs = [100 * difference for difference in differences(rows, full, "accuracy")]
     cells = [
         NAMES.get(row["method"], f"`{row['method']}`"),
         f"{mean_of(rows, 'updates'):,.0f}",
         with_error([100 * one["accuracy"] for one in rows]),
-        "-" if row["method"] == FULL or not pairs else with_error(pairs, "+"),
+        points_above(rows, full),
         f"{mean_of(rows, 'cpu_seconds'):.0f}",
         str(row["lines_changed"]),
         str(len(rows)),
